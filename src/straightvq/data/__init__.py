@@ -1,0 +1,7 @@
+"""Images in, batches out: embedded photographs and digits, local files, the Hugging Face Hub."""
+
+from straightvq.data.decode import UnreadableImageError
+from straightvq.data.loader import EpochSampler
+from straightvq.data.module import Images
+
+__all__ = ["EpochSampler", "Images", "UnreadableImageError"]

@@ -1,0 +1,122 @@
+"""One encoded picture in, one square of bytes out."""
+
+import io
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+# About 300 MB once decoded to RGB. A few bytes of header can announce a picture of any size, so the header is
+# believed before a single pixel is unpacked.
+PIXEL_LIMIT = 100_000_000
+
+
+class UnreadableImageError(ValueError):
+    """A file or a row that does not hold a picture we can decode; the message is the reason."""
+
+
+def decode_image(data: bytes, size: int, channels: int) -> NDArray[np.uint8]:
+    """Decodes an encoded picture (JPEG, PNG, ...), scales its shorter side to ``size`` and cuts the centre
+    square.
+
+    Turned upright as its EXIF data say; transparent pixels are laid on white; 16-bit greys are scaled to 8
+    bits (not clipped, as Pillow does); of an animation the first frame is taken.
+
+    Args:
+        data: The file's bytes.
+        size: Side of the square in pixels.
+        channels: 1 (grey) or 3 (RGB).
+
+    Shape:
+        returns: UInt8 ``(channels, size, size)``.
+
+    Raises:
+        UnreadableImageError: Truncated, not a picture, larger than ``PIXEL_LIMIT`` pixels, or pixels of
+            floating point, whose range nobody states.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns from its own limit to twice that; remarks on odd metadata say nothing about
+            # pixels.
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                _refuse_bomb(image)
+                # JPEG can be unpacked at 1/2, 1/4 or 1/8: much faster for photographs of many megapixels.
+                # Twice the wanted side keeps the resize below free of visible loss.
+                image.draft(None, (2 * size, 2 * size))
+                square = square_crop(_eight_bit(_upright(image)), size)
+                return to_array(square, channels)
+    except UnreadableImageError:
+        raise
+    except (
+        Exception
+    ) as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
+        raise UnreadableImageError(_reason(error)) from error
+
+
+def to_array(image: "PILImage", channels: int) -> NDArray[np.uint8]:
+    """A Pillow image of 8 bits per channel as UInt8 ``(channels, H, W)``."""
+    array = np.array(
+        image.convert("L" if channels == 1 else "RGB")
+    )  # a copy: Pillow's own buffer is read-only
+    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def square_crop(image: "PILImage", size: int) -> "PILImage":
+    """Scales the shorter side to ``size`` pixels and keeps the centre square."""
+    from PIL import Image
+
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    # Bilinear with antialiasing: Pillow widens the filter when it shrinks.
+    return square if side == size else square.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def _refuse_bomb(image: "PILImage") -> None:
+    width, height = image.size
+    if width * height > PIXEL_LIMIT:
+        raise UnreadableImageError(f"{width} x {height} pixels, more than the limit of {PIXEL_LIMIT:,}")
+
+
+def _upright(image: "PILImage") -> "PILImage":
+    from PIL import ImageOps
+
+    image.load()  # a truncated file fails here, with Pillow's own words
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF data are no reason to lose sound pixels
+        return image
+
+
+def _eight_bit(image: "PILImage") -> "PILImage":
+    """Any Pillow mode to "L" or "RGB"."""
+    from PIL import Image
+
+    if image.mode == "F":
+        raise UnreadableImageError("floating-point pixels of unknown range")
+    if image.mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return "more pixels than Pillow's limit: a decompression bomb"
+    return str(error) or type(error).__name__

@@ -1,0 +1,74 @@
+"""Random numbers that depend on (seed, step, place) only.
+
+A generator's state advances with every call, so ranks, a resumed run and a compiled graph would disagree. Here each
+number is a hash of where it is used: the 64-bit finaliser of SplitMix64 (Steele, Lea, Flood 2014), in plain integer
+tensor operations that give the same bits on every device.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+# Large primes below 2^31: with step p coprime to n, (start + i * p) mod n visits n places without repeating one.
+_STRIDES = (
+    1040260679, 1051847189, 1062275881, 1077777871, 1101071371, 1161973091, 1230530437, 1347712789,
+    1392655489, 1423938589, 1544854999, 1575398933, 1625763917, 1698935593, 1881836591, 1976787313,
+)  # fmt: skip
+
+
+def _signed(x: int) -> int:
+    """The int64 with the same low 64 bits."""
+    x &= (1 << 64) - 1
+    return x - (1 << 64) if x >= 1 << 63 else x
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def draw_integers(seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...]) -> Tensor:
+    """Uniform integers in ``[0, 2^53)``: the same for the same (seed, step, stream, position).
+
+    Args:
+        seed, step: Int64 scalars, on the device where the numbers are wanted.
+        stream: tells apart different uses within one step.
+        shape: of the result.
+    """
+    place = torch.arange(math.prod(shape), device=seed.device)
+    key = _mix(_mix(_mix(seed + _GOLDEN) + step) + _signed(stream * _GOLDEN))
+    return _shift(_mix(key + (place + 1) * _GOLDEN), 11).view(shape)
+
+
+def draw_normal(seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Standard normal numbers (Box-Muller), a function of (seed, step, stream, position)."""
+    u = (draw_integers(seed, step, stream, (2, *shape)).double() + 0.5) * 2.0**-53
+    return ((-2 * u[0].log()).sqrt() * (2 * math.pi * u[1]).cos()).to(dtype)
+
+
+def draw_distinct(seed: Tensor, step: Tensor, stream: int, count: int, population: Tensor) -> Tensor:
+    """``count`` places out of ``population``, without repetition among the first ``population`` of them.
+
+    Args:
+        count: how many places.
+        population: Int64 scalar tensor, the number of places; may be known on the device only.
+
+    Returns:
+        Int64 (count,) in ``[0, population)`` (zeros if the population is empty).
+    """
+    start, which = draw_integers(seed, step, stream, (2,)).unbind()
+    stride = torch.tensor(_STRIDES, device=seed.device).take(which % len(_STRIDES))
+    population = population.clamp(min=1)
+    return (start + torch.arange(count, device=seed.device) * (stride % population)) % population

@@ -1,0 +1,112 @@
+"""Nearest-code search in bounded memory.
+
+Shapes: N vectors, K codes, D their width.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Distance = Literal["euclidean", "cosine"]
+
+# Entries of one distance tile: 4 MB in float32, small enough to stay in a core's cache.
+_TILE = 1 << 20
+# Codes per tile: large enough for an efficient matrix product, small enough to leave many rows in a tile.
+_TILE_CODES = 4096
+
+
+def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean") -> Tensor:
+    """Index of the nearest code for every vector.
+
+    ``euclidean``: ``argmin_k ||z - c_k||``; ``cosine``: ``argmax_k <z, c_k> / ||c_k||``. Ties go to the lowest
+    index. No ``n x k`` matrix is held: memory is one tile. Distances are computed relative to the codes' mean, so
+    that they keep their digits when the data are far from the origin, and in at least float32 whatever the
+    autocast state. No gradient.
+
+    Args:
+        z: vectors.
+        codes: code vectors, at least one.
+        distance: ``"euclidean"`` or ``"cosine"``.
+
+    Shape:
+        z: Float (n, d); codes: Float (k, d).
+
+    Returns:
+        Int64 (n,), each in ``[0, k)``.
+
+    Raises:
+        ValueError: for shapes that do not fit or an unknown distance.
+
+    Example:
+        >>> z = torch.tensor([[0.2, 0.0], [3.0, 1.0]])
+        >>> nearest_code(z, torch.tensor([[1.0, 0.0], [3.0, 3.0]])).tolist()
+        [0, 1]
+    """
+    if z.ndim != 2 or codes.ndim != 2 or z.shape[1] != codes.shape[1]:
+        raise ValueError(
+            "`nearest_code`: `z` must be (n, d) and `codes` (k, d) with the same d. "
+            f"Got {tuple(z.shape)} and {tuple(codes.shape)}."
+        )
+    if codes.shape[0] == 0:
+        raise ValueError("`nearest_code`: `codes` must hold at least one code. Got 0.")
+    if distance not in ("euclidean", "cosine"):
+        raise ValueError(f"`nearest_code`: `distance` must be 'euclidean' or 'cosine'. Got {distance!r}.")
+    dtype = torch.promote_types(torch.promote_types(z.dtype, codes.dtype), torch.float32)
+    z, codes = z.detach().to(dtype), codes.detach().to(dtype)
+    if distance == "cosine":
+        # For unit-norm codes the largest inner product is the smallest angle; the length of z plays no part.
+        codes = F.normalize(codes, dim=1)
+        bias = torch.zeros_like(codes[:, 0])
+    else:
+        # ||z - c||^2 = ||z||^2 - 2 <z, c> + ||c||^2 after moving the origin into the codebook: the expansion then
+        # subtracts numbers of the size of the spread, not of the mean. ||z||^2 is the same for all codes.
+        centre = codes.mean(0)
+        z, codes = z - centre, codes - centre
+        bias = codes.square().sum(1) / 2
+    if torch.compiler.is_exporting():
+        return (bias - z @ codes.T).argmin(1)
+    return _search(z, codes, bias)
+
+
+@torch.library.custom_op("straightvq::search", mutates_args=())
+def _search(z: Tensor, codes: Tensor, bias: Tensor) -> Tensor:
+    """``argmin_k bias_k - <z, c_k>`` by tiles over vectors and codes."""
+    n, k = z.shape[0], codes.shape[0]
+    indices = torch.empty(n, dtype=torch.int64, device=z.device)
+    codes_step = min(k, _TILE_CODES)
+    rows_step = max(1, _TILE // codes_step)
+    tile = z.new_empty(min(n, rows_step) * codes_step)
+    with _full_precision_products():
+        for row in range(0, n, rows_step):
+            zs = z[row : row + rows_step]
+            best_index = torch.zeros(len(zs), dtype=torch.int64, device=z.device)
+            best_value = z.new_full((len(zs),), float("inf"))
+            for start in range(0, k, codes_step):
+                cs = codes[start : start + codes_step]
+                out = tile[: len(zs) * len(cs)].view(len(zs), len(cs))
+                torch.addmm(bias[start : start + codes_step], zs, cs.T, alpha=-1, out=out)
+                index = out.argmin(1)
+                value = out.gather(1, index[:, None])[:, 0]
+                closer = value < best_value  # strictly: a tie stays with the lower index
+                best_index = torch.where(closer, index + start, best_index)
+                best_value = torch.where(closer, value, best_value)
+            indices[row : row + rows_step] = best_index
+    return indices
+
+
+@_search.register_fake
+def _(z: Tensor, codes: Tensor, bias: Tensor) -> Tensor:
+    return z.new_empty(z.shape[0], dtype=torch.int64)
+
+
+class _full_precision_products:  # noqa: N801 (reads as the context manager that it is)
+    """Keeps float32 matrix products in float32 on CUDA, whatever the program chose for its own (no TF32)."""
+
+    def __enter__(self) -> None:
+        self._allowed = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+    def __exit__(self, *_: object) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = self._allowed

@@ -1,0 +1,59 @@
+"""Quantizers and the parts that fill their slots."""
+
+from straightvq.nn.assigners import Assigner, Nearest
+from straightvq.nn.codebook import Codebook
+from straightvq.nn.estimators import Estimator, StraightThrough
+from straightvq.nn.inits import Init, KMeansInit, NormalInit, SampleInit, UniformInit
+from straightvq.nn.losses import CodebookLoss, CommitmentLoss, Loss
+from straightvq.nn.optimizers import attach_optimizer, parameter_groups
+from straightvq.nn.parametrizations import (
+    Affine,
+    Chain,
+    Direct,
+    Parametrization,
+    RunningAffine,
+    UnitNormCodes,
+)
+from straightvq.nn.quantizer import Quantizer, QuantizerOutput, bypass
+from straightvq.nn.resets import DeadCodeReset, Reset
+from straightvq.nn.transforms import Identity, Projection, Transform, UnitNorm
+from straightvq.nn.updates import AlternatedUpdate, EMAUpdate, GradientUpdate, Update
+from straightvq.nn.vector_quantizer import VectorQuantizer
+
+__all__ = [
+    "Affine",
+    "AlternatedUpdate",
+    "Assigner",
+    "Chain",
+    "Codebook",
+    "CodebookLoss",
+    "CommitmentLoss",
+    "DeadCodeReset",
+    "Direct",
+    "EMAUpdate",
+    "Estimator",
+    "GradientUpdate",
+    "Identity",
+    "Init",
+    "KMeansInit",
+    "Loss",
+    "Nearest",
+    "NormalInit",
+    "Parametrization",
+    "Projection",
+    "Quantizer",
+    "QuantizerOutput",
+    "Reset",
+    "RunningAffine",
+    "SampleInit",
+    "StraightThrough",
+    "Transform",
+    "UniformInit",
+    "UnitNorm",
+    "UnitNormCodes",
+    "Update",
+    "VectorQuantizer",
+    "attach_optimizer",
+    "bypass",
+    "parameter_groups",
+]

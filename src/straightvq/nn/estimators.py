@@ -1,0 +1,57 @@
+"""Estimators: the gradient that passes the quantizer, whose true derivative is zero almost everywhere."""
+
+from abc import abstractmethod
+
+from torch import Tensor
+
+from straightvq.functional.straight_through import straight_through
+from straightvq.nn.part import Part, check_float
+
+
+class Estimator(Part):
+    """Required: ``forward``, whose value is the code. Set ``trains_codes`` if a gradient reaches the codes."""
+
+    @property
+    def trains_codes(self) -> bool:
+        """Whether the task gradient reaches the codes through this estimator."""
+        return False
+
+    @abstractmethod
+    def forward(self, z: Tensor, code: Tensor) -> Tensor:
+        """z (n, d), code (n, d) -> quantized (n, d), equal to ``code``."""
+
+
+class StraightThrough(Estimator):
+    """Straight-through estimator with the paper's synchronised update.
+
+    ``quantized = sg[code] + (z - sg[z]) + sync * (code - sg[code])``: the value is the code to the bit; the task
+    gradient ``g`` reaches the encoder unchanged, and the codes as ``sync * g``, so that they do not lag one step
+    behind the encoder. The same in training and evaluation.
+
+    Args:
+        sync: the paper's nu, at least 0; 0 is the plain estimator. The authors use 0.01 to 2. It needs a codebook
+            that takes gradients, so it cannot be combined with ``EMAUpdate``.
+
+    Source: arXiv 2305.08842, synchronised commitment update (eq. 21 of the draft).
+
+    Example:
+        >>> import torch
+        >>> z, code = torch.zeros(1, 2, requires_grad=True), torch.ones(1, 2, requires_grad=True)
+        >>> StraightThrough(sync=0.5)(z, code).sum().backward()
+        >>> z.grad.tolist(), code.grad.tolist()
+        ([[1.0, 1.0]], [[0.5, 0.5]])
+    """
+
+    def __init__(self, sync: float = 0.0) -> None:
+        super().__init__()
+        self.sync = check_float(self, "sync", sync, minimum=0)
+
+    @property
+    def trains_codes(self) -> bool:
+        return self.sync > 0
+
+    def forward(self, z: Tensor, code: Tensor) -> Tensor:
+        return straight_through(z, code, self.sync)
+
+    def extra_repr(self) -> str:
+        return f"sync={self.sync}"

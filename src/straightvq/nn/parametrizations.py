@@ -1,0 +1,348 @@
+"""Parametrizations: the map from the raw table to the effective codes, and its exact inverse.
+
+Shapes: K codes of width D in G contiguous groups. Search, output and losses use effective codes; whoever writes codes
+(init, reset, EMA, inner step, import) writes effective ones, and the inverse turns them into raw rows.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from straightvq.functional.sums import code_sums
+from straightvq.nn.part import Part, check_float, check_int, check_part
+from straightvq.nn.ranks import Group, stack_over_ranks
+
+# Below this a scale counts as zero: its inverse would blow rounding up.
+_SMALLEST_SCALE = 1e-4
+_SMALLEST_VARIANCE = 1e-12
+
+
+class Parametrization(Part):
+    """Required: ``forward`` and ``inverse``; ``observe`` and ``remember`` if it follows the data."""
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether it has parameters that need a gradient."""
+        return any(True for _ in self.parameters())
+
+    def bind(self, size: int, dim: int) -> None:
+        self._bind_once()
+        self._make(size, dim)
+
+    def _make(self, size: int, dim: int) -> None:
+        """Makes parameters and buffers; called once."""
+
+    @abstractmethod
+    def forward(self, raw: Tensor) -> Tensor:
+        """Raw table (k, d) -> effective codes (k, d), differentiable in the table and the parameters."""
+
+    @abstractmethod
+    def inverse(self, codes: Tensor) -> Tensor:
+        """Effective codes (k, d) -> the raw table that gives them, under the map now in force."""
+
+    def adopt(self, codes: Tensor) -> Tensor:
+        """Raw table for a whole new set of codes (init, import); may change the map so that it fits them."""
+        return self.inverse(codes)
+
+    def observe(self, z: Tensor, valid: Tensor | None, raw: Tensor, group: Group) -> None:
+        """Sees the batch before the codes are read. Training only."""
+
+    def remember(self, z: Tensor, indices: Tensor, group: Group) -> None:
+        """Sees the batch's assignments, for the next step. Training only."""
+
+
+class Direct(Parametrization):
+    """The raw table is the codebook.
+
+    Example:
+        >>> import torch
+        >>> Direct()(torch.ones(2, 3)).shape
+        torch.Size([2, 3])
+    """
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return raw
+
+    def inverse(self, codes: Tensor) -> Tensor:
+        return codes
+
+
+class Affine(Parametrization):
+    """Learned scale and shift, shared by all codes of a group, so that unused codes move with the used ones.
+
+    ``code = (1 + lr_scale * s) * raw + lr_scale * b``, with s and b zero at the start. Needs a loss or a
+    synchronised estimator to train s and b, so it cannot be combined with ``EMAUpdate``.
+
+    Args:
+        lr_scale: the paper's learning-rate multiplier for the map. It acts twice: one SGD step moves the effective
+            scale by ``lr_scale**2``, one Adam step by ``lr_scale``. The authors use 2 to 10.
+        groups: contiguous blocks of codes with a map of their own; must divide the codebook's size.
+
+    Shape:
+        scale s, shift b: Float (groups, codebook_dim).
+
+    Source: arXiv 2305.08842, affine re-parameterisation (learned form).
+
+    Example:
+        >>> import torch
+        >>> affine = Affine(lr_scale=2.0)
+        >>> affine.bind(1, 1)
+        >>> _ = affine.scale.data.fill_(0.5), affine.shift.data.fill_(0.25)
+        >>> affine(torch.ones(1, 1)).item(), affine.inverse(torch.full((1, 1), 2.5)).item()
+        (2.5, 1.0)
+    """
+
+    def __init__(self, lr_scale: float = 1.0, groups: int = 1) -> None:
+        super().__init__()
+        self.lr_scale = check_float(self, "lr_scale", lr_scale, minimum=0, open_minimum=True)
+        self.groups = check_int(self, "groups", groups, 1)
+
+    @property
+    def is_learned(self) -> bool:
+        return True
+
+    def _make(self, size: int, dim: int) -> None:
+        _check_groups(self, size, self.groups, smallest=1)
+        self.scale = nn.Parameter(torch.zeros(self.groups, dim))
+        self.shift = nn.Parameter(torch.zeros(self.groups, dim))
+
+    def forward(self, raw: Tensor) -> Tensor:
+        grouped = _by_group(raw, self.groups)
+        scale = 1 + self.lr_scale * self.scale[:, None].to(raw.dtype)
+        return (scale * grouped + self.lr_scale * self.shift[:, None].to(raw.dtype)).reshape(raw.shape)
+
+    def inverse(self, codes: Tensor) -> Tensor:
+        scale = 1 + self.lr_scale * self.scale[:, None].to(codes.dtype)
+        # A scale that crosses zero has no inverse: keep its sign and a smallest size.
+        scale = torch.where(scale < 0, scale.clamp(max=-_SMALLEST_SCALE), scale.clamp(min=_SMALLEST_SCALE))
+        shifted = _by_group(codes, self.groups) - self.lr_scale * self.shift[:, None].to(codes.dtype)
+        return (shifted / scale).reshape(codes.shape)
+
+    def extra_repr(self) -> str:
+        return f"lr_scale={self.lr_scale}, groups={self.groups}"
+
+
+class RunningAffine(Parametrization):
+    """Scale and shift from running statistics: the codes get the moments of the embeddings.
+
+    ``code = sqrt(var_z / var_c) * (raw - mean_c) + mean_z``, per channel and group. All four moments run in training
+    (never in evaluation): ``moment <- (1 - momentum) * moment + momentum * new``, the first batch copied. With one
+    group the embedding moments are the batch's; with more, those of the vectors assigned to the group in the
+    previous step (all vectors until then). A data-dependent init sets both sides to the centres' moments, so that
+    the map starts as the identity. No gradient reaches the statistics.
+
+    Args:
+        momentum: weight of the new value, as in batch normalisation.
+        groups: contiguous blocks of codes with moments of their own; at least two codes each.
+        shrink: factor on the embedding's running mean and variance after each update, in (0, 1]. An over-estimated
+            scale feeds on itself in networks without a normalised bottleneck; the authors' remedy is a slight
+            under-estimate.
+
+    Shape:
+        mean_z, var_z, mean_c, var_c: Float (groups, codebook_dim), biased variances.
+
+    Source: arXiv 2305.08842, affine re-parameterisation (running form). The authors' code broadcasts one global
+    statistic to all groups; here groups really differ.
+    """
+
+    def __init__(self, momentum: float = 0.1, groups: int = 1, shrink: float = 0.9998) -> None:
+        super().__init__()
+        self.momentum = check_float(self, "momentum", momentum, minimum=0, maximum=1, open_minimum=True)
+        self.groups = check_int(self, "groups", groups, 1)
+        self.shrink = check_float(self, "shrink", shrink, minimum=0, maximum=1, open_minimum=True)
+
+    def _make(self, size: int, dim: int) -> None:
+        _check_groups(self, size, self.groups, smallest=2)
+        self.size = size
+        for name in ("mean_z", "mean_c"):
+            self.register_buffer(name, torch.zeros(self.groups, dim))
+        for name in ("var_z", "var_c"):
+            self.register_buffer(name, torch.ones(self.groups, dim))
+        self.register_buffer("is_started", torch.zeros((), dtype=torch.bool))
+        # The previous step's assigned vectors per group: count, mean, biased variance.
+        self.register_buffer("last_count", torch.zeros(self.groups, 1))
+        self.register_buffer("last_mean", torch.zeros(self.groups, dim))
+        self.register_buffer("last_var", torch.zeros(self.groups, dim))
+
+    mean_z: Tensor
+    mean_c: Tensor
+    var_z: Tensor
+    var_c: Tensor
+    is_started: Tensor
+    last_count: Tensor
+    last_mean: Tensor
+    last_var: Tensor
+
+    def _scale(self) -> Tensor:
+        ratio = self.var_z.clamp(min=_SMALLEST_VARIANCE) / self.var_c.clamp(min=_SMALLEST_VARIANCE)
+        return ratio.sqrt()[:, None]
+
+    def forward(self, raw: Tensor) -> Tensor:
+        grouped = self._scale() * (_by_group(raw, self.groups) - self.mean_c[:, None]) + self.mean_z[:, None]
+        return grouped.reshape(raw.shape).to(raw.dtype)
+
+    def inverse(self, codes: Tensor) -> Tensor:
+        grouped = (_by_group(codes, self.groups) - self.mean_z[:, None]) / self._scale() + self.mean_c[:, None]
+        return grouped.reshape(codes.shape).to(codes.dtype)
+
+    def adopt(self, codes: Tensor) -> Tensor:
+        mean, var = _moments(_by_group(codes, self.groups))
+        for running, new in ((self.mean_z, mean), (self.mean_c, mean), (self.var_z, var), (self.var_c, var)):
+            running.copy_(new)
+        self.is_started.fill_(True)
+        self.last_count.zero_()
+        return codes
+
+    def observe(self, z: Tensor, valid: Tensor | None, raw: Tensor, group: Group) -> None:
+        everywhere = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        if valid is not None:
+            everywhere = torch.where(valid, everywhere, -1)
+        count, mean, var = _assigned_moments(z, everywhere, 1, group)
+        if self.groups > 1:
+            known = self.last_count.sum() > 0
+            count = torch.where(known, self.last_count.to(count.dtype), count)
+            mean = torch.where(known, self.last_mean.to(mean.dtype), mean)
+            var = torch.where(known, self.last_var.to(var.dtype), var)
+        mean_c, var_c = _moments(_by_group(raw, self.groups))
+        # A group without vectors keeps its statistics, and so does the whole map on an empty batch.
+        rate_z = torch.where(count > 0, torch.where(self.is_started, self.momentum, 1.0), 0.0)
+        rate_c = torch.where((count > 0).any(), torch.where(self.is_started, self.momentum, 1.0), 0.0)
+        shrink = torch.where(count > 0, self.shrink, 1.0)
+        _run(self.mean_z, mean, rate_z, shrink)
+        _run(self.var_z, var, rate_z, shrink)
+        _run(self.mean_c, mean_c, rate_c)
+        _run(self.var_c, var_c, rate_c)
+        self.is_started.logical_or_((count > 0).any())
+
+    def remember(self, z: Tensor, indices: Tensor, group: Group) -> None:
+        if self.groups == 1:
+            return
+        owner = torch.where(indices < 0, -1, indices // (self.size // self.groups))
+        count, mean, var = _assigned_moments(z, owner, self.groups, group)
+        for buffer, new in ((self.last_count, count), (self.last_mean, mean), (self.last_var, var)):
+            buffer.copy_(new)
+
+    def extra_repr(self) -> str:
+        return f"momentum={self.momentum}, groups={self.groups}, shrink={self.shrink}"
+
+
+class UnitNormCodes(Parametrization):
+    """Codes on the unit sphere: ``code = raw / ||raw||``. Written vectors are normalised.
+
+    Use it with the ``UnitNorm`` transform, which does the same to the embeddings.
+
+    Source: Yu et al. 2021 (arXiv 2110.04627); "+ l2" in the tables of arXiv 2305.08842.
+
+    Example:
+        >>> import torch
+        >>> UnitNormCodes()(torch.tensor([[3.0, 4.0]])).norm().item()
+        1.0
+    """
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return F.normalize(raw, dim=1)
+
+    def inverse(self, codes: Tensor) -> Tensor:
+        return F.normalize(codes, dim=1)
+
+
+class Chain(Parametrization):
+    """Several parametrizations one after the other: ``code = last(... first(raw))``.
+
+    ``Chain([Affine(), UnitNormCodes()])`` is the paper's best row: the norm holds for the effective codes.
+
+    Args:
+        parts: at least one, in the order in which they act on the raw table.
+
+    Example:
+        >>> import torch
+        >>> chain = Chain([Affine(), UnitNormCodes()])
+        >>> chain.bind(2, 2)
+        >>> chain(torch.tensor([[3.0, 4.0], [0.0, 2.0]])).norm(dim=1).tolist()
+        [1.0, 1.0]
+    """
+
+    def __init__(self, parts: list[Parametrization]) -> None:
+        super().__init__()
+        if not isinstance(parts, Sequence) or not parts:
+            raise ValueError(f"`Chain`: `parts` must be a list of at least one parametrization. Got {parts!r}.")
+        self.parts = nn.ModuleList(check_part(self, "parts", part, Parametrization) for part in parts)
+
+    @property
+    def is_learned(self) -> bool:
+        return any(part.is_learned for part in self._parts)
+
+    @property
+    def _parts(self) -> list[Parametrization]:
+        return [part for part in self.parts if isinstance(part, Parametrization)]
+
+    def _make(self, size: int, dim: int) -> None:
+        for part in self._parts:
+            part.bind(size, dim)
+
+    def forward(self, raw: Tensor) -> Tensor:
+        for part in self._parts:
+            raw = part(raw)
+        return raw
+
+    def inverse(self, codes: Tensor) -> Tensor:
+        for part in reversed(self._parts):
+            codes = part.inverse(codes)
+        return codes
+
+    def adopt(self, codes: Tensor) -> Tensor:
+        for part in reversed(self._parts):
+            codes = part.adopt(codes)
+        return codes
+
+    def observe(self, z: Tensor, valid: Tensor | None, raw: Tensor, group: Group) -> None:
+        for part in self._parts:
+            part.observe(z, valid, raw, group)
+            raw = part(raw)
+
+    def remember(self, z: Tensor, indices: Tensor, group: Group) -> None:
+        for part in self._parts:
+            part.remember(z, indices, group)
+
+
+def _check_groups(owner: Parametrization, size: int, groups: int, *, smallest: int) -> None:
+    if size % groups or size // groups < smallest:
+        least = f" with at least {smallest} codes each" if smallest > 1 else ""
+        raise ValueError(
+            f"`{type(owner).__name__}`: `groups` must divide the codebook's size {size}{least}. Got {groups}."
+        )
+
+
+def _by_group(table: Tensor, groups: int) -> Tensor:
+    """(k, d) -> (groups, k / groups, d)."""
+    return table.reshape(groups, -1, table.shape[1])
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over the codes of each group."""
+    return x.mean(1), x.var(1, unbiased=False)
+
+
+def _run(running: Tensor, new: Tensor, rate: Tensor, shrink: Tensor | float = 1.0) -> None:
+    running.copy_((running + rate.to(running.dtype) * (new.to(running.dtype) - running)) * shrink)
+
+
+def _assigned_moments(z: Tensor, owner: Tensor, num: int, group: Group) -> tuple[Tensor, Tensor, Tensor]:
+    """Count (num, 1), mean and biased variance (num, d) of the vectors of each owner, over all ranks.
+
+    Each rank takes moments about its own mean, and the ranks' (count, mean, spread) are then combined: unlike a sum
+    of squares this keeps its digits far from the origin, and it is exact for uneven and empty shards.
+    """
+    count, total = code_sums(z, owner, num)
+    mean = total / count.clamp(min=1)[:, None]
+    _, spread = code_sums((z - mean[owner.clamp(min=0)]).square(), owner, num)
+    parts = stack_over_ranks(torch.cat([count[:, None], mean, spread], 1), group)
+    counts, means, spreads = parts[..., :1], *parts[..., 1:].chunk(2, -1)
+    count = counts.sum(0)
+    share = counts / count.clamp(min=1)
+    mean = (share * means).sum(0)
+    var = (spreads / count.clamp(min=1) + share * (means - mean).square()).sum(0)
+    return count, mean, var

@@ -1,0 +1,104 @@
+"""What all parts share: precision that survives ``.half()``, being bound once, and the error sentence."""
+
+from abc import ABC
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Part(nn.Module, ABC):
+    """A module that fills one slot of a quantizer.
+
+    A part's constructor takes hyper-parameters only. Its owner binds it to sizes once, and only then does it make
+    parameters and buffers. A part therefore has one owner; binding it again raises.
+
+    Floating-point state stays at float32 or better: ``.half()``, ``.bfloat16()`` and ``.to(torch.float16)`` move it
+    but do not round it, because a codebook in half precision cannot follow small updates.
+    """
+
+    _is_bound = False
+
+    def _bind_once(self) -> None:
+        if self._is_bound:
+            raise ValueError(
+                f"`{type(self).__name__}`: this instance is already part of another quantizer. "
+                "Make a new one: two owners would update the same state twice."
+            )
+        self._is_bound = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(_keep_float32(fn), recurse)
+
+
+def _keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def guarded(tensor: Tensor) -> Tensor:
+        out = fn(tensor)
+        if out.is_floating_point() and out.dtype.itemsize < 4:
+            return tensor.to(device=out.device, dtype=torch.float32)
+        return out
+
+    return guarded
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def check_int(owner: Any, name: str, value: Any, minimum: int) -> int:
+    """Returns ``value`` if it is an integer of at least ``minimum``; raises the house's sentence otherwise."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"`{_name(owner)}`: `{name}` must be an integer >= {minimum}. Got {_show(value)}.")
+    if value < minimum:
+        raise ValueError(f"`{_name(owner)}`: `{name}` must be an integer >= {minimum}. Got {value}.")
+    return int(value)
+
+
+def check_float(
+    owner: Any,
+    name: str,
+    value: Any,
+    *,
+    minimum: float = -float("inf"),
+    maximum: float = float("inf"),
+    open_minimum: bool = False,
+    open_maximum: bool = False,
+) -> float:
+    """Returns ``value`` if it is a finite number in the interval; raises the house's sentence otherwise."""
+    interval = f"{'(' if open_minimum else '['}{minimum:g}, {maximum:g}{')' if open_maximum else ']'}"
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"`{_name(owner)}`: `{name}` must be a number in {interval}. Got {_show(value)}.")
+    number = float(value)
+    above = number > minimum if open_minimum else number >= minimum
+    below = number < maximum if open_maximum else number <= maximum
+    if not (above and below) or number in (float("inf"), -float("inf")):
+        raise ValueError(f"`{_name(owner)}`: `{name}` must be a finite number in {interval}. Got {value}.")
+    return number
+
+
+def check_bool(owner: Any, name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"`{_name(owner)}`: `{name}` must be True or False. Got {_show(value)}.")
+    return value
+
+
+def check_part(owner: Any, name: str, value: Any, kind: type) -> Any:
+    """Returns ``value`` if it is an instance of ``kind``; a class in its place gets its own hint."""
+    if isinstance(value, type) and issubclass(value, kind):
+        raise TypeError(
+            f"`{_name(owner)}`: `{name}` must be an instance of {kind.__name__}. "
+            f"Got the class {value.__name__}; write {value.__name__}()."
+        )
+    if not isinstance(value, kind):
+        raise TypeError(f"`{_name(owner)}`: `{name}` must be an instance of {kind.__name__}. Got {_show(value)}.")
+    return value
+
+
+def _name(owner: Any) -> str:
+    return owner if isinstance(owner, str) else type(owner).__name__
+
+
+def _show(value: Any) -> str:
+    return f"{value!r} ({type(value).__name__})"

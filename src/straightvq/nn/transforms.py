@@ -1,0 +1,113 @@
+"""Transforms: from the network's vectors to the codebook's space and back."""
+
+from abc import abstractmethod
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from straightvq.nn.part import Part, check_int
+
+
+class Transform(Part):
+    """What happens to a vector before the search, and to a code after it.
+
+    Required: ``forward`` and ``inverse``; ``codebook_dim`` and ``_make`` where the width changes.
+    """
+
+    def bind(self, dim: int) -> None:
+        self._bind_once()
+        self._make(dim)
+
+    def _make(self, dim: int) -> None:
+        """Makes parameters and buffers; called once."""
+
+    def codebook_dim(self, dim: int) -> int:
+        """Width of a code for inputs of width ``dim``."""
+        return dim
+
+    @abstractmethod
+    def forward(self, z: Tensor) -> Tensor:
+        """(n, dim) -> (n, codebook_dim)."""
+
+    @abstractmethod
+    def inverse(self, code: Tensor) -> Tensor:
+        """(n, codebook_dim) -> (n, dim)."""
+
+
+class Identity(Transform):
+    """Leaves vectors and codes as they are.
+
+    Example:
+        >>> import torch
+        >>> Identity()(torch.ones(2, 3)).shape
+        torch.Size([2, 3])
+    """
+
+    def forward(self, z: Tensor) -> Tensor:
+        return z
+
+    def inverse(self, code: Tensor) -> Tensor:
+        return code
+
+
+class Projection(Transform):
+    """Learned linear maps to a smaller code width and back: ``W_down z + b`` and ``W_up c + b``.
+
+    Low-dimensional codes (4 to 16) are the cheapest way to keep a large codebook in use.
+
+    Args:
+        codebook_dim: width of the codes, at least 1.
+
+    Source: factorised codes, Yu et al. 2021 (ViT-VQGAN, arXiv 2110.04627).
+
+    Example:
+        >>> import torch
+        >>> p = Projection(4)
+        >>> p.bind(16)
+        >>> p(torch.ones(2, 16)).shape, p.inverse(torch.ones(2, 4)).shape
+        (torch.Size([2, 4]), torch.Size([2, 16]))
+    """
+
+    def __init__(self, codebook_dim: int) -> None:
+        super().__init__()
+        self.width = check_int(self, "codebook_dim", codebook_dim, 1)
+
+    def _make(self, dim: int) -> None:
+        self.down = nn.Linear(dim, self.width)
+        self.up = nn.Linear(self.width, dim)
+
+    def codebook_dim(self, dim: int) -> int:
+        return self.width
+
+    def forward(self, z: Tensor) -> Tensor:
+        return _linear(self.down, z)
+
+    def inverse(self, code: Tensor) -> Tensor:
+        return _linear(self.up, code)
+
+    def extra_repr(self) -> str:
+        return f"codebook_dim={self.width}"
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
+
+
+class UnitNorm(Transform):
+    """Puts every vector on the unit sphere; codes leave as they are, so the output is on that scale too.
+
+    Use it together with ``UnitNormCodes``. The gradient is that of ``z / ||z||``; a zero vector stays zero.
+
+    Source: l2-normalised codes, Yu et al. 2021 (arXiv 2110.04627); "+ l2" in the tables of arXiv 2305.08842.
+
+    Example:
+        >>> import torch
+        >>> UnitNorm()(torch.tensor([[3.0, 4.0]])).tolist()
+        [[0.6000000238418579, 0.800000011920929]]
+    """
+
+    def forward(self, z: Tensor) -> Tensor:
+        return F.normalize(z, dim=-1)
+
+    def inverse(self, code: Tensor) -> Tensor:
+        return code

@@ -1,0 +1,226 @@
+"""Updates: the rule that owns the raw table.
+
+Exactly one rule moves a codebook. ``GradientUpdate`` leaves it to the main optimizer; ``EMAUpdate`` and
+``AlternatedUpdate`` write it themselves, before the codes are read, in training forwards only.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from straightvq.nn.part import Part, check_bool, check_float, check_int
+
+
+class Assigned(NamedTuple):
+    """The outcome of a search: indices Int64 (n,), -1 where masked, and counts (k,) over all ranks."""
+
+    indices: Tensor
+    counts: Tensor
+
+
+class Table(Protocol):
+    """What an update may do with the codebook."""
+
+    def codes(self) -> Tensor:
+        """Effective codes (k, d), detached."""
+
+    def write(self, codes: Tensor, rows: Tensor) -> None:
+        """Writes the effective codes where ``rows``, Bool (k,), is set."""
+
+    def pull(self, z: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Counts (k,) and sums of ``z - code`` (k, d) per code, over all ranks."""
+
+
+class Update(Part):
+    """Required: ``step``; ``forget`` where there is state per row."""
+
+    # Whether the codebook loss reaches the raw table, the parametrization's own parameters only, or nothing.
+    loss_trains_raw = False
+    loss_trains_parametrization = False
+    takes_task_gradient = False
+
+    def bind(self, size: int, dim: int) -> None:
+        self._bind_once()
+        self._make(size, dim)
+
+    def _make(self, size: int, dim: int) -> None:
+        """Makes buffers; called once."""
+
+    @abstractmethod
+    def step(self, table: Table, z: Tensor, search: Callable[[Tensor], Tensor]) -> Assigned | None:
+        """Moves the codes toward z (n, d).
+
+        Args:
+            table: the codebook.
+            z: vectors, detached.
+            search: effective codes -> indices Int64 (n,), -1 where masked.
+
+        Returns:
+            the assignment that the forward shall use, or None to search again in the table left behind.
+        """
+
+    def forget(self, rows: Tensor | None) -> None:
+        """Starts over for these rows (None: all), because somebody rewrote them."""
+
+
+class GradientUpdate(Update):
+    """The raw table is a parameter, trained by ``CodebookLoss`` and the synchronised gradient in the main optimizer.
+
+    Source: arXiv 1711.00937.
+
+    Example:
+        >>> GradientUpdate()
+        GradientUpdate()
+    """
+
+    loss_trains_raw = True
+    loss_trains_parametrization = True
+    takes_task_gradient = True
+
+    def step(self, table: Table, z: Tensor, search: Callable[[Tensor], Tensor]) -> None:
+        return None
+
+
+class EMAUpdate(Update):
+    """Each code is an exponential moving average of the vectors assigned to it.
+
+    ``N <- decay * N + (1 - decay) * n``; ``code <- code + (1 - decay) * (sum - n * code) / N``, which is the usual
+    ratio of two moving averages, kept as the code itself and its weight: there is no second copy of the codebook that
+    could go stale when a code is reset. The weight of a new code is one vector, so early steps are larger, as with
+    Adam's bias correction. An unused code stays where it is. No gradient reaches the codes.
+
+    The forward returns the updated codes at the indices of this rule's own search.
+
+    Args:
+        decay: weight of the old value, in [0, 1). 0.99 follows the last hundred steps; 0.9 to 0.95 follow faster.
+
+    Source: arXiv 1711.00937, appendix A.1. Deviation: no Laplace smoothing of N, which moves unused codes to the
+    origin.
+
+    Example:
+        >>> EMAUpdate(decay=0.99)
+        EMAUpdate(decay=0.99)
+    """
+
+    weight: Tensor
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = check_float(self, "decay", decay, minimum=0, maximum=1, open_maximum=True)
+
+    def _make(self, size: int, dim: int) -> None:
+        self.register_buffer("weight", torch.ones(size))
+
+    def step(self, table: Table, z: Tensor, search: Callable[[Tensor], Tensor]) -> Assigned:
+        codes = table.codes()
+        indices = search(codes)
+        counts, pull = table.pull(z, codes, indices)
+        weight = self.decay * self.weight + (1 - self.decay) * counts
+        # An idle code's weight may underflow; the code itself stays, and its next vectors then decide alone.
+        weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
+        table.write(codes + (1 - self.decay) * pull / weight[:, None].to(pull.dtype), counts > 0)
+        self.weight.copy_(weight)
+        return Assigned(indices, counts)
+
+    def forget(self, rows: Tensor | None) -> None:
+        if rows is None:
+            self.weight.fill_(1)
+        else:
+            self.weight.masked_fill_(rows, 1)
+
+    def extra_repr(self) -> str:
+        return f"decay={self.decay}"
+
+
+class AlternatedUpdate(Update):
+    """Fits the codebook to the batch before the task gradient is taken, because the estimator's error grows with it.
+
+    Each of ``steps`` inner steps assigns the vectors and moves every code that got some ``fraction`` of the way to
+    their mean: ``code <- code + fraction * (mean - code)``. With ``lr`` it takes the authors' step instead: SGD on
+    ``mean((code - sg[z])^2)`` over all elements, gradient ``2 / (N D) * (n * code - sum)``, in closed form and with
+    respect to the effective codes. ``momentum`` works as in ``torch.optim.SGD`` on either.
+
+    The codebook loss then trains the parametrization's own parameters only, and a synchronised estimator adds
+    ``sync`` times the task gradient through the main optimizer. Nothing is updated twice.
+
+    Args:
+        steps: inner steps per forward.
+        fraction: in (0, 1]; 1 is a k-means step.
+        lr: None, or a learning rate that replaces ``fraction``. One step moves code k by ``2 lr n_k / (N D)`` of
+            the way to its mean, so it must grow with ``codebook_size * dim`` and overshoots when one code owns all
+            vectors of a narrow codebook (``2 lr / D > 2`` diverges). The authors use 50 with momentum 0.9.
+        momentum: in [0, 1).
+        reassign: whether vectors are assigned again after each inner step, the last one included. False keeps the
+            first assignment, which saves the searches, as the authors do.
+
+    Source: arXiv 2305.08842, alternated optimisation (codebook form). The form that also moves the encoder is an
+    option of the reconstruction task.
+
+    Example:
+        >>> AlternatedUpdate(steps=2, fraction=0.5)
+        AlternatedUpdate(steps=2, fraction=0.5)
+    """
+
+    loss_trains_parametrization = True
+    takes_task_gradient = True
+
+    velocity: Tensor
+
+    def __init__(
+        self,
+        steps: int = 1,
+        fraction: float = 0.1,
+        lr: float | None = None,
+        momentum: float = 0.0,
+        reassign: bool = True,
+    ) -> None:
+        super().__init__()
+        self.steps = check_int(self, "steps", steps, 1)
+        self.fraction = check_float(self, "fraction", fraction, minimum=0, maximum=1, open_minimum=True)
+        self.lr = None if lr is None else check_float(self, "lr", lr, minimum=0, open_minimum=True)
+        self.momentum = check_float(self, "momentum", momentum, minimum=0, maximum=1, open_maximum=True)
+        self.reassign = check_bool(self, "reassign", reassign)
+
+    def _make(self, size: int, dim: int) -> None:
+        if self.momentum:
+            self.register_buffer("velocity", torch.zeros(size, dim))
+
+    def step(self, table: Table, z: Tensor, search: Callable[[Tensor], Tensor]) -> Assigned | None:
+        indices: Tensor | None = None
+        for _ in range(self.steps):
+            codes = table.codes()
+            if indices is None or self.reassign:
+                indices = search(codes)
+            counts, pull = table.pull(z, codes, indices)
+            rows = counts > 0
+            if self.lr is None:
+                move = self.fraction * pull / counts.clamp(min=1)[:, None]
+            else:
+                move = self.lr * 2 * pull / (counts.sum().clamp(min=1) * z.shape[1])
+            if self.momentum:
+                # On a batch without vectors nothing moves, not even by momentum.
+                alive = rows.any()
+                move = torch.where(alive, self.momentum * self.velocity.to(move.dtype) + move, 0)
+                self.velocity.copy_(torch.where(alive, move, self.velocity.to(move.dtype)))
+                rows = (move != 0).any(1)
+            table.write(codes + move, rows)
+        return None if self.reassign or indices is None else Assigned(indices, counts)
+
+    def forget(self, rows: Tensor | None) -> None:
+        if not self.momentum:
+            return
+        if rows is None:
+            self.velocity.zero_()
+        else:
+            self.velocity.masked_fill_(rows[:, None], 0)
+
+    def extra_repr(self) -> str:
+        given = [f"steps={self.steps}", f"fraction={self.fraction}" if self.lr is None else f"lr={self.lr}"]
+        if self.momentum:
+            given.append(f"momentum={self.momentum}")
+        if not self.reassign:
+            given.append("reassign=False")
+        return ", ".join(given)
