@@ -55,17 +55,13 @@ def decode_image(data: bytes, size: int, channels: int) -> NDArray[np.uint8]:
                 return to_array(square, channels)
     except UnreadableImageError:
         raise
-    except (
-        Exception
-    ) as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
+    except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise UnreadableImageError(_reason(error)) from error
 
 
 def to_array(image: "PILImage", channels: int) -> NDArray[np.uint8]:
     """A Pillow image of 8 bits per channel as UInt8 ``(channels, H, W)``."""
-    array = np.array(
-        image.convert("L" if channels == 1 else "RGB")
-    )  # a copy: Pillow's own buffer is read-only
+    array = np.array(image.convert("L" if channels == 1 else "RGB"))  # a copy: Pillow's own buffer is read-only
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 

@@ -72,9 +72,7 @@ def local(path: Path, memory_limit: int) -> Source:
     """
     if path.is_file():
         if path.suffix.lower() != ".parquet":
-            raise ValueError(
-                f"`Images`: `source` must be a folder or a .parquet file. Got the file {str(path)!r}."
-            )
+            raise ValueError(f"`Images`: `source` must be a folder or a .parquet file. Got the file {str(path)!r}.")
         return _parquet([path], memory_limit)
     parquet = [path / name for name in _walk(path) if name.lower().endswith(".parquet")]
     return _parquet(parquet, memory_limit) if parquet else _folder(path)
@@ -129,9 +127,7 @@ def _split_folders(root: Path, images: list[str]) -> dict[str, list[tuple[str, t
     if "train" not in tops:
         if tops & SPLIT_FOLDERS.keys():
             found = ", ".join(sorted(tops & SPLIT_FOLDERS.keys()))
-            raise ValueError(
-                f"`Images`: {str(root)!r} has the split folder(s) {found} but no images in train."
-            )
+            raise ValueError(f"`Images`: {str(root)!r} has the split folder(s) {found} but no images in train.")
         return {"train": list(parts.items())}
     if {"val", "validation"} <= tops:
         raise ValueError(f"`Images`: {str(root)!r} has both val and validation; keep one of them.")
@@ -194,21 +190,14 @@ def _columns(files: list[Path]) -> tuple[str, str | None, list[str] | None]:
                 f"Got the columns {', '.join(schema.names)}."
             )
         kind = schema.field(image).type
-        inner = (
-            kind.field("bytes").type
-            if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-            else kind
-        )
+        inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
         if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
             raise TypeError(
-                f"`Images`: column {image!r} of {file.name} must be binary or struct<bytes, path>. "
-                f"Got {kind}."
+                f"`Images`: column {image!r} of {file.name} must be binary or struct<bytes, path>. Got {kind}."
             )
         label = "label" if "label" in schema.names else None
         if label and not pa.types.is_integer(schema.field(label).type):
-            raise TypeError(
-                f"`Images`: column 'label' of {file.name} must be integer. Got {schema.field(label).type}."
-            )
+            raise TypeError(f"`Images`: column 'label' of {file.name} must be integer. Got {schema.field(label).type}.")
     schema = pq.read_schema(files[0])
     return image, label, _class_names(schema.metadata or {})
 
@@ -236,6 +225,4 @@ def _read_parquet(files: list[Path], image: str, label: str | None) -> ParquetRo
     if label is not None:
         values = [table.column(label).cast(pa.int64()).fill_null(-1).to_numpy() for table in tables]
         labels = np.concatenate(values)
-    return ParquetRows(
-        images, labels, [(file.name, table.num_rows) for file, table in zip(files, tables, strict=True)]
-    )
+    return ParquetRows(images, labels, [(file.name, table.num_rows) for file, table in zip(files, tables, strict=True)])

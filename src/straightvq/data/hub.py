@@ -45,21 +45,17 @@ def hub(name: str) -> Source:
 
     try:
         fetched = datasets.load_dataset(name)
-    except (
-        Exception
-    ) as error:  # no network, no such name, no permission: the hub client has an error for each
+    except Exception as error:  # no network, no such name, no permission: the hub client has an error for each
         raise ValueError(
-            f"`Images`: `source` {name!r} is not a local path, and could not be fetched from the Hugging Face "
-            f"Hub ({type(error).__name__}: {error}). {SOURCES}"
+            f"`Images`: `source` {name!r} is not a local path, and could not be fetched from the Hub "
+            f"({type(error).__name__}: {error}). {SOURCES}"
         ) from error
     if "train" not in fetched:
         raise ValueError(f"`Images`: {name!r} has no split 'train'. Got {', '.join(fetched)}.")
     features = fetched["train"].features
     images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     if not images:
-        raise ValueError(
-            f"`Images`: {name!r} has no column of images. Got the columns {', '.join(features)}."
-        )
+        raise ValueError(f"`Images`: {name!r} has no column of images. Got the columns {', '.join(features)}.")
     classes = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     label = "label" if "label" in classes else next(iter(classes), None)
     known = {

@@ -1,21 +1,26 @@
-"""Loaders that can be left in the middle of an epoch and taken up again."""
+"""Loaders that can be left in the middle of an epoch and taken up again.
 
+Why not `torchdata.stateful_dataloader`: under Lightning 2.6 it resumes exactly within an epoch only. A state
+saved after an epoch's last batch makes Lightning run an empty epoch, one saved after `fit` has returned is
+that of a fresh iterator, and worker processes read ahead before Lightning says which epoch it resumes. Where
+the order is a function of (seed, epoch), two numbers say it all.
+"""
+
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
-from torchdata.stateful_dataloader import StatefulDataLoader
-from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from straightvq.data.sets import Batch
 
 
-class EpochSampler(StatefulDistributedSampler):
+class EpochSampler(DistributedSampler[int]):
     """A random order that depends on (seed, epoch) only, dealt out in turn to ``num_replicas`` ranks.
 
     Rank r of p takes elements r, r + p, ... of the order: p ranks with batches of B / p see in each step what
     one process sees with batches of B. The order is padded with its own beginning until it divides evenly.
-    Being a `DistributedSampler`, it is left alone by Lightning, which calls its `set_epoch`.
+    Being a `DistributedSampler`, it is left in place by Lightning.
 
     Args:
         dataset: Anything with a length.
@@ -32,26 +37,68 @@ class EpochSampler(StatefulDistributedSampler):
     """
 
     def __init__(self, dataset: Dataset[Any], seed: int = 0, num_replicas: int = 1, rank: int = 0) -> None:
-        # torch seeds with `seed + epoch`: without the factor, seed 1 would begin with the second epoch of
-        # seed 0.
+        # torch seeds with `seed + epoch`: without the factor, seed 1 would begin with epoch 1 of seed 0.
         super().__init__(dataset, num_replicas, rank, shuffle=True, seed=seed * 1_000_003, drop_last=False)
+        self.skip = 0
 
-    def state_dict(self) -> dict[str, Any]:
-        # The epoch belongs to the position: on resume the loader is started before Lightning announces the
-        # epoch.
-        return {**super().state_dict(), "epoch": self.epoch}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self.set_epoch(state_dict["epoch"])
+    def __iter__(self) -> Iterator[int]:
+        """The order, less the first ``skip`` elements of this rank."""
+        return iter(list(super().__iter__())[self.skip :])
 
 
-def train_loader(
-    dataset: Dataset[Batch], batch_size: int, sampler: EpochSampler, num_workers: int = 0
-) -> StatefulDataLoader:
-    """A shuffling loader whose position Lightning saves: the fit loop's checkpoint holds the state of every
-    loader that has `state_dict` and `load_state_dict`. The last batch of an epoch may be smaller."""
-    return StatefulDataLoader(
+class TrainLoader(DataLoader[Batch]):
+    """A loader over an `EpochSampler` that counts its own epochs and remembers its place.
+
+    Lightning's fit loop saves and loads the state of every loader that has `state_dict` and
+    `load_state_dict`. Each new pass is the next epoch; Lightning's own count, announced by `set_epoch`, is
+    one off after some restarts and is overruled. Nothing is read before the first batch is asked for. Each
+    batch says its ``epoch``.
+
+    The constructor is torch's, since Lightning calls it anew for ``overfit_batches`` (then with a sampler of
+    its own, which always starts from the beginning).
+
+    Attributes:
+        epoch: Of the last batch served; before the first, -1 or one less than where to begin.
+        samples: Pictures served in this epoch, on all ranks together.
+        limit: Batches after which a pass counts as complete, None for all: the Trainer's
+            ``limit_train_batches``.
+    """
+
+    epoch = -1
+    samples = 0
+    limit: int | None = None
+    _resumed = False
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator, so that reading begins late
+        if not self._resumed or self._is_complete():
+            self.epoch, self.samples = self.epoch + 1, 0
+        self._resumed = False
+        ranks = 1
+        if isinstance(self.sampler, EpochSampler):
+            ranks = self.sampler.num_replicas
+            self.sampler.set_epoch(self.epoch)
+            self.sampler.skip = self.samples // ranks
+        for batch in super().__iter__():
+            self.samples += ranks * (self.batch_size or 1)
+            yield {**batch, "epoch": self.epoch}
+
+    def _is_complete(self) -> bool:
+        if not isinstance(self.sampler, EpochSampler):
+            return True
+        per_step = self.sampler.num_replicas * (self.batch_size or 1)
+        return self.samples >= min(len(self), len(self) if self.limit is None else self.limit) * per_step
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "samples": self.samples}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.epoch, self.samples = state_dict["epoch"], state_dict["samples"]
+        self._resumed = self.epoch >= 0  # a state from before the first batch is a beginning
+
+
+def train_loader(dataset: Dataset[Batch], batch_size: int, sampler: EpochSampler, num_workers: int = 0) -> TrainLoader:
+    """Shuffled batches; the last one of an epoch may be smaller."""
+    return TrainLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
@@ -63,7 +110,7 @@ def train_loader(
 
 
 def eval_loader(dataset: Dataset[Batch], batch_size: int, num_workers: int = 0) -> DataLoader[Batch]:
-    """A loader in the order of the set. It has no position to save: evaluation starts over."""
+    """Batches in the order of the set. There is no place to remember: evaluation starts over."""
     return DataLoader(
         dataset,
         batch_size=batch_size,

@@ -11,11 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchdata.stateful_dataloader import StatefulDataLoader
 
 from straightvq.data.files import local
 from straightvq.data.hub import SOURCES, hub
-from straightvq.data.loader import EpochSampler, eval_loader, train_loader
+from straightvq.data.loader import EpochSampler, TrainLoader, eval_loader, train_loader
 from straightvq.data.photos import digits, photos
 from straightvq.data.sets import (
     Batch,
@@ -151,9 +150,7 @@ class Images(lightning.LightningDataModule):
         source = self._open()
         if source.class_names is not None:
             return len(source.class_names)
-        return (
-            max((int(records.labels.max(initial=-1)) for records in source.splits.values()), default=-1) + 1
-        )
+        return max((int(records.labels.max(initial=-1)) for records in source.splits.values()), default=-1) + 1
 
     def prepare_data(self) -> None:
         """Fetches a Hub data set, in one process per machine."""
@@ -164,16 +161,13 @@ class Images(lightning.LightningDataModule):
         """Finds the pictures and decodes the splits of ``stage`` ("fit", "validate", "test", "predict", None:
         all), unless they are too large to keep. What is there already is not read again."""
         self._open()
-        wanted = _STAGES[stage]
+        wanted = [split for split in _STAGES[stage] if split not in self._sets]
         number = len(self.unreadable)
         for split in wanted:
-            if split not in self._sets:
-                self._sets[split] = self._load(split)
+            self._sets[split] = self._load(split)
         self._report(len(self.unreadable) - number)
         for split in wanted:
-            if len(self._sets[split]) == 0 and (
-                split == "train" or (split == "validation" and self.val_fraction)
-            ):
+            if len(self._sets[split]) == 0 and (split == "train" or (split == "validation" and self.val_fraction)):
                 self._explain_empty(split)
 
     def _open(self) -> Source:
@@ -227,18 +221,21 @@ class Images(lightning.LightningDataModule):
 
     # Batches
 
-    def train_dataloader(self) -> StatefulDataLoader:
+    def train_dataloader(self) -> TrainLoader:
         dataset = self._set("train", "fit")
         sampler = EpochSampler(dataset, self.seed, **self._ranks())
+        loader = train_loader(dataset, self.batch_size, sampler, self.num_workers)
         if self.trainer is not None:
-            # Workers read ahead before Lightning tells the sampler the epoch it resumes in.
+            # Between epochs Lightning loads no loader state, but knows how many there were.
             progress: Any = self.trainer.fit_loop.epoch_progress.current
-            sampler.set_epoch(progress.processed)
-        return train_loader(dataset, self.batch_size, sampler, self.num_workers)
+            loader.epoch = progress.processed - 1
+            limit = self.trainer.limit_train_batches
+            loader.limit = int(limit * len(loader)) if isinstance(limit, float) else limit
+        return loader
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         dataset = self._set("validation", "validate")
-        # Lightning takes an empty list as "no validation".
+        # Lightning takes an empty list as "no validation", with a warning of its own.
         return eval_loader(dataset, self.batch_size, self.num_workers) if len(dataset) else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
@@ -246,7 +243,7 @@ class Images(lightning.LightningDataModule):
         if len(dataset) == 0:
             raise ValueError(
                 f"`Images`: {self.source!r} has no test pictures. Give it a test split, or a larger "
-                f"`val_fraction` (a split that is missing gets that share). Got val_fraction={self.val_fraction}."
+                f"`val_fraction` (a missing split gets that share). Got {self.val_fraction}."
             )
         return eval_loader(dataset, self.batch_size, self.num_workers)
 
@@ -257,12 +254,13 @@ class Images(lightning.LightningDataModule):
         """Bytes to floating point in [0, 1], and flips in training.
 
         Shape:
-            batch: ``image`` UInt8 ``(B, C, H, W)``, ``label`` Int64 ``(B)``, ``index`` Int64 ``(B)``.
+            batch: ``image`` UInt8 ``(B, C, H, W)``, ``label`` Int64 ``(B)``, ``index`` Int64 ``(B)``;
+                of the training loader also ``epoch``, an integer.
             returns: ``image`` Float ``(B, C, H, W)``, ``label`` Int64 ``(B)``.
         """
         image = batch["image"].to(torch.float32) / 255
-        if self.flip and self.trainer is not None and self.trainer.training:
-            mirrored = self._mirrored(self.trainer.current_epoch, image.device)[batch["index"]]
+        if self.flip and "epoch" in batch:
+            mirrored = self._mirrored(int(batch["epoch"]), image.device)[batch["index"]]
             image = torch.where(mirrored[:, None, None, None], image.flip(-1), image)
         result = {"image": image, "label": batch["label"]}
         if self.trainer is not None:

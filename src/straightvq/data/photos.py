@@ -95,9 +95,7 @@ def photos(
         "validation": num_validation,
         "test": NUM_TEST if num_test is None else num_test,
     }
-    splits: dict[str, Records] = {
-        name: PhotoCrops(images, name, count, size, seed) for name, count in counts.items()
-    }
+    splits: dict[str, Records] = {name: PhotoCrops(images, name, count, size, seed) for name, count in counts.items()}
     return Source(splits, ["china", "flower"])
 
 
@@ -113,9 +111,7 @@ class Digits(Records):
     def decode(self, i: int, size: int, channels: int) -> NDArray[np.uint8]:
         from PIL import Image
 
-        return to_array(
-            Image.fromarray(self.grey[i]).resize((size, size), Image.Resampling.BILINEAR), channels
-        )
+        return to_array(Image.fromarray(self.grey[i]).resize((size, size), Image.Resampling.BILINEAR), channels)
 
 
 def digits() -> Source:

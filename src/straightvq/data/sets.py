@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from straightvq.data.decode import UnreadableImageError
 
 OnError = Literal["skip", "raise"]
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # tensors, and the number of the epoch
 
 log = logging.getLogger(__name__)
 

@@ -481,8 +481,7 @@ def _vectors(x: Tensor, owner: str) -> Tensor:
     """Flatten `(*batch, dim)` to a wide, detached `(n, dim)` with n >= 1."""
     if x.ndim == 0 or x.numel() == 0:
         raise ValueError(
-            f"`{owner}`: vectors must have the shape (*batch, dim) with at least one vector. "
-            f"Got {tuple(x.shape)}."
+            f"`{owner}`: vectors must have the shape (*batch, dim) with at least one vector. Got {tuple(x.shape)}."
         )
     return x.detach().reshape(-1, x.shape[-1]).to(_wide_dtype(x))
 

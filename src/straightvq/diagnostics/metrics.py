@@ -70,9 +70,7 @@ class CodebookUsage(_ExactMetric):
     def __init__(self, codebook_size: int, num_quantizers: int | None = None) -> None:
         super().__init__()
         if codebook_size < 1:
-            raise ValueError(
-                f"`CodebookUsage`: `codebook_size` must be an integer >= 1. Got {codebook_size}."
-            )
+            raise ValueError(f"`CodebookUsage`: `codebook_size` must be an integer >= 1. Got {codebook_size}.")
         if num_quantizers is not None and num_quantizers < 1:
             raise ValueError(
                 f"`CodebookUsage`: `num_quantizers` must be an integer >= 1 or None. Got {num_quantizers}."
@@ -133,7 +131,9 @@ class _PooledMoments(_ExactMetric):
             incoming_state = {name: getattr(incoming_state, name) for name in self._defaults}
         for name in self._defaults:
             self._take_in(name, incoming_state[name])
+        # As after an update: no cached value, and no warning that there was none.
         self._computed = None
+        self._update_count += 1
 
     def _take_in(self, name: str, table: Tensor) -> None:
         state = getattr(self, name)
@@ -141,8 +141,7 @@ class _PooledMoments(_ExactMetric):
             setattr(self, name, table)
         elif table.shape[1] not in (0, state.shape[1]):
             raise ValueError(
-                f"`{type(self).__name__}`: vectors must have dim={state.shape[1]} as before. "
-                f"Got {table.shape[1]}."
+                f"`{type(self).__name__}`: vectors must have dim={state.shape[1]} as before. Got {table.shape[1]}."
             )
         elif table.shape[1]:
             setattr(self, name, _merge_tables(torch.stack([state, table.to(state)])))

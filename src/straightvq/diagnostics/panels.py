@@ -6,7 +6,7 @@ module.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from straightvq.diagnostics import functional
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -32,6 +33,7 @@ PIXELS_PER_INCH = 100
 # Of one letter in inches, rounded up: enough to keep text inside its panel.
 LETTER_WIDTH = 0.105
 BOLD_LETTER_WIDTH = 0.135
+HEADLINE_LETTER_WIDTH = 0.195
 
 # Above this many, more dots only make a scatter plot heavier.
 MAX_POINTS = 4000
@@ -73,7 +75,7 @@ def codebook_scatter(
             "`codebook_scatter`: `z`, `codes` and `counts` must have the shapes (*batch, dim), (k, dim) "
             f"and (k,). Got {tuple(z.shape)}, {tuple(codes.shape)} and {tuple(counts.shape)}."
         )
-    ax = prepare(target, title)
+    ax = prepare(target)
     z, codes, share = z.detach().cpu(), codes.detach().cpu(), _shares(counts)
     points, places, variance = _project(z.reshape(-1, z.shape[-1]), codes)
     low, high = _view(points, places)
@@ -83,11 +85,12 @@ def codebook_scatter(
     step = -(-len(points) // MAX_POINTS)
     dots, crosses, discs = points[::step], places[~used & inside], places[used & inside]
     size = 7 if len(points) > 500 else 14
-    ax.scatter(
+    embedding = ax.scatter(
         dots[:, 0], dots[:, 1], s=size, c=POINT, linewidths=0, alpha=0.55, rasterized=True, label="embedding"
-    )  # Area follows the share; the floor keeps a code that is rarely used visible.
+    )
+    # Area follows the share; the floor keeps a code that is rarely used visible.
     area = 16 + 260 * np.sqrt(share[used & inside])
-    ax.scatter(
+    unused = ax.scatter(
         crosses[:, 0],
         crosses[:, 1],
         s=26,
@@ -97,7 +100,7 @@ def codebook_scatter(
         alpha=0.55,
         label="unused",
     )
-    ax.scatter(
+    in_use = ax.scatter(
         discs[:, 0],
         discs[:, 1],
         s=area,
@@ -109,7 +112,7 @@ def codebook_scatter(
     )
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
     _name_components(ax, variance)
-    key(ax, order=["used", "unused", "embedding"])
+    finish(ax, {"used": in_use, "unused": unused, "embedding": embedding}, title)
     if not inside.all():
         _note(ax, _outside_text(inside, used))
     return _figure(ax)
@@ -194,7 +197,7 @@ def usage_histogram(
         raise ValueError(
             f"`usage_histogram`: `counts` must have the shape (k,) with k >= 1. Got {tuple(counts.shape)}."
         )
-    ax = prepare(target, title)
+    ax = prepare(target)
     share = np.sort(_shares(counts))[::-1]
     k, used = len(share), int((share > 0).sum())
     even = 1 / k
@@ -202,11 +205,11 @@ def usage_histogram(
     edges = np.arange(used + 1)
     ax.stairs(share[:used], edges, baseline=floor, fill=True, color=color, alpha=0.3)
     ax.stairs(share[:used], edges, baseline=None, color=color, linewidth=1.8)
-    ax.axhline(even, color=FAINT_INK, linewidth=1.1, linestyle=(0, (5, 4)), label="all codes alike")
+    alike = ax.axhline(even, color=FAINT_INK, linewidth=1.1, linestyle=(0, (5, 4)))
     ax.set(yscale="log", xlim=(0, k), ylim=(floor, max(share[0], even) * 2))
     ax.set_xlabel("codes, most used first")
     ax.set_ylabel("share of all vectors")
-    key(ax, order=["all codes alike"])
+    finish(ax, {"all codes alike": alike}, title)
     codes_in_use = float(functional.perplexity(counts))
     _note(ax, f"{used:,} of {k:,} codes used, perplexity {codes_in_use:,.1f}")
     return _figure(ax)
@@ -232,33 +235,32 @@ def usage_over_time(
     """
     if len(colors) < len(series):
         raise ValueError(f"`usage_over_time`: `colors` must be at least {len(series)}. Got {len(colors)}.")
-    ax = prepare(target, title)
+    ax = prepare(target)
+    lines: dict[str, Artist] = {}
     for (name, (steps, values)), color in zip(series.items(), colors, strict=False):
         if len(steps) != len(values):
             raise ValueError(
-                f"`usage_over_time`: {name!r} must have as many steps as values. "
-                f"Got {len(steps)} and {len(values)}."
+                f"`usage_over_time`: {name!r} must have as many steps as values. Got {len(steps)} and {len(values)}."
             )
         percent = 100 * np.asarray(values, dtype=float)
         # A dot at each end shows a single measurement, and where a shorter run stopped.
-        ax.plot(
+        (lines[name],) = ax.plot(
             steps,
             percent,
             color=color,
             linewidth=2.4,
-            label=name,
             marker="o",
             markevery=[0, -1],
             markersize=5,
         )
-    ax.set(ylim=(0, 104), yticks=[0, 25, 50, 75, 100])
+    ax.set(ylim=(-2, 104), yticks=[0, 25, 50, 75, 100])
     ax.set_xlabel("training step")
     ax.set_ylabel("codes used (%)")
-    key(ax, order=list(series))
+    finish(ax, lines, title)
     return _figure(ax)
 
 
-# -- style ----------------------------------------------------------------------------------------------------
+# -- style -------------------------------------------------------------------------------------------------
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -274,7 +276,7 @@ def headline(figure: "Figure", text: str) -> None:
     figure.text(
         0.45 / width,
         1 - 0.42 / height,
-        text,
+        clip(text, int((width - 0.8) / HEADLINE_LETTER_WIDTH)),
         fontsize=HEADLINE_SIZE,
         fontweight="bold",
         color=INK,
@@ -283,7 +285,7 @@ def headline(figure: "Figure", text: str) -> None:
     )
 
 
-def prepare(target: "Axes | Figure | None", title: str | None) -> "Axes":
+def prepare(target: "Axes | Figure | None") -> "Axes":
     """Find or make the axes of a panel and give them the house style."""
     from matplotlib.axes import Axes
 
@@ -303,10 +305,6 @@ def prepare(target: "Axes | Figure | None", title: str | None) -> "Axes":
     for side, spine in ax.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_color(RULE)
-    if title:
-        ax.set_title(
-            title, loc="left", pad=32, fontsize=TITLE_SIZE, fontweight="bold", color=INK, parse_math=False
-        )
     return ax
 
 
@@ -327,28 +325,26 @@ def _figure(ax: "Axes") -> "Figure":
     return ax.figure if isinstance(ax.figure, Figure) else ax.figure.figure
 
 
-def key(ax: "Axes", order: Sequence[str]) -> None:
-    """Put the legend in a line between title and plot, where it can cover nothing.
-
-    Names too long for one line are listed inside, in the emptiest corner.
-    """
+def finish(ax: "Axes", handles: "Mapping[str, Artist]", title: str | None) -> None:
+    """Write title and legend above the plot, where they can cover nothing."""
     from matplotlib.collections import PathCollection
 
-    handles, labels = ax.get_legend_handles_labels()
-    found = dict(zip(labels, handles, strict=True))
-    figure_width = _figure(ax).get_size_inches()[0]
-    letters = ax.get_position().width * figure_width / LETTER_WIDTH
-    if sum(len(name) + 4 for name in order) > letters:
-        place: dict[str, Any] = {"loc": "best", "ncols": 1, "frameon": True, "framealpha": 0.9, "edgecolor": RULE}
-    else:
-        anchor = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0)}
-        place = {**anchor, "ncols": max(len(order), 1), "frameon": False}
+    names = list(handles)
+    letters = int(ax.get_window_extent().width / _figure(ax).dpi / LETTER_WIDTH)
+    # Names that do not fit side by side are stacked, many of them in two columns.
+    one_line = sum(len(name) + 4 for name in names) <= letters
+    columns = max(len(names), 1) if one_line else 1 if len(names) <= 3 else 2
     legend = ax.legend(
-        [found[name] for name in order],
-        [clip(name, int(letters) - 6) for name in order],
-        **place,
+        list(handles.values()),
+        # matplotlib leaves out what starts with an underscore.
+        [" " * name.startswith("_") + (name if one_line else clip(name, letters // columns - 4)) for name in names],
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=columns,
+        frameon=False,
         fontsize=TEXT_SIZE,
         labelcolor=INK,
+        labelspacing=0.3,
         handlelength=1.2,
         handletextpad=0.5,
         columnspacing=1.2,
@@ -357,9 +353,20 @@ def key(ax: "Axes", order: Sequence[str]) -> None:
     for text in legend.get_texts():
         text.set_parse_math(False)
     for handle in legend.legend_handles:
-        # Discs are drawn at every size; the key shows one.
+        # Discs are drawn at every size; the legend shows one.
         if isinstance(handle, PathCollection):
             handle.set(sizes=[45], alpha=1)
+    if title:
+        lines = -(-len(names) // columns)
+        ax.set_title(
+            title,
+            loc="left",
+            pad=14 + 1.5 * TEXT_SIZE * lines,
+            fontsize=TITLE_SIZE,
+            fontweight="bold",
+            color=INK,
+            parse_math=False,
+        )
 
 
 def _note(ax: "Axes", text: str) -> None:

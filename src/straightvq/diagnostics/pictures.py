@@ -1,7 +1,7 @@
 """Pictures of quantizers: rows of images, the page that compares runs, and `save`.
 
-The single plots that they are made of are in `panels.py` and can be imported from here. matplotlib is imported
-by the functions, not by this module.
+The single plots that they are made of are in `panels.py` and can be imported from here. matplotlib is
+imported by the functions, not by this module.
 """
 
 import os
@@ -100,9 +100,7 @@ class Arm:
     perplexity: float
 
 
-def comparison(
-    originals: Tensor, arms: Sequence[Arm], *, title: str | None = None, max_images: int = 10
-) -> "Figure":
+def comparison(originals: Tensor, arms: Sequence[Arm], *, title: str | None = None, max_images: int = 10) -> "Figure":
     """One page: originals and reconstructions, usage over training, and every arm's codebook.
 
     An arm keeps its colour in all panels. At most six arms, of which the first three look best.
@@ -129,13 +127,14 @@ def comparison(
         )
     colors = panels.PALETTE[: len(arms)]
     rows = [(_label(arm), arm.reconstructions) for arm in arms]
-    strips = _image_strips(originals, *rows, max_images=max_images)
-    width, head, plots = 16.0, 0.95, 5.2  # inches
+    strips = _image_strips("comparison", originals, rows, max_images)
+    width, head = 16.0, 0.95  # inches
     images = _strips_height(strips, width)
+    plots = _panel_rows(len(arms))[0] * _PANEL_HEIGHT
     figure = panels.new_figure(width, head + images + plots)
     panels.headline(figure, title or _headline(arms))
     _draw_strips(figure, strips, head, [panels.INK, *colors])
-    _draw_panels(figure, arms, colors, plots)
+    _draw_panels(figure, arms, colors)
     return figure
 
 
@@ -156,7 +155,7 @@ def reconstruction_grid(
     Raises:
         ValueError: if there is no image or the shapes differ.
     """
-    strips = _image_strips(originals, *rows, max_images=max_images)
+    strips = _image_strips("reconstruction_grid", originals, rows, max_images)
     top = 0.7 if title else 0.2
     figure = panels.new_figure(16.0, top + _strips_height(strips, 16.0) + 0.2)
     if title:
@@ -165,35 +164,40 @@ def reconstruction_grid(
     return figure
 
 
-def _draw_panels(figure: "Figure", arms: Sequence[Arm], colors: Sequence[str], height: float) -> None:
-    """Usage over training and one scatter per arm, side by side in the lowest `height` inches."""
+def _draw_panels(figure: "Figure", arms: Sequence[Arm], colors: Sequence[str]) -> None:
+    """Usage over training and one scatter per arm, row by row from the lower edge."""
     page_width, page_height = figure.get_size_inches()
-    left, right, between, below, above = 1.0, 0.35, 0.95, 0.75, 1.2  # inches
-    count = len(arms) + 1
-    width = (page_width - left - right - (count - 1) * between) / count
-    axes = [
-        figure.add_axes(
-            (
-                (left + column * (width + between)) / page_width,
-                below / page_height,
-                width / page_width,
-                (height - below - above) / page_height,
-            )
-        )
-        for column in range(count)
-    ]
+    rows, columns = _panel_rows(len(arms))
+    left, right, between, below, above = 1.0, 0.35, 0.95, 0.75, 1.35  # inches
+    width = (page_width - left - right - (columns - 1) * between) / columns
+    height = _PANEL_HEIGHT - below - above
+    axes = []
+    for panel in range(len(arms) + 1):
+        row, column = divmod(panel, columns)
+        x = left + column * (width + between)
+        y = (rows - 1 - row) * _PANEL_HEIGHT + below
+        axes.append(figure.add_axes((x / page_width, y / page_height, width / page_width, height / page_height)))
     series = {arm.name: (arm.usage_steps, arm.usage_values) for arm in arms}
     usage_over_time(axes[0], series, colors=colors, title="Codes in use during training")
     for ax, arm, color in zip(axes[1:], arms, colors, strict=True):
         title = panels.clip(f"Codebook of {arm.name}", int(width / panels.BOLD_LETTER_WIDTH))
         codebook_scatter(ax, arm.z, arm.codes, arm.counts, color=color, title=title)
-        ax.title.set_color(color)
+
+
+_PANEL_HEIGHT = 5.35  # inches, with labels and title
+
+
+def _panel_rows(arms: int) -> tuple[int, int]:
+    """Rows and columns of one panel more than there are arms, never more than three wide."""
+    count = arms + 1
+    columns = 2 if count == 4 else min(count, 3)
+    return -(-count // columns), columns
 
 
 def _label(arm: Arm) -> str:
     return "\n".join(
         (
-            panels.clip(arm.name, _LABEL_LETTERS),
+            arm.name,
             f"test MSE {arm.test_mse:.4g}, {arm.psnr:.1f} dB",
             f"{arm.codes_used:,} of {len(arm.codes):,} codes used",
             f"perplexity {arm.perplexity:,.1f}",
@@ -208,18 +212,18 @@ def _headline(arms: Sequence[Arm]) -> str:
 
 
 def _image_strips(
-    originals: Tensor, *rows: tuple[str, Tensor], max_images: int
+    owner: str, originals: Tensor, rows: Sequence[tuple[str, Tensor]], max_images: int
 ) -> list[tuple[str, np.ndarray]]:
     """Check the images and lay each row out as `(label, (n, height, width, channels))` in [0, 1]."""
     if originals.ndim != 4 or not len(originals) or originals.shape[1] not in (1, 3):
         raise ValueError(
-            f"`originals` must have the shape (n, channels, height, width) with n >= 1 and 1 or 3 channels. "
+            f"`{owner}`: `originals` must have the shape (n, channels, height, width) with n >= 1 and 1 or 3 channels. "
             f"Got {tuple(originals.shape)}."
         )
     for name, images in rows:
         if images.shape != originals.shape:
             raise ValueError(
-                f"The images of {name!r} must have the shape of `originals`, {tuple(originals.shape)}. "
+                f"`{owner}`: the images of {name!r} must have the shape of `originals`, {tuple(originals.shape)}. "
                 f"Got {tuple(images.shape)}."
             )
     strips = []
@@ -249,9 +253,7 @@ def _cell(images: np.ndarray, width: float) -> tuple[float, float]:
     return cell_height * wide / height, cell_height
 
 
-def _draw_strips(
-    figure: "Figure", strips: Sequence[tuple[str, np.ndarray]], top: float, colors: Sequence[str]
-) -> None:
+def _draw_strips(figure: "Figure", strips: Sequence[tuple[str, np.ndarray]], top: float, colors: Sequence[str]) -> None:
     """Draw rows of images from `top` inches below the upper edge, each labelled on the left.
 
     The first line of a label stands out in the row's colour.
@@ -277,7 +279,7 @@ def _draw_strips(
             figure.text(
                 0.45 / width,
                 (middle + (len(others) / 2 - number) * line) / height,
-                text,
+                panels.clip(text, _LABEL_LETTERS) if number == 0 else text,
                 fontsize=panels.TITLE_SIZE if number == 0 else panels.TEXT_SIZE,
                 fontweight="bold" if number == 0 else "normal",
                 color=color if number == 0 else panels.FAINT_INK,

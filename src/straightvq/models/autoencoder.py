@@ -1,0 +1,179 @@
+"""A small convolutional autoencoder with a quantizer slot."""
+
+import math
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from straightvq.nn import Quantizer, QuantizerOutput
+from straightvq.nn.part import check_int, check_part
+
+# A group of 16 channels is wide enough that one dead channel does not decide the group's moments.
+_GROUP_WIDTH = 16
+
+
+class AutoencoderOutput(NamedTuple):
+    """What `Autoencoder` returns.
+
+    Attributes:
+        reconstruction: Float (B, C, H, W), in the range of the data but not clamped to it.
+        z: Float (B, dim, h, w), the embeddings before quantization.
+        quantizer: the quantizer's own output, loss included.
+    """
+
+    reconstruction: Tensor
+    z: Tensor
+    quantizer: QuantizerOutput
+
+
+class Autoencoder(nn.Module):
+    """Images to a grid of codes and back.
+
+    The encoder halves the resolution with strided convolutions and thinks in residual blocks at the lowest one; the
+    decoder is its mirror image. All normalization is over groups of channels of one image, so that nothing depends
+    on what else is in the batch, and training and evaluation differ in the quantizer only.
+
+    The last convolution's output is the image, without a sigmoid that would saturate at black and white; its bias
+    starts at mid grey. The embeddings leave the encoder with a standard deviation of about 1.
+
+    Args:
+        quantizer: any quantizer with ``channel_dim=1``. Its ``dim`` is the width of the latent.
+        in_channels: 3 for RGB, 1 for grey.
+        hidden: channels inside the network, at least 2.
+        downsample: factor between image and latent, a power of two. 4 turns 32 x 32 pixels into 8 x 8 tokens.
+        blocks: residual blocks in the encoder, and again in the decoder.
+
+    Shape:
+        x: Float (B, in_channels, H, W) in [0, 1], H and W multiples of ``downsample``.
+        indices: Int64 (B, H / downsample, W / downsample); composites have a last axis more.
+
+    Raises:
+        TypeError, ValueError: for impossible sizes, a quantizer with another ``channel_dim``, images of a wrong shape.
+
+    Source: the layout of the networks used for reconstruction in arXiv 2305.08842 (those of SQ-VAE, arXiv
+    2205.07547). Deviations: normalization over groups instead of the batch, one width, no sigmoid.
+
+    Example:
+        >>> import straightvq as svq, torch
+        >>> model = Autoencoder(svq.presets.vq_vae(8, 32, channel_dim=1), hidden=16)
+        >>> out = model(torch.rand(2, 3, 16, 16))
+        >>> out.reconstruction.shape, out.quantizer.indices.shape
+        (torch.Size([2, 3, 16, 16]), torch.Size([2, 4, 4]))
+    """
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        *,
+        in_channels: int = 3,
+        hidden: int = 64,
+        downsample: int = 4,
+        blocks: int = 2,
+    ) -> None:
+        super().__init__()
+        check_part(self, "quantizer", quantizer, Quantizer)
+        if quantizer.channel_dim != 1:
+            raise ValueError(
+                f"`Autoencoder`: `quantizer` must have channel_dim=1, because images are (B, C, H, W). "
+                f"Got {quantizer.channel_dim}."
+            )
+        self.in_channels = check_int(self, "in_channels", in_channels, 1)
+        hidden = check_int(self, "hidden", hidden, 2)
+        blocks = check_int(self, "blocks", blocks, 0)
+        self.downsample = check_int(self, "downsample", downsample, 1)
+        if downsample & (downsample - 1):
+            raise ValueError(f"`Autoencoder`: `downsample` must be a power of two. Got {downsample}.")
+        halvings = int(math.log2(downsample))
+        self.encoder = _encoder(self.in_channels, hidden, quantizer.dim, halvings, blocks)
+        self.quantizer = quantizer
+        self.decoder = _decoder(self.in_channels, hidden, quantizer.dim, halvings, blocks)
+
+    def forward(self, x: Tensor) -> AutoencoderOutput:
+        """Encodes, quantizes and decodes; see the class for shapes."""
+        z = self.encode(x)
+        out = self.quantizer(z)
+        return AutoencoderOutput(self.decode(out.quantized), z, out)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> embeddings (B, dim, h, w)."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"`Autoencoder`: `x` must have the shape (B, {self.in_channels}, H, W). Got {tuple(x.shape)}."
+            )
+        if x.shape[2] % self.downsample or x.shape[3] % self.downsample:
+            raise ValueError(
+                f"`Autoencoder`: height and width of `x` must be multiples of downsample={self.downsample}. "
+                f"Got {tuple(x.shape)}."
+            )
+        return self.encoder(x)
+
+    def decode(self, quantized: Tensor) -> Tensor:
+        """Quantized embeddings (B, dim, h, w) -> images (B, C, H, W)."""
+        return self.decoder(quantized)
+
+    def tokenize(self, x: Tensor) -> Tensor:
+        """Images -> indices, by the quantizer's evaluation rule; changes no state."""
+        return self.quantizer.encode(self.encode(x))
+
+    def detokenize(self, indices: Tensor) -> Tensor:
+        """Indices -> images; together with ``tokenize`` the evaluation forward's reconstruction."""
+        return self.decode(self.quantizer.decode(indices))
+
+
+class _ResidualBlock(nn.Module):
+    """x + [norm, ReLU, 3 x 3, norm, ReLU, 1 x 1](x)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _norm(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            _norm(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def _encoder(in_channels: int, hidden: int, dim: int, halvings: int, blocks: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    width = in_channels
+    for _ in range(halvings):
+        layers += [nn.Conv2d(width, hidden, 4, stride=2, padding=1), _norm(hidden), nn.ReLU()]
+        width = hidden
+    layers += [nn.Conv2d(width, hidden, 3, padding=1)]
+    layers += [_ResidualBlock(hidden) for _ in range(blocks)]
+    to_latent = nn.Conv2d(hidden, dim, 1)
+    # The normalized input has variance 1, so this gives every channel of z a variance of about 1.
+    nn.init.normal_(to_latent.weight, std=hidden**-0.5)
+    assert to_latent.bias is not None
+    nn.init.zeros_(to_latent.bias)
+    return nn.Sequential(*layers, _norm(hidden), to_latent)
+
+
+def _decoder(in_channels: int, hidden: int, dim: int, halvings: int, blocks: int) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.Conv2d(dim, hidden, 3, padding=1)]
+    layers += [_ResidualBlock(hidden) for _ in range(blocks)]
+    layers += [_norm(hidden), nn.ReLU()]
+    # Transposed convolutions of width 4 and stride 2 cover every pixel evenly, and work at the lower resolution:
+    # on a CPU they take about half the time of upsampling followed by a convolution.
+    for _ in range(halvings - 1):
+        layers += [nn.ConvTranspose2d(hidden, hidden, 4, stride=2, padding=1), _norm(hidden), nn.ReLU()]
+    if halvings:
+        to_image: nn.Conv2d | nn.ConvTranspose2d = nn.ConvTranspose2d(hidden, in_channels, 4, stride=2, padding=1)
+    else:
+        to_image = nn.Conv2d(hidden, in_channels, 3, padding=1)
+    assert to_image.bias is not None
+    nn.init.constant_(to_image.bias, 0.5)  # mid grey
+    return nn.Sequential(*layers, to_image)
+
+
+def _norm(width: int) -> nn.GroupNorm:
+    """GroupNorm with groups of about 16 channels, for any width."""
+    groups = max(1, width // _GROUP_WIDTH)
+    while width % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, width)

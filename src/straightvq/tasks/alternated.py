@@ -1,0 +1,104 @@
+"""The paper's two-phase training step: first the quantization error, then the task."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from straightvq.nn import Codebook, attach_optimizer
+from straightvq.nn.part import check_int
+
+__all__ = ["alternated_step", "attach_optimizers"]
+
+
+def alternated_step(
+    quantizer_loss: Callable[[], Tensor],
+    task_loss: Callable[[], Tensor],
+    inner: Optimizer,
+    outer: Optimizer,
+    *,
+    inner_steps: int = 1,
+    backward: Callable[[Tensor], Any] = torch.Tensor.backward,
+) -> tuple[Tensor, Tensor]:
+    """One alternated step: ``inner_steps`` steps on the quantizer's loss alone, then one on the task's loss alone.
+
+        repeat inner_steps times:  gradients <- 0;  quantizer_loss().backward();  inner.step()
+                                   gradients <- 0;  task_loss().backward();       outer.step()
+
+    Each loss is computed by a forward pass of its own, so the task sees the codes (and the encoder) that the first
+    phase left behind. What the first phase moves is what ``inner`` holds: the codebook, or the codebook and the
+    encoder. A parameter may be in both optimizers, as a codebook with a synchronised estimator is: phase one gives
+    it the commitment gradient and phase two the task's, and neither is counted twice.
+
+    Args:
+        quantizer_loss: runs a forward pass and returns the quantizer's loss, a scalar.
+        task_loss: runs a forward pass and returns the task's loss, a scalar.
+        inner: optimizer of the first phase.
+        outer: optimizer of the second phase. In plain SGD terms the step is coordinate descent.
+        inner_steps: steps of the first phase.
+        backward: what to call instead of ``loss.backward()``, such as Lightning's ``manual_backward``.
+
+    Returns:
+        The last quantizer loss and the task loss, detached.
+
+    Source: arXiv 2305.08842, alternated optimisation in its full form, with a forward pass for each phase (the
+        authors' answer in issue 5 of github.com/minyoungg/vqtorch). Their toy figure leaves the first phase's
+        gradient in place during the second; here it is cleared.
+
+    Example:
+        >>> z = nn.Parameter(torch.tensor([1.0]))
+        >>> inner, outer = torch.optim.SGD([z], lr=0.5), torch.optim.SGD([z], lr=0.5)
+        >>> half_square = lambda: 0.5 * z.square().sum()
+        >>> _ = alternated_step(half_square, half_square, inner, outer)
+        >>> z.item()  # halved twice
+        0.25
+    """
+    inner_steps = check_int("alternated_step", "inner_steps", inner_steps, 1)
+    first = second = torch.zeros(())
+    for _ in range(inner_steps):
+        first = _phase(quantizer_loss, inner, (inner, outer), backward)
+    second = _phase(task_loss, outer, (inner, outer), backward)
+    return first, second
+
+
+def _phase(
+    loss: Callable[[], Tensor],
+    optimizer: Optimizer,
+    both: tuple[Optimizer, Optimizer],
+    backward: Callable[[Tensor], Any],
+) -> Tensor:
+    # To None and not to zero: an optimizer skips a parameter without gradient, while a gradient of zero would still
+    # move it by momentum and weight decay.
+    for each in both:
+        each.zero_grad(set_to_none=True)
+    value = loss()
+    backward(value)
+    optimizer.step()
+    return value.detach()
+
+
+def attach_optimizers(inner: Optimizer, outer: Optimizer, module: nn.Module) -> None:
+    """`straightvq.attach_optimizer` for two optimizers: a rewritten code row loses its moments in both.
+
+    Attached one by one, the first to step would take down the flags before the other has seen them.
+
+    Args:
+        inner: optimizer of the first phase.
+        outer: optimizer of the second phase; it must hold all parameters of the codebooks.
+        module: the network with the quantizers.
+    """
+    books = [m for m in module.modules() if isinstance(m, Codebook)]
+
+    @torch.no_grad()
+    def clear(*_: Any) -> None:
+        for book in books:
+            for value in inner.state.get(book.raw, {}).values():
+                if isinstance(value, Tensor) and value.shape == book.raw.shape:
+                    value.masked_fill_(book.rewritten[:, None], 0)
+
+    # Only the outer optimizer's own hook, which comes last, takes the flags down.
+    inner.register_step_pre_hook(clear)
+    outer.register_step_pre_hook(clear)
+    attach_optimizer(outer, module)

@@ -1,0 +1,82 @@
+"""Exact resume: the states of the random number generators, which Lightning's checkpoints lack."""
+
+import random
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+__all__ = ["ExactResume"]
+
+
+class ExactResume(Callback):
+    """Saves and restores the random states of torch (CPU and CUDA), numpy and Python with every checkpoint.
+
+    Each training batch begins with the random state that the one before it left, in an uninterrupted run as in a
+    resumed one. What draws numbers in between (loaders that are started, validation) therefore does not change the
+    training, and a run that is stopped and resumed gives the same numbers as one that never stopped.
+
+    The state consists of tensors, lists and numbers, so that checkpoints load with ``weights_only=True``. In a run
+    of several processes the states of the first one are saved: draw what must differ between ranks from (seed, step,
+    rank), as the quantizers do.
+
+    Example:
+        >>> callback = ExactResume()
+        >>> callback.on_train_batch_end()
+        >>> first = torch.rand(())
+        >>> callback.on_train_batch_start()
+        >>> bool(torch.rand(()) == first)
+        True
+    """
+
+    def __init__(self) -> None:
+        self._state: dict[str, Any] | None = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """A second ``fit`` that resumes nothing starts from whatever the caller has seeded."""
+        if trainer.ckpt_path is None:
+            self._state = None
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        if self._state is not None:
+            _restore(self._state)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self._state = _capture()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._state is None else self._state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state = state_dict or None
+
+
+def _capture() -> dict[str, Any]:
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    version, internal, gauss_next = random.getstate()
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "python": [version, torch.tensor(internal), gauss_next],
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _restore(state: dict[str, Any]) -> None:
+    # A checkpoint may have been loaded onto another device.
+    torch.set_rng_state(_on_cpu(state["torch"]))
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, _on_cpu(keys).numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(_on_cpu(internal).tolist()), gauss_next))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(_on_cpu(state["cuda"]))
+
+
+def _on_cpu(value: Tensor) -> Tensor:
+    return value.cpu()

@@ -1,0 +1,48 @@
+"""Small pictures made on the spot."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+
+def encoded(value=128, size=(10, 8), mode="RGB", kind="PNG", **options):
+    """Bytes of a picture of one colour; ``size`` is (width, height)."""
+    buffer = io.BytesIO()
+    Image.new(mode, size, value).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise_jpeg(size=64):
+    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def grey(value):
+    return encoded((value, value, value))
+
+
+def write_parquet(path, images, labels=None, column="image", as_struct=True, metadata=None):
+    cells = [{"bytes": data, "path": None} for data in images] if as_struct else images
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())]) if as_struct else pa.binary()
+    columns = {column: pa.array(cells, kind)}
+    if labels is not None:
+        columns["label"] = pa.array(labels, pa.int64())
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Classes ``a`` and ``b``, 20 grey pictures each; picture i of a has value i, of b 100 + i."""
+    root = tmp_path / "pictures"
+    for name, start in (("a", 0), ("b", 100)):
+        (root / name).mkdir(parents=True)
+        for i in range(20):
+            (root / name / f"{i:02}.png").write_bytes(grey(start + i))
+    return root

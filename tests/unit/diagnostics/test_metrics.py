@@ -1,0 +1,295 @@
+"""Accumulators equal one pass over all data: any batches, any ranks, any offset, any dtype of the module."""
+
+import copy
+import math
+import pickle
+import socket
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from straightvq import diagnostics as dx
+
+# Uneven pieces of 100 vectors, among them empty ones and single ones.
+PIECES = (0, 1, 30, 0, 2, 66, 1)
+
+
+def data(offset=0.0, dim=5, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(100, dim, generator=generator, dtype=torch.float64) * torch.arange(1, dim + 1) + offset
+    quantized = z + 0.3 * torch.randn(100, dim, generator=generator, dtype=torch.float64)
+    codes = torch.randn(16, dim, generator=generator, dtype=torch.float64) + offset
+    return z.to(dtype), quantized.to(dtype), codes.to(dtype)
+
+
+def naive_errors(z, quantized):
+    z, quantized = z.double().numpy(), quantized.double().numpy()
+    squared = (z - quantized) ** 2
+    return {"mse": squared.mean(), "normalized": squared.sum() / ((z - z.mean(0)) ** 2).sum()}
+
+
+def assert_equal_values(values, expected, rtol=1e-6):
+    assert values.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(values[name].numpy(), np.asarray(expected[name]), rtol=rtol, err_msg=name)
+
+
+class TestCodebookUsage:
+    def test_does_not_depend_on_the_batches(self):
+        indices = torch.randint(-1, 40, (100,), generator=torch.Generator().manual_seed(0))
+        metric = dx.CodebookUsage(50)
+        for piece in indices.split(PIECES):
+            metric.update(piece)
+        counts = dx.usage_counts(indices, 50)
+        expected = {
+            "usage": dx.usage(counts),
+            "perplexity": dx.perplexity(counts),
+            "dead_codes": dx.dead_codes(counts),
+        }
+        assert_equal_values(metric.compute(), expected, rtol=0)
+
+    def test_keeps_levels_apart(self):
+        metric = dx.CodebookUsage(4, num_quantizers=2)
+        metric.update(torch.tensor([[[0, 1], [0, 2]], [[0, 3], [-1, -1]]]))
+        values = metric.compute()
+        torch.testing.assert_close(values["usage"], torch.tensor([0.25, 0.75]))
+        torch.testing.assert_close(values["perplexity"], torch.tensor([1.0, 3.0]))
+        assert values["dead_codes"].tolist() == [3, 1]
+
+    def test_counts_stay_integers_whatever_the_module_becomes(self):
+        metric = dx.CodebookUsage(2).half().to(torch.bfloat16).set_dtype(torch.float16)
+        for _ in range(3):
+            metric.update(torch.zeros(1001, dtype=torch.int64))
+        assert metric.counts.tolist() == [3003, 0]
+        metric.reset()
+        assert metric.counts.dtype == torch.int64
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"codebook_size": 0}, r"`codebook_size` must be an integer >= 1\. Got 0"),
+            ({"codebook_size": 4, "num_quantizers": 0}, r"`num_quantizers` must be an integer >= 1 or None"),
+        ],
+    )
+    def test_impossible_sizes_are_refused(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            dx.CodebookUsage(**arguments)
+
+    def test_bad_indices_change_nothing(self):
+        metric = dx.CodebookUsage(4, num_quantizers=2)
+        with pytest.raises(ValueError, match="last axis of num_quantizers=2"):
+            metric.update(torch.tensor([0, 1, 2]))
+        with pytest.raises(ValueError, match=r"Got 4\."):
+            metric.update(torch.tensor([[0, 4]]))
+        assert metric.counts.sum() == 0
+
+
+class TestQuantizationError:
+    @pytest.mark.parametrize("offset", [0.0, 1e4, -1e9])
+    def test_equals_one_pass_over_all_batches(self, offset):
+        z, quantized, _ = data(offset)
+        metric = dx.QuantizationError()
+        for a, b in zip(z.split(PIECES), quantized.split(PIECES), strict=True):
+            metric.update(a, b)
+        # At 1e9 the naive value itself is exact only as far as its mean is.
+        assert_equal_values(metric.compute(), naive_errors(z, quantized), rtol=1e-6)
+
+    def test_of_float32_far_from_the_origin(self):
+        z, quantized, _ = data(1e4, dtype=torch.float32)
+        metric = dx.QuantizationError()
+        for a, b in zip(z.split(7), quantized.split(7), strict=True):
+            metric.update(a, b)
+        assert_equal_values(metric.compute(), naive_errors(z, quantized))
+
+    def test_mask_leaves_positions_out(self):
+        z, quantized, _ = data()
+        mask = torch.arange(100).reshape(4, 25) % 3 > 0
+        z, quantized = z.reshape(4, 25, 5), quantized.reshape(4, 25, 5)
+        metric = dx.QuantizationError()
+        for i in range(4):
+            metric.update(z[i], torch.where(mask[i, :, None], quantized[i], torch.nan), mask[i])
+        metric.update(z[0], quantized[0], torch.zeros(25, dtype=torch.bool))
+        assert_equal_values(metric.compute(), naive_errors(z[mask], quantized[mask]))
+
+    def test_of_nothing_is_nan(self):
+        metric = dx.QuantizationError()
+        metric.update(torch.zeros(0, 3), torch.zeros(0, 3))
+        assert all(math.isnan(value) for value in metric.compute().values())
+
+    def test_of_equal_embeddings_is_zero_or_infinite(self):
+        z = torch.full((7, 2), 0.1)
+        metric = dx.QuantizationError()
+        for _ in range(3):
+            metric.update(z, z)
+        assert float(metric.compute()["normalized"]) == 0.0
+        metric.update(z, z + 1)
+        assert float(metric.compute()["normalized"]) == math.inf
+
+    @pytest.mark.parametrize(
+        "change", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.set_dtype(torch.half)]
+    )
+    def test_keeps_its_precision_whatever_the_module_becomes(self, change):
+        z, quantized, _ = data(100.0)
+        metric = change(dx.QuantizationError())
+        metric.update(z[:50], quantized[:50])
+        metric = change(metric)
+        metric.update(z[50:], quantized[50:])
+        assert_equal_values(metric.compute(), naive_errors(z, quantized))
+
+    def test_forward_gives_the_batch_and_accumulates_all(self):
+        z, quantized, _ = data()
+        metric = dx.QuantizationError()
+        for a, b in zip(z.split(25), quantized.split(25), strict=True):
+            assert_equal_values(metric(a, b), naive_errors(a, b))
+        assert_equal_values(metric.compute(), naive_errors(z, quantized))
+
+    def test_merges_with_another_metric_in_any_order(self):
+        z, quantized, _ = data()
+        parts = [dx.QuantizationError() for _ in range(3)]
+        parts[1].update(z[:10], quantized[:10])
+        parts[2].update(z[10:], quantized[10:])
+        parts[0].merge_state(parts[1])
+        parts[0].merge_state(parts[2].metric_state)
+        parts[2].merge_state(parts[1])
+        for merged in (parts[0], parts[2]):
+            assert_equal_values(merged.compute(), naive_errors(z, quantized))
+
+    @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric:UserWarning")
+    def test_survives_saving_copying_and_pickling(self):
+        z, quantized, _ = data()
+        metric = dx.QuantizationError()
+        metric.persistent(True)
+        metric.update(z[:40], quantized[:40])
+        loaded = dx.QuantizationError()
+        loaded.load_state_dict(metric.state_dict())
+        for copied in (loaded, copy.deepcopy(metric), pickle.loads(pickle.dumps(metric)), metric.clone()):
+            copied.update(z[40:], quantized[40:])
+            assert_equal_values(copied.compute(), naive_errors(z, quantized))
+
+    def test_starts_anew_after_reset(self):
+        z, quantized, _ = data()
+        metric = dx.QuantizationError()
+        metric.update(z + 1e6, quantized)
+        metric.reset()
+        metric.update(z[:, :3], quantized[:, :3])
+        assert_equal_values(metric.compute(), naive_errors(z[:, :3], quantized[:, :3]))
+
+    @pytest.mark.parametrize(
+        ("z", "quantized", "mask", "message"),
+        [
+            (torch.ones(3, 2), torch.ones(3, 1), None, r"the shape of `z`, \(3, 2\)\. Got \(3, 1\)"),
+            (torch.ones(3, 2), torch.ones(3, 2), torch.ones(2, dtype=torch.bool), r"boolean of the shape \(3,\)"),
+            (torch.ones(3, 2), torch.ones(3, 2), torch.ones(3), r"boolean .* Got torch\.float32"),
+            (torch.ones(3, 4), torch.ones(3, 4), None, r"must have dim=2 as before\. Got 4"),
+            (torch.tensor(1.0), torch.tensor(1.0), None, r"the shape \(\*batch, dim\)\. Got \(\)"),
+        ],
+    )
+    def test_bad_input_is_refused_and_changes_nothing(self, z, quantized, mask, message):
+        metric = dx.QuantizationError()
+        metric.update(torch.zeros(1, 2), torch.zeros(1, 2))
+        before = metric.table.clone()
+        with pytest.raises(ValueError, match=message):
+            metric.update(z, quantized, mask)
+        assert torch.equal(metric.table, before)
+
+
+class TestMomentDistance:
+    @pytest.mark.parametrize("offset", [0.0, 1e6])
+    def test_equals_one_pass_over_all_batches(self, offset):
+        z, _, codes = data(offset)
+        metric = dx.MomentDistance()
+        for piece in z.split(PIECES):
+            metric.update(piece, codes)
+        assert_equal_values(metric.compute(), dx.moment_distance(z, codes)._asdict())
+
+    def test_pools_the_codes_of_a_moving_codebook(self):
+        z, _, codes = data()
+        metric = dx.MomentDistance()
+        metric.update(z[:50], codes)
+        metric.update(z[50:], codes + 3)
+        assert_equal_values(metric.compute(), dx.moment_distance(z, torch.cat([codes, codes + 3]))._asdict())
+
+    def test_mask_leaves_positions_out(self):
+        z, _, codes = data()
+        mask = torch.arange(100) < 60
+        metric = dx.MomentDistance()
+        metric.update(torch.where(mask[:, None], z, torch.nan), codes, mask)
+        assert_equal_values(metric.compute(), dx.moment_distance(z[:60], codes)._asdict())
+
+    def test_of_nothing_is_nan(self):
+        metric = dx.MomentDistance()
+        metric.update(torch.zeros(0, 3), torch.zeros(2, 3))
+        assert all(math.isnan(value) for value in metric.compute().values())
+
+    def test_of_other_widths_is_refused(self):
+        with pytest.raises(ValueError, match=r"of `z`, \(4, 3\)\. Got \(2, 5\)"):
+            dx.MomentDistance().update(torch.zeros(4, 3), torch.zeros(2, 5))
+
+
+# What each of two ranks sees: uneven shards, then one rank that never calls `update`.
+SHARES = (((0, 30), (30, 100)), ((0, 100), (0, 0)), ((0, 0), (0, 100)))
+
+
+def _measure(start, stop):
+    z, quantized, codes = data(1e6)
+    usage, error, moments = dx.CodebookUsage(128), dx.QuantizationError(), dx.MomentDistance()
+    for batch in torch.arange(start, stop).split(13) if stop > start else ():
+        usage.update(batch)
+        error.update(z[batch], quantized[batch])
+        moments.update(z[batch], codes)
+    metrics = (usage, error, moments)
+    return {name: float(value) for metric in metrics for name, value in metric.compute().items()}
+
+
+def _rank(rank, port, results):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    try:
+        results[rank] = [_measure(*shares[rank]) for shares in SHARES]
+    finally:
+        dist.destroy_process_group()
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_pass_gives():
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(_rank, (_free_port(), results), nprocs=2)
+        ranks = dict(results)
+    z, quantized, codes = data(1e6)
+    counts = dx.usage_counts(torch.arange(100), 128)
+    expected = {
+        "usage": float(dx.usage(counts)),
+        "perplexity": float(dx.perplexity(counts)),
+        "dead_codes": 28,
+        **naive_errors(z, quantized),
+        **{name: float(value) for name, value in dx.moment_distance(z, codes)._asdict().items()},
+    }
+    assert ranks[0] == ranks[1]
+    for values in ranks[0]:
+        assert values == pytest.approx(expected, rel=1e-6)
+
+
+def test_gathering_gives_every_rank_one_shape(monkeypatch):
+    """The gathering without processes: a rank that saw nothing, first or last, adds nothing."""
+    z, quantized, _ = data(1e6)
+    filled, empty = dx.QuantizationError(), dx.QuantizationError()
+    filled.update(z, quantized)
+    for order in ((filled, empty), (empty, filled)):
+        monkeypatch.setattr(
+            "straightvq.diagnostics.metrics.gather_all_tensors",
+            lambda table, group, order=order: [metric.metric_state["table"].to(table) for metric in order],
+        )
+        gathered = filled.dist_sync_fn(filled.table, group=None)
+        assert {tuple(part.shape) for part in gathered} == {(4, 5)}
+        merged = dx.QuantizationError()
+        merged.merge_state({"table": filled._reductions["table"](torch.stack(gathered))})
+        torch.testing.assert_close(merged.table, filled.table)

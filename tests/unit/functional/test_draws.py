@@ -1,0 +1,53 @@
+import pytest
+import torch
+from straightvq.functional import draw_distinct, draw_integers, draw_normal
+
+
+def clock(seed: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.tensor(seed), torch.tensor(step)
+
+
+def test_numbers_depend_on_seed_step_and_stream_only() -> None:
+    first = draw_integers(*clock(1, 2), 3, (100,))
+    torch.rand(7)
+    assert torch.equal(first, draw_integers(*clock(1, 2), 3, (100,)))
+    for other in (((2, 2), 3), ((1, 3), 3), ((1, 2), 4)):
+        assert (first == draw_integers(*clock(*other[0]), other[1], (100,))).sum() == 0
+
+
+def test_a_place_gets_its_number_whatever_the_size_of_the_draw() -> None:
+    assert torch.equal(draw_integers(*clock(1, 2), 0, (10,)), draw_integers(*clock(1, 2), 0, (4, 5)).flatten()[:10])
+
+
+def test_integers_are_uniform_in_their_range() -> None:
+    x = draw_integers(*clock(0, 0), 0, (40_000,))
+    assert 0 <= x.min()
+    assert x.max() < 2**53
+    counts = torch.bincount(x >> 49, minlength=16).double()
+    assert (counts - 2500).abs().max() < 5 * 2500**0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normal_numbers_have_the_moments_of_a_normal(dtype: torch.dtype) -> None:
+    x = draw_normal(*clock(5, 1), 0, (200, 200), dtype)
+    assert x.dtype == dtype
+    assert x.isfinite().all()
+    assert abs(x.mean().item()) < 0.03
+    assert abs(x.std().item() - 1) < 0.03
+    assert abs((x**4).mean().item() - 3) < 0.2
+
+
+def test_normal_numbers_of_neighbouring_steps_are_uncorrelated() -> None:
+    a, b = (draw_normal(*clock(5, step), 0, (20_000,), torch.float64) for step in (7, 8))
+    assert abs((a * b).mean().item()) < 0.03
+
+
+@pytest.mark.parametrize("population", [1, 2, 3, 16, 97, 1000, 4096])
+@pytest.mark.parametrize("step", range(5))
+def test_distinct_places_repeat_only_after_all_were_visited(population: int, step: int) -> None:
+    places = draw_distinct(*clock(11, step), 1, population, torch.tensor(population))
+    assert torch.equal(places.sort().values, torch.arange(population))
+
+
+def test_distinct_places_of_an_empty_population_are_zeros() -> None:
+    assert draw_distinct(*clock(1, 1), 1, 4, torch.tensor(0)).tolist() == [0, 0, 0, 0]

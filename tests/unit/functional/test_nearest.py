@@ -1,0 +1,118 @@
+import pytest
+import torch
+from straightvq.functional import nearest as module
+from straightvq.functional import nearest_code
+
+from tests.reference import naive
+
+SIZES = [(1, 1, 1), (1, 7, 3), (5, 1, 4), (17, 3, 1), (33, 29, 5), (101, 65, 13)]
+
+
+def test_assignment_by_hand() -> None:
+    # Distances of (0,0): 1 and sqrt 18; of (3,1): sqrt 5 and 2.
+    z = torch.tensor([[0.0, 0.0], [3.0, 1.0]])
+    assert nearest_code(z, torch.tensor([[1.0, 0.0], [3.0, 3.0]])).tolist() == [0, 1]
+
+
+def test_cosine_ignores_lengths_by_hand() -> None:
+    # By distance (1,2) belongs to (1,0); by angle to (0,9).
+    codes = torch.tensor([[1.0, 0.0], [0.0, 9.0]])
+    z = torch.tensor([[1.0, 2.0], [100.0, 1.0]])
+    assert nearest_code(z, codes, distance="cosine").tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("n", "k", "d"), SIZES)
+def test_equals_the_naive_search(n: int, k: int, d: int, dtype: torch.dtype, distance: str) -> None:
+    torch.manual_seed(n * k + d)
+    z, codes = torch.randn(n, d).to(dtype), torch.randn(k, d).to(dtype)
+    got = nearest_code(z, codes, distance=distance)
+    want = torch.from_numpy(naive.nearest_code(z.double().numpy(), codes.double().numpy(), distance))
+    assert got.dtype == torch.int64
+    if dtype != torch.float64:
+        # Half-precision inputs may tie exactly up to float32 rounding; then the distances must agree.
+        same = got == want
+        z, codes = z.double(), codes.double()
+        if distance == "cosine":
+            codes = torch.nn.functional.normalize(codes, dim=1)
+            value = [-(z * codes[i]).sum(1) for i in (got, want)]
+        else:
+            value = [(z - codes[i]).square().sum(1) for i in (got, want)]
+        assert (same | (value[0] - value[1] < 1e-5)).all()
+    else:
+        assert torch.equal(got, want)
+
+
+def test_tiles_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    z, codes = torch.randn(203, 7), torch.randn(61, 7)
+    whole = nearest_code(z, codes)
+    monkeypatch.setattr(module, "_TILE_CODES", 8)
+    monkeypatch.setattr(module, "_TILE", 8 * 13)
+    assert torch.equal(nearest_code(z, codes), whole)
+
+
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1000.0, 10000.0])
+def test_far_from_the_origin_float32_equals_float64(offset: float) -> None:
+    torch.manual_seed(0)
+    z, codes = torch.randn(20_000, 16) + offset, torch.randn(512, 16) + offset
+    exact = torch.cdist(z.double(), codes.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    assert (nearest_code(z, codes) == exact).double().mean() >= 0.9999
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ties_go_to_the_lowest_index(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    late = []
+    for half in (1, 2, 3, 4, 5, 9, 17, 33, 65):
+        for d in (1, 2, 3, 5, 7, 16, 33):
+            codes = torch.randn(half, d, dtype=dtype)
+            twice = torch.cat([codes, codes[torch.randperm(half)]])
+            for n in (1, 3, 17, 301):
+                if (nearest_code(torch.randn(n, d, dtype=dtype), twice) >= half).any():
+                    late.append((n, 2 * half, d))
+    assert not late, f"(n, k, d) where a duplicate with a higher index won: {late}"
+
+
+def test_ties_across_tiles_go_to_the_lowest_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TILE_CODES", 8)
+    torch.manual_seed(0)
+    codes = torch.randn(8, 5)
+    assert (nearest_code(torch.randn(100, 5), codes.repeat(5, 1)) < 8).all()
+
+
+def test_other_vectors_in_the_batch_change_nothing() -> None:
+    torch.manual_seed(0)
+    z, codes = torch.randn(67, 9), torch.randn(50, 9)
+    alone = torch.cat([nearest_code(row[None], codes) for row in z])
+    assert torch.equal(nearest_code(z, codes), alone)
+
+
+def test_empty_batch_gives_no_indices() -> None:
+    out = nearest_code(torch.empty(0, 3), torch.randn(4, 3))
+    assert out.shape == (0,)
+    assert out.dtype == torch.int64
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+def test_autocast_does_not_change_the_answer(distance: str) -> None:
+    torch.manual_seed(0)
+    z, codes = torch.randn(500, 16) + 20, torch.randn(300, 16) + 20
+    plain = nearest_code(z, codes, distance=distance)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nearest_code(z, codes, distance=distance), plain)
+
+
+def test_no_gradient_and_no_change_of_the_arguments() -> None:
+    z, codes = torch.randn(5, 3, requires_grad=True), torch.randn(4, 3, requires_grad=True)
+    before = z.detach().clone(), codes.detach().clone()
+    assert not nearest_code(z, codes).requires_grad
+    assert torch.equal(z, before[0])
+    assert torch.equal(codes, before[1])
+
+
+def test_search_restores_the_programs_matmul_setting() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32
+    nearest_code(torch.randn(3, 2), torch.randn(4, 2))
+    assert torch.backends.cuda.matmul.allow_tf32 == before
