@@ -29,10 +29,6 @@ MEANS = (0.0, 2.0, 5.0, 8.0)
 CODEBOOK_LR = 1e-2  # Adam, for the rows that are trained by gradient
 
 
-def plain(init: svq.Init | None) -> svq.VectorQuantizer:
-    return svq.VectorQuantizer(DIM, svq.Codebook(CODES, init=init))
-
-
 def ema(init: svq.Init | None) -> svq.VectorQuantizer:
     return svq.VectorQuantizer(DIM, svq.Codebook(CODES, init=init or svq.KMeansInit(), update=svq.EMAUpdate()))
 
@@ -58,7 +54,7 @@ def preset(make: Callable[[int, int], svq.VectorQuantizer], init: svq.Init | Non
 
 
 METHODS: dict[str, Callable[[svq.Init | None], svq.VectorQuantizer]] = {
-    "plain VQ": plain,
+    "plain VQ": lambda init: preset(svq.presets.vq_vae, init),
     "EMA": ema,
     "EMA + reset": lambda init: preset(svq.presets.ema, init),
     "affine": affine,

@@ -11,9 +11,9 @@ from straightvq.nn import (
     EMAUpdate,
     GradientUpdate,
     KMeansInit,
-    NormalInit,
     Parametrization,
     StraightThrough,
+    UniformInit,
     UnitNorm,
     UnitNormCodes,
     VectorQuantizer,
@@ -23,7 +23,7 @@ __all__ = ["ema", "straight", "vq_ste_pp", "vq_vae"]
 
 
 def vq_vae(dim: int, codebook_size: int, *, channel_dim: int = -1, commitment: float = 0.25) -> VectorQuantizer:
-    """Plain VQ: a gradient codebook, straight-through estimator, no rescue for dead codes.
+    """Plain VQ: a gradient codebook with a uniform start, straight-through estimator, no rescue for dead codes.
 
     Args:
         dim: channels of ``z``.
@@ -39,7 +39,7 @@ def vq_vae(dim: int, codebook_size: int, *, channel_dim: int = -1, commitment: f
     """
     return VectorQuantizer(
         dim,
-        Codebook(codebook_size, init=NormalInit(), update=GradientUpdate()),
+        Codebook(codebook_size, init=UniformInit(), update=GradientUpdate()),
         losses=[CommitmentLoss(commitment), CodebookLoss()],
         channel_dim=channel_dim,
     )

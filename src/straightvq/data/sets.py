@@ -208,7 +208,7 @@ def decode_all(
 ) -> tuple[ImageTensor, dict[str, str]]:
     """Decodes ``rows`` into memory; returns them with the name and reason of each one that could not be
     read."""
-    from tqdm import tqdm  # type: ignore[import-untyped]  # tqdm ships no types
+    from tqdm import tqdm
 
     images = torch.empty((len(rows), channels, size, size), dtype=torch.uint8)
     unreadable: dict[str, str] = {}

@@ -58,19 +58,26 @@ def _seed(z: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
     """k-means++: each next seed is drawn with probability proportional to its squared distance to the seeds so far."""
     draws = torch.rand(num, generator=generator, dtype=torch.float64).to(z.device)
     block = -(-num // _SEEDING_ROUNDS)
-    picked = [(draws[:1] * len(z)).long()]
-    error = (z - z[picked[0]]).square().sum(1)
+    # Written in place: many small results kept between large temporaries would leave holes in the heap.
+    picks = torch.zeros(num, dtype=torch.int64, device=z.device)
+    picks[:1] = (draws[:1] * len(z)).long()
+    length = z.square().sum(1)
+    error = torch.full_like(length, float("inf"))
+    mass = torch.empty_like(length, dtype=torch.float64)
+    done = 0
     for start in range(1, num, block):
-        u = draws[start : start + block]
-        mass = error.double().cumsum(0)
-        pick = torch.searchsorted(mass, u * mass[-1], right=True).clamp(max=len(z) - 1)
-        picked.append(pick)
-        if block == 1:
-            error = torch.minimum(error, (z - z[pick]).square().sum(1))
+        seeds = z[picks[done:start]]
+        if len(seeds) > 1:
+            seeds = seeds[nearest_code(z, seeds)]
+            distance = (z - seeds).square().sum(1)
         else:
-            seeds = z[pick]
-            error = torch.minimum(error, (z - seeds[nearest_code(z, seeds)]).square().sum(1))
-    return z[torch.cat(picked)]
+            distance = torch.addmv(length + length[picks[done]], z, seeds[0], alpha=-2).clamp(min=0)
+        torch.minimum(error, distance, out=error)
+        torch.cumsum(error, 0, dtype=torch.float64, out=mass)
+        u = draws[start : start + block] * mass[-1]
+        picks[start : start + block] = torch.searchsorted(mass, u, right=True).clamp(max=len(z) - 1)
+        done = start
+    return z[picks]
 
 
 def _lloyd(z: Tensor, centres: Tensor) -> Tensor:

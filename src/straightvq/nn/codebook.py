@@ -65,6 +65,7 @@ class Codebook(Part):
 
     raw: Tensor
     is_ready: Tensor
+    is_set: Tensor
     is_frozen: Tensor
     pool: Tensor
     rewritten: Tensor
@@ -88,18 +89,22 @@ class Codebook(Part):
         self.init = check_part(self, "init", _or(init, NormalInit), Init)
         self.update = check_part(self, "update", _or(update, GradientUpdate), Update)
         self.reset = None if reset is None else check_part(self, "reset", reset, Reset)
+        self._check_learned()
+        self.process_group: Group = None
+        self._ready = self._frozen = False
+        self._handle = _register(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._handle = _register(self)  # a copy is another codebook
+
+    def _check_learned(self) -> None:
         if self.parametrization.is_learned and not self.update.loss_trains_parametrization:
             raise ValueError(
                 f"`Codebook`: {_kind(self.parametrization)} has parameters that need a gradient, and with "
                 f"{_kind(self.update)} none reaches them. Use GradientUpdate or AlternatedUpdate, "
                 "or RunningAffine, which follows statistics instead."
             )
-        self.process_group: Group = None
-        self._handle = _register(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._handle = _register(self)  # a copy is another codebook
 
     # --- construction -------------------------------------------------------------------------------------------
 
@@ -117,6 +122,7 @@ class Codebook(Part):
         self._bind_once()
         self.dim = dim
         self.parametrization.bind(self.size, dim)
+        self._check_learned()  # again: some parts show their parameters only now
         self.update.bind(self.size, dim)
         if self.reset is not None:
             self.reset.bind(self.size, dim)
@@ -128,6 +134,7 @@ class Codebook(Part):
         else:
             self.register_buffer("raw", raw)
         self.register_buffer("is_ready", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("is_set", torch.zeros((), dtype=torch.bool))
         self.register_buffer("is_frozen", torch.zeros((), dtype=torch.bool))
         self.register_buffer("pool", raw.new_empty(0, dim))
         self.register_buffer("rewritten", torch.zeros(self.size, dtype=torch.bool))
@@ -138,9 +145,10 @@ class Codebook(Part):
     def _read_flags(self) -> None:
         """Python's copies of the two flags, so that no forward has to ask the device."""
         self._ready = bool(self.is_ready)
-        self._frozen = bool(self.is_frozen)
-        for parameter in self.parameters():
-            parameter.requires_grad_(not self._frozen)
+        was_frozen, self._frozen = self._frozen, bool(self.is_frozen)
+        if self._frozen != was_frozen:
+            for parameter in self.parameters():
+                parameter.requires_grad_(not self._frozen)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         pool = state_dict.get(prefix + "pool")
@@ -155,6 +163,7 @@ class Codebook(Part):
     @torch.no_grad()
     def codes(self) -> Tensor:
         """Effective codes (size, dim), detached."""
+        self._require_bound()
         return self.parametrization(self.raw).detach()
 
     def tables(self) -> tuple[Tensor, Tensor]:
@@ -165,16 +174,17 @@ class Codebook(Part):
         if self._frozen:
             codes = self.codes()
             return codes, codes
-        if self.update.takes_task_gradient and self.raw.requires_grad:
-            task = self.parametrization(self.raw)
-        elif self.update.takes_task_gradient and self.parametrization.is_learned:
-            task = self.parametrization(self.raw.detach())
+        # Autograd may keep the table it maps; the next training forward writes into `raw`, so it gets a copy.
+        raw = self.raw.clone() if self.parametrization.saves_table else self.raw
+        takes_raw = self.update.takes_task_gradient and raw.requires_grad
+        if takes_raw or (self.update.takes_task_gradient and self.parametrization.is_learned):
+            task = self.parametrization(raw)
         else:
             task = self.codes()
-        if self.update.loss_trains_raw:
+        if self.update.loss_trains_raw or not task.requires_grad:
             loss = task
         elif self.update.loss_trains_parametrization and self.parametrization.is_learned:
-            loss = self.parametrization(self.raw.detach())
+            loss = self.parametrization(raw.detach())
         else:
             loss = task.detach()
         return task, loss
@@ -195,6 +205,7 @@ class Codebook(Part):
         Raises:
             TypeError, ValueError: for another type or shape, NaN or infinity; nothing is changed then.
         """
+        self._require_bound()
         if not isinstance(codes, Tensor) or not codes.is_floating_point():
             got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
             raise TypeError(f"`set_codes`: `codes` must be a floating-point tensor. Got {got}.")
@@ -203,7 +214,8 @@ class Codebook(Part):
         if not torch.isfinite(codes).all():
             raise ValueError(f"`set_codes`: `codes` must be finite. Got {_count_not_finite(codes)}.")
         self._adopt(codes.to(self.raw))
-        self._mark_ready()
+        self.pool = self.pool[:0].clone()
+        self.is_set.fill_(True)
 
     def _adopt(self, codes: Tensor) -> None:
         self.raw.copy_(self.parametrization.adopt(codes))
@@ -219,6 +231,12 @@ class Codebook(Part):
         else:
             self.rewritten.logical_or_(rows)
 
+    def _require_bound(self) -> None:
+        if not self._is_bound:
+            raise ValueError(
+                "`Codebook`: it has no vectors before a quantizer owns it. Pass it to VectorQuantizer(dim, codebook)."
+            )
+
     def _mark_ready(self) -> None:
         self.pool = self.pool[:0].clone()
         self.is_ready.fill_(True)
@@ -226,6 +244,7 @@ class Codebook(Part):
 
     def freeze(self) -> None:
         """Stops everything that moves codes: gradients, updates, statistics, init and resets. Saved in the state."""
+        self._require_bound()
         self.is_frozen.fill_(True)
         self._read_flags()
         for parameter in self.parameters():
@@ -233,6 +252,7 @@ class Codebook(Part):
 
     def unfreeze(self) -> None:
         """Undoes ``freeze``."""
+        self._require_bound()
         self.is_frozen.fill_(False)
         self._read_flags()
 
@@ -303,7 +323,7 @@ class Codebook(Part):
         """Makes all ranks equal, then fits the codes to all vectors seen so far."""
         for tensor in (*self.parameters(), *self.buffers()):
             copy_from_first_rank(tensor.detach(), self.process_group)
-        if not self.init.needs_data:
+        if self.is_set or not self.init.needs_data:
             self.parametrization.observe(z, valid, self.raw, self.process_group)
             self._mark_ready()
             return

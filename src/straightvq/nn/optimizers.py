@@ -79,7 +79,7 @@ def attach_optimizer(optimizer: Optimizer, module: nn.Module) -> RemovableHandle
     held = {p for group in optimizer.param_groups for p in group["params"]}
     missing = [
         name for name, child in module.named_modules() if isinstance(child, Codebook)
-        for p in child.parameters() if p not in held
+        for p in child.parameters() if p.requires_grad and p not in held
     ]  # fmt: skip
     if missing:
         warnings.warn(

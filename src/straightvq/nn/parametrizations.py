@@ -23,6 +23,9 @@ _SMALLEST_VARIANCE = 1e-12
 class Parametrization(Part):
     """Required: ``forward`` and ``inverse``; ``observe`` and ``remember`` if it follows the data."""
 
+    # Whether autograd keeps the raw table to differentiate `forward`.
+    saves_table = True
+
     @property
     def is_learned(self) -> bool:
         """Whether it has parameters that need a gradient."""
@@ -62,6 +65,8 @@ class Direct(Parametrization):
         >>> Direct()(torch.ones(2, 3)).shape
         torch.Size([2, 3])
     """
+
+    saves_table = False
 
     def forward(self, raw: Tensor) -> Tensor:
         return raw

@@ -124,7 +124,9 @@ class Quantizer(nn.Module, ABC):
             low, high = (int(v) for v in indices.aminmax())
             raise ValueError(f"{message} Got values from {low} to {high}.")
 
-    def _pass_through(self, z: Tensor, names: list[str]) -> QuantizerOutput:
+    def _pass_through(self, z: Tensor, mask: Tensor | None, names: list[str]) -> QuantizerOutput:
+        if mask is not None:
+            z = torch.where(mask.unsqueeze(-1).movedim(-1, self.channel_dim), z, 0)
         shape = z.movedim(self.channel_dim, -1).shape[:-1]
         zero = z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32))
         indices = torch.full(shape, -1, dtype=torch.int64, device=z.device)
@@ -135,8 +137,8 @@ class Quantizer(nn.Module, ABC):
 def bypass(module: nn.Module) -> Iterator[None]:
     """While it lasts every quantizer inside ``module`` passes ``z`` through: no search, no state change.
 
-    ``quantized`` is ``z`` itself, ``indices`` are -1, ``loss`` and ``terms`` are 0. For training the first steps of
-    an autoencoder unquantized, and for measuring what quantization costs.
+    ``quantized`` is ``z`` (zeros where masked), ``indices`` are -1, ``loss`` and ``terms`` are 0. For training the
+    first steps of an autoencoder unquantized, and for measuring what quantization costs.
 
     Example:
         >>> import straightvq as svq

@@ -73,35 +73,43 @@ class VectorQuantizer(Quantizer):
         )
         self.losses = nn.ModuleList(_check_losses(losses))
         self._check_training(codebook)
-        update = codebook.update
-        trains_raw = update.loss_trains_raw or (update.takes_task_gradient and self.estimator.trains_codes)
-        codebook.bind(self.transform.codebook_dim(dim), raw_takes_gradient=trains_raw)
+        codebook.bind(self.transform.codebook_dim(dim), raw_takes_gradient=self._trains_raw(codebook))
+        self._check_training(codebook)  # again: some parts show their parameters only when bound
+        if codebook.update.loss_trains_raw and not self._trains_raw(codebook):
+            warnings.warn(
+                f"The codebook will not move: {type(codebook.update).__name__} needs a CodebookLoss with positive "
+                "weight or a synchronised estimator. If that is meant, call codebook.freeze().",
+                UserWarning,
+                stacklevel=2,
+            )
         self.transform.bind(dim)
         self.codebook = codebook
 
     def _check_training(self, codebook: Codebook) -> None:
-        """Refuses rules that contradict each other, and warns of a codebook that nothing moves."""
+        """Refuses rules that contradict each other."""
         update, estimator = type(codebook.update).__name__, self.estimator
         if estimator.trains_codes and not codebook.update.takes_task_gradient:
             raise ValueError(
                 f"`VectorQuantizer`: {estimator} sends a gradient to the codes, and {update} takes none. "
                 "Use sync=0, or GradientUpdate or AlternatedUpdate."
             )
-        has_loss = any(loss.trains_codes and loss.weight > 0 for loss in self._losses)
-        if has_loss or estimator.trains_codes:
+        if self._has_codebook_loss or estimator.trains_codes:
             return
         if codebook.parametrization.is_learned:
             raise ValueError(
                 f"`VectorQuantizer`: nothing trains the parameters of {type(codebook.parametrization).__name__}: "
                 f"with {update} they need a CodebookLoss with positive weight or a synchronised estimator."
             )
-        if codebook.update.loss_trains_raw:
-            warnings.warn(
-                f"The codebook will not move: {update} needs a CodebookLoss with positive weight or a synchronised "
-                "estimator. If that is meant, call codebook.freeze().",
-                UserWarning,
-                stacklevel=4,
-            )
+
+    def _trains_raw(self, codebook: Codebook) -> bool:
+        """Whether any gradient reaches the raw table."""
+        update = codebook.update
+        by_loss = update.loss_trains_raw and self._has_codebook_loss
+        return by_loss or (update.takes_task_gradient and self.estimator.trains_codes)
+
+    @property
+    def _has_codebook_loss(self) -> bool:
+        return any(loss.trains_codes and loss.weight > 0 for loss in self._losses)
 
     @property
     def _losses(self) -> list[Loss]:
@@ -116,7 +124,7 @@ class VectorQuantizer(Quantizer):
         """Quantizes ``z``; see the class for shapes. Steps 0 to 7 are those of the concepts page."""
         self._check(z, mask)
         if self._is_bypassed:
-            return self._pass_through(z, [loss.name for loss in self._losses])
+            return self._pass_through(z, mask, [loss.name for loss in self._losses])
         with torch.autocast(z.device.type, enabled=False):
             flat, valid = self._flatten(z, mask)  # 0
             self._check_values(flat)

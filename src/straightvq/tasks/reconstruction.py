@@ -102,7 +102,7 @@ class Reconstruction(lightning.LightningModule):
         if self.alternate == "no":
             if inner_steps != 1 or inner_lr is not None:
                 raise ValueError(
-                    '`Reconstruction`: `inner_steps` and `inner_lr` belong to the first phase of `alternate`, which is '
+                    "`Reconstruction`: `inner_steps` and `inner_lr` belong to the first phase of `alternate`, which is "
                     '"no". Set alternate to "codebook" or "codebook_and_encoder", or leave them out.'
                 )
             return
@@ -122,6 +122,14 @@ class Reconstruction(lightning.LightningModule):
     def reconstruction_loss(self, reconstruction: Tensor, x: Tensor) -> Tensor:
         """The unweighted reconstruction error, a scalar."""
         return F.mse_loss(reconstruction, x) if self.loss == "mse" else F.l1_loss(reconstruction, x)
+
+    def latent(self, batch: dict[str, Tensor]) -> Tensor:
+        """The embeddings of a batch as the quantizer gets them, (B, dim, h, w)."""
+        return self.model.encode(batch["image"])
+
+    def head_loss(self, latent: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """The task's part of the loss, a scalar, if ``latent`` were the quantizer's output."""
+        return self.loss_weight * self.reconstruction_loss(self.model.decode(latent), batch["image"])
 
     # --- training -----------------------------------------------------------------------------------------------
 

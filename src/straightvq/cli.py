@@ -1,0 +1,249 @@
+"""The command `straightvq`."""
+
+import argparse
+import difflib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+
+__all__ = ["main", "recipe_names", "recipe_path"]
+
+TRAINING = {
+    "fit": "train, with validation and checkpoints",
+    "validate": "measure a checkpoint on the validation set",
+    "test": "measure a checkpoint on the test set",
+    "predict": "write indices and reconstructions of the test set",
+}
+OTHERS = {
+    "demo": "plain VQ against ours on two photographs: minutes on a CPU, no download",
+    "recipes": "list the packaged recipes, or show one",
+}
+USAGE = "straightvq <command> [options]"
+EXAMPLES = """\
+examples:
+  straightvq demo
+  straightvq fit --config photos
+  straightvq fit --config photos --config plain_vq --model.lr 3e-4
+  straightvq fit --config folder --data.source /path/to/images
+  straightvq test --config photos --ckpt_path best
+`straightvq <command> --help` lists the options of a command."""
+
+
+class UsageError(Exception):
+    """A mistake on the command line; its text is for the user."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+
+    Returns:
+        Exit status: 0, or 2 for a mistake on the command line or in a configuration, which is explained on the
+        standard error stream.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        sys.stdout.write(_help())
+        return 0
+    if args[0] == "--version":
+        import straightvq
+
+        sys.stdout.write(f"straightvq {straightvq.__version__}\n")
+        return 0
+    command, rest = args[0], args[1:]
+    runners: dict[str, Callable[[list[str]], None]] = {"demo": _demo, "recipes": _recipes}
+    try:
+        if command in TRAINING:
+            _train(command, rest)
+        elif command in runners:
+            runners[command](rest)
+        else:
+            raise UsageError(
+                f"there is no command {command!r}.{_did_you_mean(command, [*TRAINING, *OTHERS])}\n{_help()}"
+            )
+    except UsageError as error:
+        sys.stderr.write(f"straightvq: {error}\n")
+        return 2
+    return 0
+
+
+# --- recipes ------------------------------------------------------------------------------------------------------
+
+
+def recipe_names() -> list[str]:
+    """Names of the packaged recipes.
+
+    Example:
+        >>> "photos" in recipe_names()
+        True
+    """
+    folder = resources.files("straightvq.recipes")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def recipe_path(name: str) -> str:
+    """File of a packaged recipe; what looks like a file of one's own is returned as it is.
+
+    Raises:
+        UsageError: if there is neither.
+    """
+    if Path(name).is_file():
+        return name
+    if name in recipe_names():
+        return str(resources.files("straightvq.recipes") / f"{name}.yaml")
+    if name.endswith((".yaml", ".yml", ".json")) or "/" in name:
+        raise UsageError(f"`--config`: there is no file {name!r}.")
+    raise UsageError(
+        f"`--config`: there is no recipe {name!r}.{_did_you_mean(name, recipe_names())} "
+        f"Packaged: {', '.join(recipe_names())}; or pass the path of a YAML file."
+    )
+
+
+def _recipes(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="straightvq recipes", description=OTHERS["recipes"])
+    parser.add_argument("--show", metavar="NAME", help="write this recipe to the terminal, to be copied and changed")
+    options = parser.parse_args(args)
+    if options.show is not None:
+        sys.stdout.write(Path(recipe_path(options.show)).read_text(encoding="utf-8"))
+        return
+    for name in recipe_names():
+        first = Path(recipe_path(name)).read_text(encoding="utf-8").partition("\n")[0]
+        sys.stdout.write(f"  {name:<12}{first.removeprefix('# ')}\n")
+
+
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def _train(command: str, args: list[str]) -> None:
+    args, names = _with_recipes(args)
+    is_verbose, args = _VERBOSE in args, [arg for arg in args if arg != _VERBOSE]
+    asks_only = any(arg in ("-h", "--help") or arg.startswith(("--help.", "--print_config")) for arg in args)
+    if not names and not asks_only:
+        raise UsageError(
+            f"`straightvq {command}` needs a configuration: --config NAME or FILE. "
+            f"Packaged: {', '.join(recipe_names())}."
+        )
+    try:
+        from jsonargparse import ArgumentError
+
+        from straightvq.tasks.command_line import TrainingCLI, quiet
+    except ImportError as error:
+        raise UsageError(f'{error}. Training needs the extra: pip install "straightvq[train]"') from error
+    with quiet():
+        try:
+            cli = TrainingCLI([command, *args], default_name="-".join(names) or "run")
+        except ArgumentError as error:
+            raise UsageError(str(error) if is_verbose else _shortened(str(error))) from error
+        except (ValueError, TypeError) as error:
+            # The library's own sentences name their owner first; anything else is a fault and needs its traceback.
+            if is_verbose or not (sentence := str(_root(error))).startswith("`"):
+                raise
+            raise UsageError(f"{sentence}\n{_MORE}") from error
+    sys.stdout.write(cli.summary())
+
+
+_VERBOSE = "--verbose_errors"
+_MORE = f"Add {_VERBOSE} to see the whole message."
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error that led to this one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _with_recipes(args: list[str]) -> tuple[list[str], list[str]]:
+    """Replaces the names of packaged recipes after ``--config`` by their files; returns the run's name in parts."""
+    result, names, follows = [], [], False
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if follows:
+            names.append(_stem(arg))
+            arg = recipe_path(arg)
+        elif equals and flag in ("--config", "-c"):
+            names.append(_stem(value))
+            arg = f"{flag}={recipe_path(value)}"
+        follows = not follows and arg in ("--config", "-c")
+        result.append(arg)
+    return result, names
+
+
+def _stem(config: str) -> str:
+    """`photos` for photos and photos.yaml, and for the config.yaml of a run that is called so."""
+    path = Path(config)
+    if path.name == "config.yaml" and path.parent.name:
+        return path.parent.name
+    return path.stem
+
+
+def _shortened(message: str) -> str:
+    """Leads with the innermost line of jsonargparse's nested message, which is the one that says what is wrong."""
+    lines = [line for line in message.splitlines() if line.strip()]
+    ends = [n for n, line in enumerate(lines) if re.match(r" *Given value( type)?:", line)]
+    nested = lines[: ends[0]] if ends else lines
+    if len(nested) < 2:
+        return message
+    depth = [len(line) - len(line.lstrip()) for line in nested]
+    # What a union's other members would have accepted is noise.
+    depth = [0 if "<class 'NoneType'>" in line else d for line, d in zip(nested, depth, strict=True)]
+    deepest = depth.index(max(depth))
+    where = [m.group(1) for line in nested[:deepest] if (m := re.search(r"Parser key \"([^\"]+)\"", line))]
+    owner = [m.group(1) for line in nested[:deepest] if (m := re.search(r"class_path '([^']+)'", line))]
+    place = f" (in {' > '.join(where)}" + (f", {owner[-1]})" if owner else ")") if where else ""
+    text = nested[deepest].strip().removeprefix("- ")
+    return f"{text}{place}{_accepted(text, owner)}\n{_MORE}"
+
+
+def _accepted(text: str, owner: list[str]) -> str:
+    """For a misspelt option: what its owner accepts."""
+    wrong = re.search(r"Option '([^']+)' is not accepted", text)
+    if wrong is None or not owner:
+        return ""
+    module, _, name = owner[-1].rpartition(".")
+    names = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+    return f".{_did_you_mean(wrong.group(1), names)} It accepts {', '.join(names)}."
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+# --- demo ---------------------------------------------------------------------------------------------------------
+
+
+def _demo(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="straightvq demo",
+        description="Trains plain VQ and our recommendation from one seed on two photographs, and compares them.",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder of the results (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=None, help="training steps of each arm")
+    parser.add_argument("--codebook-size", type=int, default=None, help="codes of each arm")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, codes and data (default: %(default)s)")
+    options = parser.parse_args(args)
+    try:
+        from straightvq.demo import DemoSettings, run_demo
+    except ImportError as error:
+        raise UsageError(f'{error}. The demo needs the extra: pip install "straightvq[train]"') from error
+    given = {"steps": options.steps, "codebook_size": options.codebook_size, "seed": options.seed}
+    try:
+        settings = DemoSettings(**{name: value for name, value in given.items() if value is not None})
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+    run_demo(options.out, settings)
+
+
+def _help() -> str:
+    lines = [f"usage: {USAGE}", "", "commands:"]
+    lines += [f"  {name:<10}{text}" for name, text in {**OTHERS, **TRAINING}.items()]
+    return "\n".join([*lines, "", EXAMPLES, ""])

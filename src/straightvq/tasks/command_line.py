@@ -1,0 +1,170 @@
+"""The training commands: Lightning's command line with run folders, checkpoints and recipes of ours."""
+
+import contextlib
+import logging
+import os
+import shlex
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import Tensor
+
+import straightvq
+from straightvq.tasks.monitor import CodebookMonitor
+from straightvq.tasks.resume import ExactResume
+
+__all__ = ["TrainingCLI", "quiet", "run_directory"]
+
+PREDICTIONS = "predictions.safetensors"
+
+
+class TrainingCLI(LightningCLI):
+    """`fit`, `validate`, `test` and `predict` from YAML and command-line options.
+
+    A run lives in ``<runs>/<name>``: ``config.yaml``, ``best.ckpt``, ``last.ckpt``, TensorBoard's files, and
+    ``metrics/version_*/metrics.csv``. Training again without ``--ckpt_path`` takes a new folder, ``<name>-2`` and
+    so on. ``--ckpt_path last`` and ``best`` mean those of the newest run of that name.
+
+    Args:
+        args: command line, the subcommand first.
+        default_name: name of the run if ``--name`` is not given.
+    """
+
+    def __init__(self, args: list[str], default_name: str) -> None:
+        self.default_name = default_name
+        # Errors come back as exceptions, so that the caller can shorten them; a saved configuration says what made it.
+        kwargs: dict[str, Any] = {"exit_on_error": False, "dump_header": _header(args)}
+        super().__init__(
+            lightning.LightningModule,
+            lightning.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=args,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            # The configuration in a run's folder is that of its training.
+            save_config_callback=SaveConfigCallback if args[0] == "fit" else None,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"callbacks": [ExactResume()]},
+            parser_kwargs={**kwargs, **{command: dict(kwargs) for command in self.subcommands()}},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--name", type=str | None, default=None, help="of the run; default: that of the recipe")
+        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(CodebookMonitor, "monitor")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "best",
+                "checkpoint.monitor": "val/mse",
+                "checkpoint.mode": "min",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses ``args`` and nothing else; Lightning would warn of what ``sys.argv`` holds."""
+        self.config = parser.parse_args(args)
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        config["name"] = config["name"] or self.default_name
+        ckpt = config.get("ckpt_path")
+        is_new = self.subcommand == "fit" and ckpt is None
+        self.directory = run_directory(Path(config["runs"]), config["name"], is_new=is_new)
+        if ckpt in ("last", "best"):
+            file = self.directory / f"{ckpt}.ckpt"
+            if not file.is_file():
+                raise ValueError(f"`--ckpt_path {ckpt}`: there is no {file}. Train first, or pass a file or --name.")
+            config["ckpt_path"] = str(file)
+        elif ckpt is not None and not Path(ckpt).is_file():
+            raise ValueError(f"`--ckpt_path`: there is no file {ckpt!r}.")
+        config["weights_only"] = True if config["weights_only"] is None else config["weights_only"]
+        if config["checkpoint"]["dirpath"] is None:
+            config["checkpoint"]["dirpath"] = str(self.directory)
+
+    def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
+        trainer = self.config_init[self.subcommand]["trainer"]
+        if trainer["logger"] in (None, True):
+            board = TensorBoardLogger(self.directory.parent, name=self.directory.name, version="")
+            kwargs["logger"] = [board, CSVLogger(self.directory, name="metrics")]
+        if trainer["enable_model_summary"] is None:
+            kwargs["enable_model_summary"] = False
+        return super().instantiate_trainer(**kwargs)
+
+    def summary(self) -> str:
+        """What there is now and where, for the terminal; empty on all ranks but the first."""
+        if not self.trainer.is_global_zero or self.subcommand in ("validate", "test"):  # these show a table
+            return ""
+        files = sorted(item.name for item in self.directory.glob("*") if not item.name.startswith("events."))
+        return f"{self.directory}{os.sep}: {', '.join(files)}\n"
+
+    def predict(self, **kwargs: Any) -> None:
+        """Runs the prediction and writes ``predictions.safetensors`` into the run's folder."""
+        batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
+        if not self.trainer.is_global_zero or not batches:
+            return
+        from safetensors.torch import save_file
+
+        names = cast(dict[str, Tensor], batches[0])
+        self.directory.mkdir(parents=True, exist_ok=True)
+        tensors = {name: torch.cat([cast(dict[str, Tensor], batch)[name] for batch in batches]) for name in names}
+        save_file({name: value.contiguous() for name, value in tensors.items()}, self.directory / PREDICTIONS)
+
+
+def _header(args: list[str]) -> list[str]:
+    return [
+        f"straightvq=={straightvq.__version__} torch=={torch.__version__} lightning=={lightning.__version__}",
+        "straightvq " + shlex.join(args),
+    ]
+
+
+def run_directory(runs: Path, name: str, *, is_new: bool) -> Path:
+    """``runs/name`` or its newest successor ``runs/name-2``, ...; with ``is_new`` the next one that is free.
+
+    Example:
+        >>> run_directory(Path("nowhere"), "photos", is_new=True).name
+        'photos'
+    """
+    newest, number = runs / name, 1
+    taken = newest.exists()
+    while (runs / f"{name}-{number + 1}").exists():
+        number, taken = number + 1, True
+        newest = runs / f"{name}-{number}"
+    return runs / f"{name}-{number + 1}" if is_new and taken else newest
+
+
+# What Lightning warns of and a user of these commands can neither act on nor learn from.
+_NOISE = (
+    "The '.*' does not have many workers",  # the sets are in memory: no workers is best
+    "The number of training batches .* is smaller than the logging interval",
+    "Checkpoint directory .* exists and is not empty",  # resuming
+    "Experiment logs directory .* exists and is not empty",
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """While it lasts Lightning announces neither hardware, nor tips, nor products; real warnings still show."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with warnings.catch_warnings():
+            for message in _NOISE:
+                warnings.filterwarnings("ignore", message=message)
+            for logger in loggers:
+                logger.setLevel(logging.WARNING)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

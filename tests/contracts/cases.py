@@ -1,0 +1,120 @@
+"""The table of quantizers that every law is tested on: all presets, and every part in some combination.
+
+Each factory takes ``channel_dim``, makes a layer of width ``DIM`` with ``SIZE`` codes, and draws its start from torch's
+global generator.
+"""
+
+from collections.abc import Callable
+
+import straightvq as svq
+
+DIM, SIZE = 6, 16
+
+Factory = Callable[..., svq.VectorQuantizer]
+
+
+def _layer(
+    channel_dim: int,
+    *,
+    transform: svq.Transform | None = None,
+    assigner: svq.Assigner | None = None,
+    sync: float = 0.0,
+    losses: list[svq.Loss] | None = None,
+    parametrization: svq.Parametrization | None = None,
+    init: svq.Init | None = None,
+    update: svq.Update | None = None,
+    reset: svq.Reset | None = None,
+) -> svq.VectorQuantizer:
+    codebook = svq.Codebook(SIZE, parametrization=parametrization, init=init, update=update, reset=reset)
+    return svq.VectorQuantizer(
+        DIM,
+        codebook,
+        transform=transform,
+        assigner=assigner,
+        estimator=svq.StraightThrough(sync),
+        losses=losses,
+        channel_dim=channel_dim,
+    )
+
+
+PRESETS: dict[str, Factory] = {
+    "vq_vae": lambda channel_dim=-1: svq.presets.vq_vae(DIM, SIZE, channel_dim=channel_dim),
+    "ema": lambda channel_dim=-1: svq.presets.ema(DIM, SIZE, channel_dim=channel_dim, patience=4),
+    "vq_ste_pp": lambda channel_dim=-1: svq.presets.vq_ste_pp(DIM, SIZE, channel_dim=channel_dim, patience=4),
+    "vq_ste_pp-l2": lambda channel_dim=-1: svq.presets.vq_ste_pp(DIM, SIZE, channel_dim=channel_dim, l2=True),
+    "vq_ste_pp-groups": lambda channel_dim=-1: svq.presets.vq_ste_pp(DIM, SIZE, channel_dim=channel_dim, groups=8),
+    "vq_ste_pp-sgd": lambda channel_dim=-1: svq.presets.vq_ste_pp(
+        DIM, SIZE, channel_dim=channel_dim, lr=2.0, momentum=0.9
+    ),
+    "straight": lambda channel_dim=-1: svq.presets.straight(DIM, SIZE, channel_dim=channel_dim, patience=4),
+    "straight-sync": lambda channel_dim=-1: svq.presets.straight(DIM, SIZE, channel_dim=channel_dim, sync=0.5),
+}
+
+CASES: dict[str, Factory] = PRESETS | {
+    "gradient+sample+reset": lambda channel_dim=-1: _layer(
+        channel_dim, init=svq.SampleInit(), reset=svq.DeadCodeReset(3), sync=0.3
+    ),
+    "gradient+uniform+projection": lambda channel_dim=-1: _layer(
+        channel_dim, init=svq.UniformInit(), transform=svq.Projection(3)
+    ),
+    "gradient+affine+kmeans": lambda channel_dim=-1: _layer(
+        channel_dim, parametrization=svq.Affine(3.0, groups=2), init=svq.KMeansInit(3), reset=svq.DeadCodeReset(3)
+    ),
+    "gradient+running": lambda channel_dim=-1: _layer(
+        channel_dim, parametrization=svq.RunningAffine(), reset=svq.DeadCodeReset(3)
+    ),
+    "gradient+unit_norm+cosine": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.UnitNormCodes(),
+        transform=svq.UnitNorm(),
+        assigner=svq.Nearest("cosine"),
+        init=svq.NormalInit(0.5),
+    ),
+    "ema+running+groups": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.RunningAffine(groups=4),
+        init=svq.KMeansInit(),
+        update=svq.EMAUpdate(0.9),
+        reset=svq.DeadCodeReset(3),
+    ),
+    "ema+unit_norm+projection": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.UnitNormCodes(),
+        transform=svq.Projection(4),
+        assigner=svq.Nearest("cosine"),
+        update=svq.EMAUpdate(),
+        losses=[svq.CommitmentLoss(1.0)],
+    ),
+    "ema+no_losses": lambda channel_dim=-1: _layer(channel_dim, update=svq.EMAUpdate(0.5), losses=[]),
+    "alternated+momentum": lambda channel_dim=-1: _layer(
+        channel_dim,
+        init=svq.KMeansInit(),
+        update=svq.AlternatedUpdate(steps=2, fraction=0.3, momentum=0.5, reassign=False),
+        reset=svq.DeadCodeReset(3),
+    ),
+    "alternated+running+groups+sync": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.RunningAffine(groups=8),
+        init=svq.KMeansInit(),
+        update=svq.AlternatedUpdate(steps=2),
+        reset=svq.DeadCodeReset(3),
+        sync=0.5,
+    ),
+    "alternated+chain+sync": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.Chain([svq.Affine(2.0), svq.UnitNormCodes()]),
+        transform=svq.UnitNorm(),
+        init=svq.KMeansInit(),
+        update=svq.AlternatedUpdate(),
+        reset=svq.DeadCodeReset(3),
+        sync=0.5,
+    ),
+    "alternated+direct+explicit": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.Direct(),
+        transform=svq.Identity(),
+        update=svq.AlternatedUpdate(),
+        losses=[svq.CodebookLoss(), svq.CommitmentLoss()],
+    ),
+    "gradient+explicit": lambda channel_dim=-1: _layer(channel_dim, update=svq.GradientUpdate()),
+}

@@ -1,0 +1,107 @@
+"""`Autoencoder`: shapes, scales, independence of the batch, tokens."""
+
+import pytest
+import torch
+from torch import nn
+
+import straightvq as svq
+from straightvq.models import Autoencoder
+
+
+def make_model(dim: int = 8, **kwargs: int) -> Autoencoder:
+    torch.manual_seed(0)
+    quantizer = svq.presets.vq_vae(dim, 16, channel_dim=1)
+    return Autoencoder(quantizer, **{"hidden": 16, "blocks": 1, **kwargs})
+
+
+@pytest.mark.parametrize("downsample", [1, 2, 4, 8])
+def test_latent_is_smaller_by_downsample(downsample: int) -> None:
+    model = make_model(downsample=downsample)
+    x = torch.rand(2, 3, 16, 24)
+    out = model(x)
+    assert out.reconstruction.shape == x.shape
+    assert out.z.shape == (2, 8, 16 // downsample, 24 // downsample)
+    assert out.quantizer.indices.shape == (2, 16 // downsample, 24 // downsample)
+
+
+def test_embeddings_start_at_scale_one_and_images_at_mid_grey() -> None:
+    torch.manual_seed(0)
+    model = Autoencoder(svq.presets.vq_vae(64, 16, channel_dim=1))
+    x = torch.rand(16, 3, 32, 32)
+    assert 0.7 < model.encode(x).std().item() < 1.4
+    assert model(x).reconstruction.mean().item() == pytest.approx(0.5, abs=0.2)
+
+
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    model = make_model().eval()
+    x = torch.rand(4, 3, 16, 16)
+    torch.testing.assert_close(model(x).reconstruction[:1], model(x[:1]).reconstruction)
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def test_tokens_give_the_evaluation_reconstruction() -> None:
+    model = make_model()
+    model(torch.rand(4, 3, 16, 16))
+    model.eval()
+    x = torch.rand(2, 3, 16, 16)
+    out = model(x)
+    indices = model.tokenize(x)
+    assert torch.equal(indices, out.quantizer.indices)
+    assert torch.equal(model.detokenize(indices), out.reconstruction)
+
+
+def test_tokenize_changes_nothing_even_in_training_mode() -> None:
+    model = make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.tokenize(torch.rand(2, 3, 16, 16))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    model = make_model()
+    out = model(torch.rand(2, 3, 16, 16))
+    (out.reconstruction.square().mean() + out.quantizer.loss).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("hidden", [2, 6, 17, 40])
+def test_any_width_can_be_normalized(hidden: int) -> None:
+    assert make_model(hidden=hidden)(torch.rand(1, 3, 8, 8)).reconstruction.shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"downsample": 3}, r"`Autoencoder`: `downsample` must be a power of two. Got 3."),
+        ({"downsample": 0}, r"`downsample` must be an integer >= 1"),
+        ({"hidden": 1}, r"`hidden` must be an integer >= 2"),
+        ({"blocks": -1}, r"`blocks` must be an integer >= 0"),
+        ({"in_channels": 0}, r"`in_channels` must be an integer >= 1"),
+    ],
+)
+def test_bad_sizes_are_refused(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_model(**arguments)
+
+
+def test_quantizers_for_sequences_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`Autoencoder`: `quantizer` must have channel_dim=1.*Got -1"):
+        Autoencoder(svq.presets.vq_vae(8, 16))
+
+
+def test_other_modules_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"`Autoencoder`: `quantizer` must be an instance of Quantizer"):
+        Autoencoder(nn.Identity())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 1, 16, 16), r"`x` must have the shape \(B, 3, H, W\)"),
+        ((3, 16, 16), r"`x` must have the shape \(B, 3, H, W\)"),
+        ((2, 3, 18, 16), r"must be multiples of downsample=4"),
+    ],
+)
+def test_images_of_other_shapes_are_refused(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_model()(torch.rand(shape))
