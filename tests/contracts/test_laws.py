@@ -249,10 +249,7 @@ def test_two_forwards_before_one_backward(make: Factory) -> None:
 
 
 @every_case
-def test_an_optimizer_step_between_forward_and_backward_of_another_is_refused_by_torch_or_harmless(
-    make: Factory,
-) -> None:
-    """Gradient accumulation: backward after every forward, one step at the end."""
+def test_gradients_accumulate_over_several_forwards(make: Factory) -> None:
     trainer = Trainer(made(make))
     for number in range(4):
         out = trainer.layer(trainer.net[0](data(number, 30)))
@@ -264,10 +261,8 @@ def test_an_optimizer_step_between_forward_and_backward_of_another_is_refused_by
 @every_case
 def test_long_training_stays_finite(make: Factory) -> None:
     trainer = Trainer(made(make))
-    losses = torch.stack(trainer.run(0, 60))
-    assert losses.isfinite().all()
+    assert torch.stack(trainer.run(0, 60)).isfinite().all()
     assert all(value.isfinite().all() for value in trainer.net.state_dict().values())
-    assert losses[-10:].mean() < losses[:3].mean() or losses[-10:].mean() < 1
 
 
 # --- state -----------------------------------------------------------------------------------------------------------

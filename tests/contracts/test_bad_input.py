@@ -1,0 +1,383 @@
+"""One row per public argument: values that must be refused, the exception, and words that its message must hold.
+
+A test inspects the signatures, so a new parameter without a row fails. Rows of calls on a finished layer also show
+that the failed call changed no state.
+"""
+
+import inspect
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import straightvq as svq
+import torch
+from torch import Tensor, nn
+
+from tests.contracts.cases import CASES, DIM, SIZE
+
+INF, NAN = float("inf"), float("nan")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Bad values of one argument; ``calls`` makes the call with the value, by default ``target(**base, arg=value)``."""
+
+    target: str
+    argument: str
+    bad: list[Any]
+    error: type[Exception]
+    words: str
+    base: dict[str, Any] = field(default_factory=dict)
+    call: Callable[[Any], Any] | None = None
+
+
+def resolve(name: str) -> Any:
+    item: Any = svq
+    for part in name.split("."):
+        item = getattr(item, part)
+    return item
+
+
+def integer(target: str, argument: str, least: int, **base: Any) -> list[Row]:
+    return [
+        Row(target, argument, [2.5, "4", None, True], TypeError, f"`{argument}` must be an integer", base),
+        Row(target, argument, [least - 1, -7], ValueError, f"`{argument}` must be an integer >= {least}", base),
+    ]
+
+
+def number(target: str, argument: str, outside: list[float], *, optional: bool = False, **base: Any) -> list[Row]:
+    wrong = ["1", True, [0.5]] if optional else ["1", True, None]
+    return [
+        Row(target, argument, wrong, TypeError, f"`{argument}` must be a number in", base),
+        Row(target, argument, [*outside, INF, NAN, -INF], ValueError, f"`{argument}` must be a finite number", base),
+    ]
+
+
+def slot(target: str, argument: str, kind: type, concrete: type, *, of: Callable[[Any], Any] | None = None) -> list[Row]:
+    name = kind.__name__
+    return [
+        Row(target, argument, [3, "x", nn.Linear(2, 2)], TypeError, f"`{argument}` must be an instance of {name}", {}, of),
+        Row(target, argument, [concrete], TypeError, f"write {concrete.__name__}()", {}, of),
+    ]
+
+
+def quantizer(**slots: Any) -> svq.VectorQuantizer:
+    return svq.VectorQuantizer(4, svq.Codebook(8), **slots)
+
+
+def preset_rows(name: str) -> list[Row]:
+    target, base = f"presets.{name}", {"dim": 4, "codebook_size": 8}
+    rows = [
+        *(Row(r.target, r.argument, r.bad, r.error, r.words, {"codebook_size": 8}) for r in integer(target, "dim", 1)),
+        Row(target, "codebook_size", [2.5, None], TypeError, "`Codebook`: `size` must be an integer", {"dim": 4}),
+        Row(target, "codebook_size", [1, 0], ValueError, "`Codebook`: `size` must be an integer >= 2", {"dim": 4}),
+        Row(target, "channel_dim", [1.0, "last", None], TypeError, "`channel_dim` must be an integer", base),
+        Row(target, "commitment", [-0.1, INF], ValueError, "`CommitmentLoss`: `weight` must be", base),
+        Row(target, "commitment", ["much"], TypeError, "`CommitmentLoss`: `weight` must be", base),
+    ]
+    extra = {
+        "decay": ("EMAUpdate", "decay", [1.0, -0.1, 7.0]),
+        "patience": ("DeadCodeReset", "patience", [0, -1]),
+        "lr_scale": ("Affine", "lr_scale", [0.0, -1.0]),
+        "groups": ("Affine", "groups", [0, 3]),
+        "sync": ("StraightThrough", "sync", [-0.1, NAN]),
+        "fraction": ("AlternatedUpdate", "fraction", [0.0, 1.1]),
+        "lr": ("AlternatedUpdate", "lr", [0.0, -1.0]),
+        "momentum": ("AlternatedUpdate", "momentum", [1.0, -0.1]),
+    }
+    for argument in inspect.signature(resolve(target)).parameters:
+        if argument in extra:
+            owner, inner, bad = extra[argument]
+            rows.append(Row(target, argument, bad, ValueError, f"`{owner}`: `{inner}` must", base))
+        elif argument == "l2":
+            rows.append(Row(target, "l2", ["yes", 1, None], TypeError, "`l2` must be True or False", base))
+    return rows
+
+
+TWO = torch.ones(2, 3)
+CONSTRUCTORS: list[Row] = [
+    *integer("VectorQuantizer", "dim", 1, codebook=None),
+    *slot("VectorQuantizer", "codebook", svq.Codebook, svq.Codebook, of=lambda v: svq.VectorQuantizer(4, v)),
+    Row("VectorQuantizer", "codebook", [5], ValueError, "`dim` must equal the width 4", {},
+        lambda v: svq.VectorQuantizer(4, svq.Codebook(8, v))),
+    Row("VectorQuantizer", "codebook", [quantizer], ValueError, "already part of another quantizer", {},
+        lambda v: svq.VectorQuantizer(4, v().codebook)),
+    *slot("VectorQuantizer", "transform", svq.Transform, svq.Identity, of=lambda v: quantizer(transform=v)),
+    *slot("VectorQuantizer", "assigner", svq.Assigner, svq.Nearest, of=lambda v: quantizer(assigner=v)),
+    *slot("VectorQuantizer", "estimator", svq.Estimator, svq.StraightThrough, of=lambda v: quantizer(estimator=v)),
+    Row("VectorQuantizer", "losses", [3, svq.CommitmentLoss()], TypeError, "`losses` must be a list", {},
+        lambda v: quantizer(losses=v)),
+    Row("VectorQuantizer", "losses", [[3], ["mse"]], TypeError, "`losses` must be an instance of Loss", {},
+        lambda v: quantizer(losses=v)),
+    Row("VectorQuantizer", "losses", [[svq.CommitmentLoss(), svq.CommitmentLoss()]], ValueError, "different names", {},
+        lambda v: quantizer(losses=v)),
+    Row("VectorQuantizer", "channel_dim", [1.0, None, "last", True], TypeError, "`channel_dim` must be an integer", {},
+        lambda v: quantizer(channel_dim=v)),
+    *integer("Codebook", "size", 2),
+    *(row for row in integer("Codebook", "dim", 1, size=8) if row.error is ValueError),
+    Row("Codebook", "dim", [2.5, "4", True], TypeError, "`dim` must be an integer", {"size": 8}),
+    *slot("Codebook", "parametrization", svq.Parametrization, svq.Affine, of=lambda v: svq.Codebook(8, parametrization=v)),
+    *slot("Codebook", "init", svq.Init, svq.KMeansInit, of=lambda v: svq.Codebook(8, init=v)),
+    *slot("Codebook", "update", svq.Update, svq.EMAUpdate, of=lambda v: svq.Codebook(8, update=v)),
+    *slot("Codebook", "reset", svq.Reset, svq.DeadCodeReset, of=lambda v: svq.Codebook(8, reset=v)),
+    *number("Affine", "lr_scale", [0.0, -1.0]),
+    *integer("Affine", "groups", 1),
+    Row("Affine", "groups", [3, 16], ValueError, "`groups` must divide the codebook's size 8", {},
+        lambda v: svq.VectorQuantizer(4, svq.Codebook(8, parametrization=svq.Affine(groups=v)))),
+    *number("RunningAffine", "momentum", [0.0, 1.1, -0.1]),
+    *integer("RunningAffine", "groups", 1),
+    Row("RunningAffine", "groups", [3, 8], ValueError, "`groups` must divide the codebook's size 8 with at least 2", {},
+        lambda v: svq.VectorQuantizer(4, svq.Codebook(8, parametrization=svq.RunningAffine(groups=v)))),
+    *number("RunningAffine", "shrink", [0.0, 1.1]),
+    Row("Chain", "parts", [[], ()], ValueError, "at least one parametrization"),
+    Row("Chain", "parts", [[3], "ab"], TypeError, "must be an instance of Parametrization"),
+    *number("NormalInit", "std", [0.0, -1.0]),
+    *integer("KMeansInit", "iterations", 0),
+    *number("EMAUpdate", "decay", [1.0, 7.0, -0.1]),
+    *integer("AlternatedUpdate", "steps", 1),
+    *number("AlternatedUpdate", "fraction", [0.0, 1.1, -0.1]),
+    *number("AlternatedUpdate", "lr", [0.0, -1.0], optional=True),
+    *number("AlternatedUpdate", "momentum", [1.0, -0.1]),
+    Row("AlternatedUpdate", "reassign", [1, "no", None], TypeError, "`reassign` must be True or False"),
+    *integer("DeadCodeReset", "patience", 1),
+    *number("DeadCodeReset", "noise", [-0.1]),
+    *integer("Projection", "codebook_dim", 1),
+    Row("Nearest", "distance", ["manhattan", None, 2], ValueError, "'euclidean' or 'cosine'"),
+    *number("StraightThrough", "sync", [-0.1]),
+    *number("CommitmentLoss", "weight", [-0.1]),
+    *number("CodebookLoss", "weight", [-0.1]),
+    *(row for name in svq.presets.__all__ for row in preset_rows(name)),
+]  # fmt: skip
+
+NET = nn.Sequential(nn.Linear(4, 4), svq.presets.vq_vae(4, 8))
+GROUPS: dict[str, Any] = {"module": NET, "lr": 0.1, "weight_decay": 0.1}
+NEAREST: dict[str, Any] = {"z": TWO, "codes": TWO}
+SUMS: dict[str, Any] = {"z": TWO, "indices": torch.tensor([0, 1]), "num_codes": 2}
+KMEANS: dict[str, Any] = {"z": TWO, "num_codes": 2, "iterations": 1}
+FUNCTIONS: list[Row] = [
+    Row("parameter_groups", "module", [3, None, [NET]], TypeError, "`module` must be", GROUPS),
+    *number("parameter_groups", "lr", [-0.1], **GROUPS),
+    *number("parameter_groups", "weight_decay", [-0.1], **GROUPS),
+    *number("parameter_groups", "codebook_lr", [-0.1], optional=True, **GROUPS),
+    Row("attach_optimizer", "optimizer", [3, None, torch.optim.SGD], TypeError, "must be a torch.optim.Optimizer",
+        {"module": NET}),
+    Row("attach_optimizer", "module", [3, None], TypeError, "`module` must be",
+        {"optimizer": torch.optim.SGD(NET.parameters(), 0.1)}),
+    Row("bypass", "module", [3, None], TypeError, "`module` must be", {}, lambda v: svq.bypass(v).__enter__()),
+    Row("functional.nearest_code", "z", [TWO[0], TWO[:, :2], TWO[None]], ValueError, "`z` must be (n, d)", NEAREST),
+    Row("functional.nearest_code", "z", [[[1.0]], None], TypeError, "`z` must be", NEAREST),
+    Row("functional.nearest_code", "z", [TWO.long(), TWO.bool()], TypeError, "floating", NEAREST),
+    Row("functional.nearest_code", "codes", [TWO[0], TWO[:, :2]], ValueError, "`codes` (k, d)", NEAREST),
+    Row("functional.nearest_code", "codes", [TWO[:0]], ValueError, "at least one code", NEAREST),
+    Row("functional.nearest_code", "codes", [None], TypeError, "`codes` must be", NEAREST),
+    Row("functional.nearest_code", "distance", ["manhattan", None], ValueError, "'euclidean' or 'cosine'", NEAREST),
+    Row("functional.code_sums", "z", [TWO[0], TWO[None]], ValueError, "`z` must be (n, d)", SUMS),
+    Row("functional.code_sums", "z", [None], TypeError, "`z` must be", SUMS),
+    Row("functional.code_sums", "indices", [torch.tensor([0.0, 1.0])], TypeError, "integer", SUMS),
+    Row("functional.code_sums", "indices", [torch.tensor([0]), torch.tensor([[0, 1]])], ValueError, "(n,)", SUMS),
+    Row("functional.code_sums", "indices", [torch.tensor([0, 2]), torch.tensor([0, 5])], ValueError, "[0, 2)", SUMS),
+    Row("functional.code_sums", "num_codes", [0, -1], ValueError, "`num_codes` must be", SUMS),
+    Row("functional.code_sums", "num_codes", [2.5, None], TypeError, "`num_codes` must be", SUMS),
+    Row("functional.kmeans", "z", [TWO[0], TWO[:0]], ValueError, "`z` must be (n, d) with n >= 1", KMEANS),
+    Row("functional.kmeans", "z", [NAN * TWO, INF * TWO], ValueError, "finite", KMEANS),
+    Row("functional.kmeans", "z", [None, TWO.long()], TypeError, "`z` must be", KMEANS),
+    Row("functional.kmeans", "num_codes", [0, -1], ValueError, "`num_codes` must be", KMEANS),
+    Row("functional.kmeans", "num_codes", [2.5, "2"], TypeError, "`num_codes` must be", KMEANS),
+    Row("functional.kmeans", "iterations", [-1], ValueError, "`iterations` must be", KMEANS),
+    Row("functional.kmeans", "iterations", [2.5, None], TypeError, "`iterations` must be", KMEANS),
+    Row("functional.kmeans", "generator", [3, "seed"], TypeError, "", KMEANS),
+]  # fmt: skip
+
+# Public names whose arguments come from the layer, or that only hold results.
+EXEMPT = {
+    "QuantizerOutput": "a result",
+    "functional.straight_through": "tensor maths of the estimator; torch's own shape errors",
+    "functional.draw_integers": "called by the layer with its own state",
+    "functional.draw_normal": "called by the layer with its own state",
+    "functional.draw_distinct": "called by the layer with its own state",
+}
+
+
+def cases(rows: list[Row]) -> list[Any]:
+    return [
+        pytest.param(row, value, id=f"{row.target}-{row.argument}-{_show(value)}") for row in rows for value in row.bad
+    ]
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{tuple(value.shape)}"
+    return getattr(value, "__name__", None) or repr(value)[:20].replace("\n", "")
+
+
+@pytest.mark.parametrize(("row", "value"), cases(CONSTRUCTORS + FUNCTIONS))
+def test_bad_argument_is_refused_with_a_telling_message(row: Row, value: Any) -> None:
+    base = dict(row.base)
+    if row.target == "VectorQuantizer" and "codebook" in base:
+        base["codebook"] = svq.Codebook(8)
+    with warnings.catch_warnings(), pytest.raises(row.error) as caught:
+        warnings.simplefilter("error")
+        if row.call is not None:
+            row.call(value)
+        else:
+            resolve(row.target)(**(base | {row.argument: value}))
+    assert row.words in str(caught.value), f"{caught.value}"
+
+
+def public_callables() -> dict[str, Any]:
+    names = [n for n in svq.__all__ if callable(getattr(svq, n))]
+    names += [f"functional.{n}" for n in svq.functional.__all__] + [f"presets.{n}" for n in svq.presets.__all__]
+    return {n: resolve(n) for n in names if not inspect.isabstract(resolve(n))}
+
+
+def test_every_public_parameter_has_a_row() -> None:
+    rows = {(row.target, row.argument) for row in CONSTRUCTORS + FUNCTIONS}
+    missing, known = [], set()
+    for name, item in public_callables().items():
+        if name in EXEMPT:
+            continue
+        for argument in inspect.signature(item).parameters:
+            known.add((name, argument))
+            if argument not in ("args", "kwargs") and (name, argument) not in rows:
+                missing.append(f"{name}({argument})")
+    assert not missing, "parameters without a row of bad values"
+    assert rows <= known, f"rows of parameters that do not exist: {rows - known}"
+
+
+def test_exempt_names_exist() -> None:
+    assert set(EXEMPT) <= set(public_callables())
+
+
+# --- calls on a finished layer ---------------------------------------------------------------------------------------
+
+Z = torch.randn(2, 5, DIM, generator=torch.Generator().manual_seed(0))
+MASK = torch.ones(2, 5, dtype=torch.bool)
+
+
+def spoilt(value: float) -> Tensor:
+    z = Z.clone()
+    z[1, 2, 3] = value
+    return z
+
+
+CALLS: list[tuple[str, str, Callable[[svq.VectorQuantizer], Any], type[Exception], str]] = []
+
+
+def both(name: str, error: type[Exception], words: str, *args: Any) -> None:
+    CALLS.append((f"forward-{name}", "forward", lambda layer: layer(*args), error, words))
+    CALLS.append((f"encode-{name}", "encode", lambda layer: layer.encode(*args), error, words))
+
+
+def one(method: str, name: str, error: type[Exception], words: str, *args: Any) -> None:
+    CALLS.append((f"{method}-{name}", method, lambda layer: getattr(layer, method)(*args), error, words))
+
+
+both("not_a_tensor", TypeError, "`z` must be a tensor. Got list", [[1.0] * DIM])
+both("integers", TypeError, "`z` must be floating point. Got torch.int64", Z.long())
+both("booleans", TypeError, "`z` must be floating point", Z.bool())
+both("complex", TypeError, "`z` must be floating point", Z.to(torch.complex64))
+both("scalar", ValueError, "`z` must have an axis -1", torch.tensor(1.0))
+both("narrow", ValueError, f"`z` must have {DIM} channels on axis -1. Got 5", Z[..., :5])
+both("channels_first", ValueError, "Its axis 1 has that size: pass channel_dim=1?", Z.movedim(-1, 1))
+both("nan", ValueError, "`z` must be finite. Got 1 of 60 values NaN or infinite, the first at flat position 45", spoilt(NAN))
+both("infinity", ValueError, "`z` must be finite", spoilt(-INF))
+both("mask_shape", ValueError, "`mask` must have the shape of `z` without its channel axis, (2, 5)", Z, MASK[:, :4])
+both("mask_rank", ValueError, "`mask` must have the shape", Z, MASK[..., None])
+both("mask_integers", TypeError, "`mask` must be a boolean tensor", Z, MASK.long())
+both("mask_list", TypeError, "`mask` must be a boolean tensor, True where valid. Got list", Z, [True])
+one("decode", "float", TypeError, "`indices` must be an integer tensor. Got torch.float32", torch.tensor([1.0]))
+one("decode", "bool", TypeError, "`indices` must be an integer tensor", torch.tensor([True]))
+one("decode", "list", TypeError, "`indices` must be an integer tensor. Got list", [1])
+one("decode", "too_high", ValueError, f"`indices` must be in [0, {SIZE})", torch.tensor([0, SIZE]))
+one("decode", "too_low", ValueError, "Got values from -2 to 0", torch.tensor([0, -2]))
+one("set_codes", "list", TypeError, "`codes` must be a floating-point tensor. Got list", [[1.0]])
+one("set_codes", "integers", TypeError, "`codes` must be a floating-point tensor", torch.ones(SIZE, DIM).long())
+one("set_codes", "rows", ValueError, f"`codes` must have shape ({SIZE}, {DIM})", torch.ones(SIZE + 1, DIM))
+one("set_codes", "width", ValueError, f"`codes` must have shape ({SIZE}, {DIM})", torch.ones(SIZE, DIM + 1))
+one("set_codes", "rank", ValueError, f"`codes` must have shape ({SIZE}, {DIM})", torch.ones(SIZE * DIM))
+one("set_codes", "nan", ValueError, "`codes` must be finite", torch.full((SIZE, DIM), NAN))
+one("set_codes", "infinity", ValueError, "`codes` must be finite", torch.full((SIZE, DIM), INF))
+
+
+@pytest.mark.parametrize("preset", ["vq_vae", "ema", "vq_ste_pp", "straight"])
+@pytest.mark.parametrize("ready", [False, True], ids=["untrained", "trained"])
+@pytest.mark.parametrize(("call", "error", "words"), [pytest.param(*c[2:], id=c[0]) for c in CALLS])
+def test_bad_call_is_refused_and_changes_nothing(
+    preset: str, ready: bool, call: Callable[[svq.VectorQuantizer], Any], error: type[Exception], words: str
+) -> None:
+    torch.manual_seed(0)
+    layer = CASES[preset](channel_dim=-1)
+    if ready:
+        layer(torch.randn(80, DIM))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    with pytest.raises(error) as caught:
+        call(layer)
+    assert words in str(caught.value)
+    after = layer.state_dict()
+    assert list(before) == list(after)
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+    assert (layer(torch.randn(80, DIM)).indices >= 0).all()
+
+
+def test_every_argument_of_a_call_has_a_row() -> None:
+    named = {"forward": {"z", "mask"}, "encode": {"z", "mask"}, "decode": {"indices"}, "set_codes": {"codes"}}
+    for method, arguments in named.items():
+        parameters = set(inspect.signature(getattr(svq.VectorQuantizer, method)).parameters) - {"self"}
+        assert parameters == arguments, f"{method} has an argument without a row"
+        assert any(row[1] == method for row in CALLS)
+
+
+def test_check_for_finite_values_can_be_switched_off() -> None:
+    layer = svq.presets.vq_vae(DIM, SIZE).eval()
+    layer.check_finite = False
+    assert layer(spoilt(NAN)).indices.shape == (2, 5)
+
+
+def test_non_finite_values_at_masked_positions_are_fine() -> None:
+    mask = MASK.clone()
+    mask[1, 2] = False
+    assert svq.presets.vq_vae(DIM, SIZE)(spoilt(NAN), mask).quantized.isfinite().all()
+
+
+def test_refused_construction_leaves_the_codebook_usable() -> None:
+    codebook = svq.Codebook(8, parametrization=svq.Affine())
+    with pytest.raises(ValueError, match="nothing trains"):
+        svq.VectorQuantizer(4, codebook, losses=[])
+    svq.VectorQuantizer(4, codebook)
+
+
+def test_same_fault_gives_the_same_message_twice() -> None:
+    codebook = svq.Codebook(10, parametrization=svq.Affine(groups=3))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="`groups` must divide the codebook's size 10"):
+            svq.VectorQuantizer(4, codebook)
+
+
+@pytest.mark.parametrize("part", [svq.Affine, svq.EMAUpdate, svq.DeadCodeReset], ids=lambda part: part.__name__)
+def test_part_with_two_owners_is_refused(part: Callable[[], Any]) -> None:
+    slot_of = {svq.Affine: "parametrization", svq.EMAUpdate: "update", svq.DeadCodeReset: "reset"}[part]
+    shared = part()
+    svq.VectorQuantizer(4, svq.Codebook(8, **{slot_of: shared}))
+    with pytest.raises(ValueError, match="already part of another quantizer"):
+        svq.VectorQuantizer(4, svq.Codebook(8, **{slot_of: shared}))
+
+
+# --- importing -------------------------------------------------------------------------------------------------------
+
+HEAVY = ("lightning", "datasets", "matplotlib", "sklearn", "faiss", "triton", "torchmetrics", "jsonargparse", "PIL")
+
+
+def test_import_is_silent_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, torch, numpy; before = set(sys.modules); import straightvq; "
+        f"new = set(sys.modules) - before; sys.exit(', '.join(n for n in {HEAVY!r} if n in new))"
+    )
+    run = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout == ""
+    assert run.stderr == ""
+    assert run.returncode == 0
