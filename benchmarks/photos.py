@@ -112,9 +112,10 @@ def main() -> None:
             f"{arm} seed {seed}: MSE {1e3 * row['mse']:.3f}e-3, {row['codes_used']:.0f} codes, {row['seconds']} s"
         )
     wanted = [row for row in done if int(row["steps"]) == args.steps and int(row["seed"]) < args.seeds]
+    machine = platform.processor() or platform.machine()
     text = (
-        f"# Presets on photographs\n\n{datetime.date.today()}, {platform.processor() or platform.machine()} without GPU, "
-        f"torch {torch.__version__}; `python benchmarks/photos.py --arms {' '.join(args.arms)} --seeds {args.seeds} "
+        f"# Presets on photographs\n\n{datetime.date.today()}, {machine} without GPU, torch {torch.__version__}; "
+        f"`python benchmarks/photos.py --arms {' '.join(args.arms)} --seeds {args.seeds} "
         f"--steps {args.steps}`. Crops of two photographs, {settings.size} x {settings.size} pixels, "
         f"{settings.codebook_size} codes of width {settings.dim}, 64 tokens of 9 bits per image, {args.steps} steps of "
         f"{settings.batch_size} images, seeds 0 to {args.seeds - 1}; mean ± standard deviation over seeds, on crops of a "

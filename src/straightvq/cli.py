@@ -5,6 +5,7 @@ import difflib
 import importlib
 import inspect
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -121,6 +122,7 @@ def _recipes(args: list[str]) -> None:
 
 
 def _train(command: str, args: list[str]) -> None:
+    typed = shlex.join(["straightvq", command, *args])
     args, names = _with_recipes(args)
     is_verbose, args = _VERBOSE in args, [arg for arg in args if arg != _VERBOSE]
     asks_only = any(arg in ("-h", "--help") or arg.startswith(("--help.", "--print_config")) for arg in args)
@@ -137,14 +139,14 @@ def _train(command: str, args: list[str]) -> None:
         raise UsageError(f'{error}. Training needs the extra: pip install "straightvq[train]"') from error
     with quiet():
         try:
-            cli = TrainingCLI([command, *args], default_name="-".join(names) or "run")
+            cli = TrainingCLI([command, *args], "-".join(names) or "run", typed)
         except ArgumentError as error:
             raise UsageError(str(error) if is_verbose else _shortened(str(error))) from error
         except (ValueError, TypeError) as error:
             # The library's own sentences name their owner first; anything else is a fault and needs its traceback.
             if is_verbose or not (sentence := str(_root(error))).startswith("`"):
                 raise
-            raise UsageError(f"{sentence}\n{_MORE}") from error
+            raise UsageError(sentence) from error
     sys.stdout.write(cli.summary())
 
 

@@ -55,7 +55,7 @@ class DemoSettings:
         512
     """
 
-    steps: int = 600
+    steps: int = 700
     codebook_size: int = 512
     dim: int = 32
     hidden: int = 48

@@ -18,6 +18,7 @@ from straightvq.nn import (
     UnitNormCodes,
     VectorQuantizer,
 )
+from straightvq.nn.part import check_bool
 
 __all__ = ["ema", "straight", "vq_ste_pp", "vq_vae"]
 
@@ -115,6 +116,7 @@ def vq_ste_pp(
         >>> vq_ste_pp(8, 16, l2=True).codes().norm(dim=1).allclose(__import__("torch").ones(16))
         True
     """
+    check_bool("vq_ste_pp", "l2", l2)
     affine: Parametrization = Affine(lr_scale, groups)
     return VectorQuantizer(
         dim,

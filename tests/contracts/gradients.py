@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
 import straightvq as svq
 
 SYNC = 0.7

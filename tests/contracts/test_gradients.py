@@ -4,10 +4,10 @@ import warnings
 from pathlib import Path
 
 import pytest
-import straightvq as svq
 import torch
 from torch import Tensor
 
+import straightvq as svq
 from tests.contracts.gradients import (
     SYNC,
     UPDATES,

@@ -7,10 +7,10 @@ import pickle
 from collections.abc import Callable
 
 import pytest
-import straightvq as svq
 import torch
 from torch import Tensor, nn
 
+import straightvq as svq
 from tests.contracts.cases import CASES, DIM, PRESETS, SIZE, Factory
 
 every_case = pytest.mark.parametrize("make", list(CASES.values()), ids=list(CASES))
@@ -99,7 +99,9 @@ def test_table_holds_every_preset_and_every_concrete_part() -> None:
 
 
 @every_case
-@pytest.mark.parametrize(("channel_dim", "shape"), [(-1, (7, 5, DIM)), (1, (2, DIM, 5, 7)), (0, (DIM, 35)), (-1, (DIM,))])
+@pytest.mark.parametrize(
+    ("channel_dim", "shape"), [(-1, (7, 5, DIM)), (1, (2, DIM, 5, 7)), (0, (DIM, 35)), (-1, (DIM,))]
+)
 def test_decode_gives_what_the_evaluation_forward_gave(make: Factory, channel_dim: int, shape: tuple[int, ...]) -> None:
     layer = made(make, channel_dim)
     layer.load_state_dict(trained(make).state_dict())
@@ -298,7 +300,9 @@ def test_state_dict_is_complete_and_loads_strictly(make: Factory) -> None:
 
 
 @every_case
-@pytest.mark.parametrize("how", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["copy", "pickle"])
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))], ids=["copy", "pickle"]
+)
 @pytest.mark.parametrize("steps", [0, 6], ids=["untrained", "trained"])
 def test_copy_goes_on_alike_and_apart(
     make: Factory, how: Callable[[svq.VectorQuantizer], svq.VectorQuantizer], steps: int
@@ -433,9 +437,7 @@ def test_mask_of_ones_changes_nothing(make: Factory) -> None:
 @every_case
 @pytest.mark.parametrize("steps", [0, 6], ids=["untrained", "trained"])
 @pytest.mark.parametrize("mode", [True, False], ids=["training", "evaluation"])
-def test_batch_without_vectors_changes_only_the_step_and_keeps_the_graph(
-    make: Factory, mode: bool, steps: int
-) -> None:
+def test_batch_without_vectors_changes_only_the_step_and_keeps_the_graph(make: Factory, mode: bool, steps: int) -> None:
     layer = trained(make, steps).train(mode)
     for parameter in layer.parameters():
         parameter.grad = None
@@ -555,8 +557,22 @@ def test_set_codes_writes_effective_codes(make: Factory) -> None:
         codes = nn.functional.normalize(codes, dim=1)
     layer.set_codes(codes)
     torch.testing.assert_close(layer.codes(), codes, rtol=1e-5, atol=1e-5)
-    assert bool(layer.codebook.is_ready), "no init may overwrite codes that somebody set"
-    assert layer.codes().data_ptr() != layer.codebook.raw.data_ptr()
+    layer.codebook.freeze()
+    layer(data(1))
+    layer.codebook.unfreeze()
+    torch.testing.assert_close(layer.codes(), codes, rtol=1e-5, atol=1e-5)
+
+
+@every_case
+def test_no_init_overwrites_codes_that_somebody_set(make: Factory) -> None:
+    layer = made(make)
+    codes = nn.functional.normalize(torch.randn(layer.codes().shape), dim=1)
+    codes[3] = -codes[2]
+    layer.set_codes(codes)
+    layer(layer.transform.inverse(codes[:2].repeat(50, 1)).detach())
+    # 100 vectors on two codes: an init would have gathered all codes there.
+    distance = torch.cdist(layer.codes(), codes[:2]).min(1).values
+    assert (distance > 0.2).sum() >= SIZE - 6
 
 
 @every_case

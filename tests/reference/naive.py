@@ -84,14 +84,14 @@ class RunningMoments:
         self.last: list[Array] | None = None  # the previous step's vectors per group
 
     def observe(self, z: Array, raw: Array) -> None:
-        if len(z) == 0 and self.last is None:
+        if len(z) == 0:
             return
         for group in range(self.groups):
             seen = z if self.groups == 1 or self.last is None else self.last[group]
             rows = np.split(raw, self.groups)[group]
             if len(seen):
                 mean, variance = self._run(self.z[group], seen.mean(0), seen.var(0))
-                self.z[group] = (mean * self.shrink, variance * self.shrink)
+                self.z[group] = (mean, variance * self.shrink)
             self.c[group] = self._run(self.c[group], rows.mean(0), rows.var(0))
 
     def _run(self, old: tuple[Array, Array] | None, mean: Array, variance: Array) -> tuple[Array, Array]:
@@ -107,7 +107,8 @@ class RunningMoments:
     def codes(self, raw: Array) -> Array:
         out = []
         for rows, stats_z, stats_c in zip(np.split(raw, self.groups), self.z, self.c, strict=True):
-            assert stats_z is not None and stats_c is not None
+            assert stats_z is not None
+            assert stats_c is not None
             out.append(np.sqrt(stats_z[1] / stats_c[1]) * (rows - stats_c[0]) + stats_z[0])
         return np.concatenate(out)
 

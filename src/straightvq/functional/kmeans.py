@@ -41,17 +41,27 @@ def kmeans(z: Tensor, num_codes: int, *, iterations: int, generator: torch.Gener
         >>> kmeans(points, 2, iterations=5).sort(0).values.tolist()
         [[0.5], [10.5]]
     """
+    for name, value in (("num_codes", num_codes), ("iterations", iterations)):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"`kmeans`: `{name}` must be an integer. Got {value!r}.")
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        got = z.dtype if isinstance(z, Tensor) else type(z).__name__
+        raise TypeError(f"`kmeans`: `z` must be a floating-point tensor. Got {got}.")
     if z.ndim != 2 or len(z) == 0:
         raise ValueError(f"`kmeans`: `z` must be (n, d) with n >= 1. Got {tuple(z.shape)}.")
     if num_codes < 1 or iterations < 0:
-        raise ValueError(f"`kmeans`: `num_codes` must be >= 1 and `iterations` >= 0. Got {num_codes} and {iterations}.")
+        raise ValueError(
+            f"`kmeans`: `num_codes` must be >= 1 and `iterations` must be >= 0. Got {num_codes} and {iterations}."
+        )
+    if not torch.isfinite(z).all():
+        raise ValueError("`kmeans`: `z` must be finite. Got NaN or infinity.")
     z = z.detach().to(torch.promote_types(z.dtype, torch.float32))
     origin = z.mean(0)
     z = z - origin
     centres = _seed(z, min(num_codes, len(z)), generator)
     for _ in range(iterations):
         centres = _lloyd(z, centres)
-    return spread_out(centres, num_codes, z, generator) + origin
+    return spread_out(centres + origin, num_codes, z, generator)
 
 
 def _seed(z: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
@@ -100,6 +110,8 @@ def spread_out(rows: Tensor, num: int, z: Tensor, generator: torch.Generator | N
     order = group.argsort(stable=True)
     is_copy = torch.zeros(num, dtype=torch.bool, device=rows.device)
     is_copy[order[1:]] = group[order][1:] == group[order][:-1]
-    spread = z.std(0, unbiased=False).mean().clamp(min=1e-3)
+    # Far from the origin a small step would be rounded away: it is at least some units in the last place.
+    ulp = torch.finfo(rows.dtype).eps * rows.abs().max()
+    step = torch.maximum(_JITTER * z.std(0, unbiased=False).mean().clamp(min=1e-3), 64 * ulp)
     noise = torch.randn(repeated.shape, generator=generator, dtype=torch.float64)
-    return repeated + is_copy[:, None] * (_JITTER * spread * noise.to(repeated))
+    return repeated + is_copy[:, None] * (step * noise.to(repeated))

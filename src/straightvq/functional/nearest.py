@@ -15,6 +15,7 @@ Distance = Literal["euclidean", "cosine"]
 _TILE = 1 << 20
 # Codes per tile: large enough for an efficient matrix product, small enough to leave many rows in a tile.
 _TILE_CODES = 4096
+_ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio: spreads the bits of a row's hash
 
 
 def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean") -> Tensor:
@@ -44,6 +45,10 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean") 
         >>> nearest_code(z, torch.tensor([[1.0, 0.0], [3.0, 3.0]])).tolist()
         [0, 1]
     """
+    for name, value in (("z", z), ("codes", codes)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise TypeError(f"`nearest_code`: `{name}` must be a floating-point tensor. Got {got}.")
     if z.ndim != 2 or codes.ndim != 2 or z.shape[1] != codes.shape[1]:
         raise ValueError(
             "`nearest_code`: `z` must be (n, d) and `codes` (k, d) with the same d. "
@@ -93,7 +98,25 @@ def _search(z: Tensor, codes: Tensor, bias: Tensor) -> Tensor:
                 best_index = torch.where(closer, index + start, best_index)
                 best_value = torch.where(closer, value, best_value)
             indices[row : row + rows_step] = best_index
-    return indices
+    return _first_of_equals(codes)[indices]
+
+
+def _first_of_equals(codes: Tensor) -> Tensor:
+    """For each code the lowest index of a code equal to it, Int64 (k,).
+
+    A matrix product may give equal codes values that differ in the last place, by their position in a block, so equal
+    codes are found by their bits: sorted by a hash of the row, with neighbours compared in full.
+    """
+    bits = (codes + 0.0).view(torch.int64 if codes.dtype == torch.float64 else torch.int32).long()
+    place = torch.arange(1, bits.shape[1] + 1, device=bits.device)
+    key = ((bits ^ (bits >> 16)) * (place * _ODD | 1)).sum(1)
+    order = key.argsort(stable=True)
+    ordered = codes[order]
+    starts = torch.ones_like(order, dtype=torch.bool)
+    starts[1:] = (ordered[1:] != ordered[:-1]).any(1)
+    at = torch.arange(len(order), device=order.device)
+    run = torch.where(starts, at, 0).cummax(0).values
+    return torch.empty_like(order).scatter(0, order, order[run])
 
 
 @_search.register_fake

@@ -119,9 +119,9 @@ class Codebook(Part):
             raise ValueError(
                 f"`Codebook`: `dim` must equal the width {dim} that the quantizer's transform gives. Got {self.dim}."
             )
+        self.parametrization.bind(self.size, dim)  # first: the only one that may refuse the sizes
         self._bind_once()
         self.dim = dim
-        self.parametrization.bind(self.size, dim)
         self._check_learned()  # again: some parts show their parameters only now
         self.update.bind(self.size, dim)
         if self.reset is not None:
@@ -149,6 +149,8 @@ class Codebook(Part):
         if self._frozen != was_frozen:
             for parameter in self.parameters():
                 parameter.requires_grad_(not self._frozen)
+                if self._frozen:
+                    parameter.grad = None  # an optimizer skips it: no weight decay, no momentum
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         pool = state_dict.get(prefix + "pool")
@@ -247,8 +249,6 @@ class Codebook(Part):
         self._require_bound()
         self.is_frozen.fill_(True)
         self._read_flags()
-        for parameter in self.parameters():
-            parameter.grad = None  # an optimizer skips a parameter without gradient: no weight decay, no momentum
 
     def unfreeze(self) -> None:
         """Undoes ``freeze``."""

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from straightvq.nn.codebook import Codebook
-from straightvq.nn.part import check_float
+from straightvq.nn.part import check_float, check_module
 
 
 def parameter_groups(
@@ -35,6 +35,7 @@ def parameter_groups(
         >>> [(g["name"], len(g["params"]), g["weight_decay"]) for g in parameter_groups(net, 1e-3, 0.1)]
         [('network', 2, 0.1), ('codebook', 1, 0.0)]
     """
+    check_module("parameter_groups", module)
     lr = check_float("parameter_groups", "lr", lr, minimum=0)
     weight_decay = check_float("parameter_groups", "weight_decay", weight_decay, minimum=0)
     if codebook_lr is not None:
@@ -76,6 +77,7 @@ def attach_optimizer(optimizer: Optimizer, module: nn.Module) -> RemovableHandle
         raise TypeError(
             f"`attach_optimizer`: `optimizer` must be a torch.optim.Optimizer. Got {type(optimizer).__name__}."
         )
+    check_module("attach_optimizer", module)
     held = {p for group in optimizer.param_groups for p in group["params"]}
     missing = [
         name for name, child in module.named_modules() if isinstance(child, Codebook)
@@ -92,6 +94,9 @@ def attach_optimizer(optimizer: Optimizer, module: nn.Module) -> RemovableHandle
     @torch.no_grad()
     def clear(*_: Any) -> None:
         for book in _codebooks(module):
+            own = any(p is book.raw for group in optimizer.param_groups for p in group["params"])
+            if isinstance(book.raw, nn.Parameter) and not own:
+                continue  # another optimizer trains it, and has yet to see the flags
             state = optimizer.state.get(book.raw, {}) if isinstance(book.raw, nn.Parameter) else {}
             for value in state.values():
                 if isinstance(value, torch.Tensor) and value.shape == book.raw.shape:

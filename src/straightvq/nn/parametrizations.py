@@ -32,8 +32,12 @@ class Parametrization(Part):
         return any(True for _ in self.parameters())
 
     def bind(self, size: int, dim: int) -> None:
+        self._check_size(size)
         self._bind_once()
         self._make(size, dim)
+
+    def _check_size(self, size: int) -> None:
+        """Refuses a size that the map cannot have, before anything is made."""
 
     def _make(self, size: int, dim: int) -> None:
         """Makes parameters and buffers; called once."""
@@ -109,8 +113,10 @@ class Affine(Parametrization):
     def is_learned(self) -> bool:
         return True
 
-    def _make(self, size: int, dim: int) -> None:
+    def _check_size(self, size: int) -> None:
         _check_groups(self, size, self.groups, smallest=1)
+
+    def _make(self, size: int, dim: int) -> None:
         self.scale = nn.Parameter(torch.zeros(self.groups, dim))
         self.shift = nn.Parameter(torch.zeros(self.groups, dim))
 
@@ -142,15 +148,15 @@ class RunningAffine(Parametrization):
     Args:
         momentum: weight of the new value, as in batch normalisation.
         groups: contiguous blocks of codes with moments of their own; at least two codes each.
-        shrink: factor on the embedding's running mean and variance after each update, in (0, 1]. An over-estimated
-            scale feeds on itself in networks without a normalised bottleneck; the authors' remedy is a slight
-            under-estimate.
+        shrink: factor on the embedding's running variance after each update, in (0, 1]. An over-estimated scale feeds
+            on itself in networks without a normalised bottleneck; the authors' remedy is a slight under-estimate.
 
     Shape:
         mean_z, var_z, mean_c, var_c: Float (groups, codebook_dim), biased variances.
 
-    Source: arXiv 2305.08842, affine re-parameterisation (running form). The authors' code broadcasts one global
-    statistic to all groups; here groups really differ.
+    Source: arXiv 2305.08842, affine re-parameterisation (running form). Deviations: the authors' code broadcasts one
+    global statistic to all groups, here groups really differ; their remedy shrinks the mean too, which at mean 1,000
+    and unit spread would put the codes two standard deviations beside the data.
     """
 
     def __init__(self, momentum: float = 0.1, groups: int = 1, shrink: float = 0.9998) -> None:
@@ -159,8 +165,10 @@ class RunningAffine(Parametrization):
         self.groups = check_int(self, "groups", groups, 1)
         self.shrink = check_float(self, "shrink", shrink, minimum=0, maximum=1, open_minimum=True)
 
-    def _make(self, size: int, dim: int) -> None:
+    def _check_size(self, size: int) -> None:
         _check_groups(self, size, self.groups, smallest=2)
+
+    def _make(self, size: int, dim: int) -> None:
         self.size = size
         for name in ("mean_z", "mean_c"):
             self.register_buffer(name, torch.zeros(self.groups, dim))
@@ -206,29 +214,34 @@ class RunningAffine(Parametrization):
         if valid is not None:
             everywhere = torch.where(valid, everywhere, -1)
         count, mean, var = _assigned_moments(z, everywhere, 1, group)
+        seen = count.sum() > 0
         if self.groups > 1:
-            known = self.last_count.sum() > 0
+            known = seen & (self.last_count.sum() > 0)
             count = torch.where(known, self.last_count.to(count.dtype), count)
             mean = torch.where(known, self.last_mean.to(mean.dtype), mean)
             var = torch.where(known, self.last_var.to(var.dtype), var)
         mean_c, var_c = _moments(_by_group(raw, self.groups))
-        # A group without vectors keeps its statistics, and so does the whole map on an empty batch.
-        rate_z = torch.where(count > 0, torch.where(self.is_started, self.momentum, 1.0), 0.0)
-        rate_c = torch.where((count > 0).any(), torch.where(self.is_started, self.momentum, 1.0), 0.0)
-        shrink = torch.where(count > 0, self.shrink, 1.0)
-        _run(self.mean_z, mean, rate_z, shrink)
+        # A group without vectors keeps its statistics, and so does the whole map on an empty batch. The numbers are
+        # tensors of the state's dtype: `where` on two Python floats would round them to float32.
+        one, zero = torch.ones_like(self.var_z[0, 0]), torch.zeros_like(self.var_z[0, 0])
+        rate = torch.where(self.is_started, one * self.momentum, one)
+        rate_z = torch.where(count > 0, rate, zero)
+        rate_c = torch.where(seen, rate, zero)
+        shrink = torch.where(count > 0, one * self.shrink, one)
+        _run(self.mean_z, mean, rate_z)
         _run(self.var_z, var, rate_z, shrink)
         _run(self.mean_c, mean_c, rate_c)
         _run(self.var_c, var_c, rate_c)
-        self.is_started.logical_or_((count > 0).any())
+        self.is_started.logical_or_(seen)
 
     def remember(self, z: Tensor, indices: Tensor, group: Group) -> None:
         if self.groups == 1:
             return
         owner = torch.where(indices < 0, -1, indices // (self.size // self.groups))
         count, mean, var = _assigned_moments(z, owner, self.groups, group)
+        seen = count.sum() > 0
         for buffer, new in ((self.last_count, count), (self.last_mean, mean), (self.last_var, var)):
-            buffer.copy_(new)
+            buffer.copy_(torch.where(seen, new.to(buffer.dtype), buffer))
 
     def extra_repr(self) -> str:
         return f"momentum={self.momentum}, groups={self.groups}, shrink={self.shrink}"
@@ -283,6 +296,10 @@ class Chain(Parametrization):
     @property
     def _parts(self) -> list[Parametrization]:
         return [part for part in self.parts if isinstance(part, Parametrization)]
+
+    def _check_size(self, size: int) -> None:
+        for part in self._parts:
+            part._check_size(size)
 
     def _make(self, size: int, dim: int) -> None:
         for part in self._parts:

@@ -96,6 +96,12 @@ def check_part(owner: Any, name: str, value: Any, kind: type) -> Any:
     return value
 
 
+def check_module(owner: str, value: Any) -> nn.Module:
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"`{owner}`: `module` must be a torch.nn.Module. Got {_show(value)}.")
+    return value
+
+
 def _name(owner: Any) -> str:
     return owner if isinstance(owner, str) else type(owner).__name__
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from straightvq.nn.codebook import _count_not_finite
-from straightvq.nn.part import check_int
+from straightvq.nn.part import check_int, check_module
 
 
 class QuantizerOutput(NamedTuple):
@@ -116,6 +116,7 @@ class Quantizer(nn.Module, ABC):
             raise TypeError(f"`{owner}`: `indices` must be an integer tensor. Got {got}.")
         if torch.compiler.is_exporting() or indices.numel() == 0:
             return
+        indices = indices.long()  # comparing in a narrow dtype would wrap -1 and the size around
         message = f"`{owner}`: `indices` must be in [0, {size}), or -1 for masked positions."
         inside = ((indices >= -1) & (indices < size)).all()
         if torch.compiler.is_compiling() or indices.is_cuda:
@@ -128,7 +129,8 @@ class Quantizer(nn.Module, ABC):
         if mask is not None:
             z = torch.where(mask.unsqueeze(-1).movedim(-1, self.channel_dim), z, 0)
         shape = z.movedim(self.channel_dim, -1).shape[:-1]
-        zero = z.new_zeros((), dtype=torch.promote_types(z.dtype, torch.float32))
+        # Connected to z, like every loss of the layer, so that a training step needs no special case.
+        zero = 0 * z.reshape(-1)[:0].to(torch.promote_types(z.dtype, torch.float32)).sum()
         indices = torch.full(shape, -1, dtype=torch.int64, device=z.device)
         return QuantizerOutput(z, indices, zero, dict.fromkeys(names, zero))
 
@@ -148,6 +150,7 @@ def bypass(module: nn.Module) -> Iterator[None]:
         ...     bool((layer(z).quantized == z).all())
         True
     """
+    check_module("bypass", module)
     quantizers = [m for m in module.modules() if isinstance(m, Quantizer)]
     before = [q._is_bypassed for q in quantizers]
     try:

@@ -122,7 +122,8 @@ class EMAUpdate(Update):
         # An idle code's weight may underflow; the code itself stays, and its next vectors then decide alone.
         weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
         table.write(codes + (1 - self.decay) * pull / weight[:, None].to(pull.dtype), counts > 0)
-        self.weight.copy_(weight)
+        # A batch without vectors is no step: nothing decays.
+        self.weight.copy_(torch.where((counts > 0).any(), weight, self.weight))
         return Assigned(indices, counts)
 
     def forget(self, rows: Tensor | None) -> None:

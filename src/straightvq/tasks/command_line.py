@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import shlex
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch import Tensor
 
 import straightvq
 from straightvq.tasks.monitor import CodebookMonitor
-from straightvq.tasks.resume import ExactResume
+from straightvq.tasks.resume import ExactResume, LastCheckpoint
 
 __all__ = ["TrainingCLI", "quiet", "run_directory"]
 
@@ -35,12 +34,13 @@ class TrainingCLI(LightningCLI):
     Args:
         args: command line, the subcommand first.
         default_name: name of the run if ``--name`` is not given.
+        command: what the user typed, for the header of the saved configuration.
     """
 
-    def __init__(self, args: list[str], default_name: str) -> None:
+    def __init__(self, args: list[str], default_name: str, command: str) -> None:
         self.default_name = default_name
         # Errors come back as exceptions, so that the caller can shorten them; a saved configuration says what made it.
-        kwargs: dict[str, Any] = {"exit_on_error": False, "dump_header": _header(args)}
+        kwargs: dict[str, Any] = {"exit_on_error": False, "dump_header": _header(command)}
         super().__init__(
             lightning.LightningModule,
             lightning.LightningDataModule,
@@ -59,6 +59,7 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--name", type=str | None, default=None, help="of the run; default: that of the recipe")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument("--save_every", type=int, default=500, help="steps between two writes of last.ckpt")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(CodebookMonitor, "monitor")
         parser.set_defaults(
@@ -66,7 +67,6 @@ class TrainingCLI(LightningCLI):
                 "checkpoint.filename": "best",
                 "checkpoint.monitor": "val/mse",
                 "checkpoint.mode": "min",
-                "checkpoint.save_last": True,
                 "checkpoint.enable_version_counter": False,
             }
         )
@@ -88,18 +88,24 @@ class TrainingCLI(LightningCLI):
             config["ckpt_path"] = str(file)
         elif ckpt is not None and not Path(ckpt).is_file():
             raise ValueError(f"`--ckpt_path`: there is no file {ckpt!r}.")
+        elif ckpt is None and not is_new:
+            raise ValueError(f"`straightvq {self.subcommand}` needs a trained model: --ckpt_path best, last or a file.")
         config["weights_only"] = True if config["weights_only"] is None else config["weights_only"]
         if config["checkpoint"]["dirpath"] is None:
             config["checkpoint"]["dirpath"] = str(self.directory)
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
-        trainer = self.config_init[self.subcommand]["trainer"]
-        if trainer["logger"] in (None, True):
+        options = self.config_init[self.subcommand]["trainer"]
+        if options["logger"] in (None, True):
             board = TensorBoardLogger(self.directory.parent, name=self.directory.name, version="")
             kwargs["logger"] = [board, CSVLogger(self.directory, name="metrics")]
-        if trainer["enable_model_summary"] is None:
+        if options["enable_model_summary"] is None:
             kwargs["enable_model_summary"] = False
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == "fit":
+            every = self.config_init["fit"]["save_every"]
+            cast(Any, trainer).callbacks.append(LastCheckpoint(self.directory / "last.ckpt", every))
+        return trainer
 
     def summary(self) -> str:
         """What there is now and where, for the terminal; empty on all ranks but the first."""
@@ -121,10 +127,10 @@ class TrainingCLI(LightningCLI):
         save_file({name: value.contiguous() for name, value in tensors.items()}, self.directory / PREDICTIONS)
 
 
-def _header(args: list[str]) -> list[str]:
+def _header(command: str) -> list[str]:
     return [
         f"straightvq=={straightvq.__version__} torch=={torch.__version__} lightning=={lightning.__version__}",
-        "straightvq " + shlex.join(args),
+        command,
     ]
 
 
@@ -149,6 +155,7 @@ _NOISE = (
     "The number of training batches .* is smaller than the logging interval",
     "Checkpoint directory .* exists and is not empty",  # resuming
     "Experiment logs directory .* exists and is not empty",
+    "Total length of `list` across ranks is zero",  # a set without validation
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
 )
 

@@ -145,8 +145,10 @@ class Reconstruction(lightning.LightningModule):
         return loss
 
     def _alternated_step(self, x: Tensor) -> None:
-        # Not Lightning's wrapped optimizers: they would count every inner step as a step of training.
-        outer, inner = cast(list[Optimizer], self.optimizers(use_pl_optimizer=False))
+        # Lightning counts the steps of the optimizers that it wraps, and `max_steps` means steps of the task: the outer
+        # one is wrapped, the inner one is not.
+        outer = cast(list[Optimizer], self.optimizers())[0]
+        inner = cast(list[Optimizer], self.optimizers(use_pl_optimizer=False))[1]
         seen: dict[str, Any] = {}
 
         def quantizer_loss() -> Tensor:

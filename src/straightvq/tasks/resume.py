@@ -1,15 +1,18 @@
-"""Exact resume: the states of the random number generators, which Lightning's checkpoints lack."""
+"""Stopping and going on: the newest state on disk, and the random states that Lightning's checkpoints lack."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from torch import Tensor
 
-__all__ = ["ExactResume"]
+from straightvq.nn.part import check_int
+
+__all__ = ["ExactResume", "LastCheckpoint"]
 
 
 class ExactResume(Callback):
@@ -52,6 +55,34 @@ class ExactResume(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._state = state_dict or None
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps the newest state in one file: every so many steps, and when training ends.
+
+    Lightning's own "last" is written when the best one is, so never without validation.
+
+    Args:
+        path: the file, overwritten each time.
+        every_n_steps: optimizer steps between two writes, at least 1.
+    """
+
+    def __init__(self, path: Path, every_n_steps: int) -> None:
+        self.path = path
+        self.every_n_steps = check_int(self, "every_n_steps", every_n_steps, 1)
+        self._saved = 0
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.global_step % self.every_n_steps == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._save(trainer)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        if trainer.global_step != self._saved and not getattr(trainer, "fast_dev_run", False):
+            self._saved = trainer.global_step
+            trainer.save_checkpoint(self.path)
 
 
 def _capture() -> dict[str, Any]:

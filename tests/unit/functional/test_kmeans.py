@@ -1,9 +1,9 @@
 import pytest
 import torch
+from tests.reference import naive
+
 from straightvq.functional import kmeans, nearest_code
 from straightvq.functional.kmeans import _lloyd, spread_out
-
-from tests.reference import naive
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -50,7 +50,9 @@ def test_two_empty_centres_move_to_different_vectors() -> None:
 def test_iterations_reduce_the_distortion() -> None:
     torch.manual_seed(0)
     z = torch.randn(400, 3)
-    errors = [naive.distortion(z.numpy(), kmeans(z, 16, iterations=i, generator=generator()).numpy()) for i in (0, 1, 9)]
+    errors = [
+        naive.distortion(z.numpy(), kmeans(z, 16, iterations=i, generator=generator()).numpy()) for i in (0, 1, 9)
+    ]
     assert errors[0] > errors[1] > errors[2]
 
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from tests.reference import naive
+
 from straightvq.functional import nearest as module
 from straightvq.functional import nearest_code
-
-from tests.reference import naive
 
 SIZES = [(1, 1, 1), (1, 7, 3), (5, 1, 4), (17, 3, 1), (33, 29, 5), (101, 65, 13)]
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from straightvq.functional import straight_through
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from straightvq.functional import code_sums
-
 from tests.reference import naive
+
+from straightvq.functional import code_sums
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -4,11 +4,11 @@ import copy
 from collections.abc import Iterator
 
 import pytest
-import straightvq as svq
 import torch
+from tests.contracts.cases import CASES, DIM, PRESETS, SIZE, Factory
 from torch import Tensor, nn
 
-from tests.contracts.cases import CASES, DIM, PRESETS, SIZE, Factory
+import straightvq as svq
 
 every_preset = pytest.mark.parametrize("make", list(PRESETS.values()), ids=list(PRESETS))
 every_other_case = pytest.mark.parametrize(
@@ -133,9 +133,7 @@ def test_encode_and_decode_export(make: Factory) -> None:
     layer.eval()
     batch = torch.export.Dim("batch", min=2, max=4096)
     encode = torch.export.export(Encode(layer), (data(1),), dynamic_shapes=({0: batch},)).module()
-    decode = torch.export.export(
-        Decode(layer), (torch.arange(80) % SIZE,), dynamic_shapes=({0: batch},)
-    ).module()
+    decode = torch.export.export(Decode(layer), (torch.arange(80) % SIZE,), dynamic_shapes=({0: batch},)).module()
     z = data(2, 33)
     indices = layer.encode(z)
     assert torch.equal(encode(z), indices)

@@ -1,0 +1,223 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import straightvq as svq
+
+
+def quantizer(size: int = 8, dim: int = 4, **slots: object) -> svq.VectorQuantizer:
+    torch.manual_seed(0)
+    return svq.VectorQuantizer(dim, svq.Codebook(size, **slots))  # type: ignore[arg-type]
+
+
+def test_raw_table_is_a_parameter_only_if_a_gradient_reaches_it() -> None:
+    assert isinstance(quantizer().codebook.raw, nn.Parameter)
+    assert not isinstance(quantizer(update=svq.EMAUpdate()).codebook.raw, nn.Parameter)
+    assert not isinstance(quantizer(update=svq.AlternatedUpdate()).codebook.raw, nn.Parameter)
+    synchronised = svq.VectorQuantizer(
+        4, svq.Codebook(8, update=svq.AlternatedUpdate()), estimator=svq.StraightThrough(0.1)
+    )
+    assert isinstance(synchronised.codebook.raw, nn.Parameter)
+
+
+def test_width_follows_the_transform() -> None:
+    layer = svq.VectorQuantizer(6, svq.Codebook(8), transform=svq.Projection(3))
+    assert layer.codebook.dim == 3
+    assert layer.codes().shape == (8, 3)
+    assert layer.codebook_size == 8
+
+
+def test_given_width_must_agree() -> None:
+    assert svq.VectorQuantizer(4, svq.Codebook(8, 4)).codebook.dim == 4
+    with pytest.raises(ValueError, match=r"`dim` must equal the width 3 that the quantizer's transform gives. Got 4"):
+        svq.VectorQuantizer(6, svq.Codebook(8, 4), transform=svq.Projection(3))
+
+
+def test_learned_map_with_ema_is_refused_with_a_way_out() -> None:
+    with pytest.raises(ValueError, match=r"Affine.*EMAUpdate.*RunningAffine"):
+        svq.Codebook(8, parametrization=svq.Affine(), update=svq.EMAUpdate())
+
+
+def test_data_free_init_keeps_the_codes_of_the_constructor() -> None:
+    layer = quantizer()
+    before = layer.codes()
+    layer(torch.randn(30, 4))
+    assert torch.equal(before, layer.codes())
+
+
+def test_write_changes_the_given_rows_only() -> None:
+    affine = svq.Affine(2.0)
+    layer = quantizer(parametrization=affine)
+    affine.scale.data.fill_(0.3)
+    affine.shift.data.fill_(-0.2)
+    before, raw = layer.codes(), layer.codebook.raw.detach().clone()
+    rows = torch.arange(8) % 3 == 0
+    new = torch.randn(8, 4)
+    layer.codebook.write(new, rows)
+    torch.testing.assert_close(layer.codes()[rows], new[rows])
+    assert torch.equal(layer.codebook.raw[~rows], raw[~rows])
+    assert torch.equal(layer.codes()[~rows], before[~rows])
+
+
+def test_set_codes_starts_all_state_of_the_rows_over() -> None:
+    ema, reset = svq.EMAUpdate(), svq.DeadCodeReset(5)
+    layer = quantizer(update=ema, reset=reset)
+    for number in range(3):
+        layer(torch.randn(30, 4) + number)
+    layer.set_codes(torch.randn(8, 4))
+    assert (ema.weight == 1).all()
+    assert (reset.idle == 0).all()
+    assert layer.codebook.rewritten.all()
+    assert len(layer.codebook.pool) == 0
+
+
+def test_returned_codes_are_a_copy() -> None:
+    layer = quantizer()
+    layer.codes().fill_(9.0)
+    assert not (layer.codes() == 9.0).any()
+    given = torch.randn(8, 4)
+    layer.set_codes(given)
+    kept = given.clone()
+    given.fill_(5.0)
+    assert torch.equal(layer.codes(), kept)
+
+
+def test_set_codes_takes_other_dtypes() -> None:
+    layer = quantizer()
+    codes = torch.randn(8, 4, dtype=torch.float64)
+    layer.set_codes(codes)
+    assert layer.codes().dtype == torch.float32
+    layer.set_codes(codes.half())
+    assert torch.equal(layer.codes(), codes.half().float())
+
+
+def test_freezing_clears_gradients_and_unfreezing_restores_training() -> None:
+    layer = quantizer(parametrization=svq.Affine())
+    layer(torch.randn(30, 4)).loss.backward()
+    layer.codebook.freeze()
+    assert all(p.grad is None and not p.requires_grad for p in layer.codebook.parameters())
+    out = layer(torch.randn(30, 4, requires_grad=True))
+    assert out.terms["codebook"].requires_grad is False
+    out.loss.backward()
+    layer.codebook.unfreeze()
+    layer(torch.randn(30, 4)).loss.backward()
+    assert all(p.grad is not None for p in layer.codebook.parameters())
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_frozen_codes_are_bit_identical_under_decay_and_momentum(kind: str) -> None:
+    layer = quantizer(parametrization=svq.Affine(), reset=svq.DeadCodeReset(2))
+    encoder = nn.Linear(4, 4)
+    parameters = [*layer.parameters(), *encoder.parameters()]
+    optimizer: torch.optim.Optimizer
+    if kind == "adamw":
+        optimizer = torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.5)
+    else:
+        optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.5)
+    before = layer.codes()
+    for number in range(12):
+        if number == 4:
+            assert not torch.equal(before, layer.codes())
+            layer.codebook.freeze()
+            before = layer.codes()
+        optimizer.zero_grad(set_to_none=False)
+        out = layer(encoder(torch.randn(30, 4)))
+        (out.quantized.square().mean() + out.loss).backward()
+        optimizer.step()
+    assert torch.equal(before, layer.codes())
+
+
+def test_freezing_before_the_first_batch_forbids_the_init() -> None:
+    layer = quantizer(init=svq.KMeansInit(), update=svq.EMAUpdate())
+    layer.codebook.freeze()
+    before = layer.codes()
+    layer(torch.randn(100, 4))
+    assert torch.equal(before, layer.codes())
+    layer.codebook.unfreeze()
+    layer(torch.randn(100, 4))
+    assert not torch.equal(before, layer.codes())
+
+
+def test_freezing_between_backward_and_step_holds() -> None:
+    layer = quantizer()
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, weight_decay=0.5)
+    layer(torch.randn(30, 4)).loss.backward()
+    before = layer.codes()
+    layer.codebook.freeze()
+    optimizer.step()
+    assert torch.equal(before, layer.codes())
+
+
+def test_loading_a_frozen_state_clears_pending_gradients() -> None:
+    frozen, layer = quantizer(), quantizer()
+    frozen.codebook.freeze()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer(torch.randn(30, 4)).loss.backward()
+    layer.load_state_dict(frozen.state_dict())
+    before = layer.codes()
+    optimizer.step()
+    assert torch.equal(before, layer.codes())
+
+
+def test_loading_restores_the_pool_of_an_unfinished_init() -> None:
+    layer = quantizer(size=32, init=svq.KMeansInit())
+    layer(torch.randn(20, 4))
+    assert len(layer.codebook.pool) == 20
+    fresh = quantizer(size=32, init=svq.KMeansInit())
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(fresh.codebook.pool, layer.codebook.pool)
+    z = torch.randn(20, 4)
+    layer(z), fresh(z)
+    assert torch.equal(fresh.codes(), layer.codes())
+
+
+def test_loading_another_size_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        quantizer(8).load_state_dict(quantizer(9).state_dict())
+
+
+def test_copies_of_a_codebook_are_codebooks_of_their_own() -> None:
+    layer = quantizer(init=svq.KMeansInit())
+    twin = copy.deepcopy(layer)
+    assert layer.codebook._handle != twin.codebook._handle
+    twin(torch.randn(100, 4))
+    assert not layer.codebook.is_ready
+
+
+def test_seeds_of_two_codebooks_differ_and_follow_the_global_seed() -> None:
+    torch.manual_seed(3)
+    first, second = svq.presets.ema(4, 8), svq.presets.ema(4, 8)
+    torch.manual_seed(3)
+    again = svq.presets.ema(4, 8)
+    assert first.codebook.seed != second.codebook.seed
+    assert first.codebook.seed == again.codebook.seed
+
+
+def test_default_dtype_of_the_program_is_followed() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        layer = svq.presets.vq_ste_pp(4, 8)
+        assert all(v.dtype == torch.float64 for v in layer.state_dict().values() if v.is_floating_point())
+        layer(torch.randn(30, 4)).loss.backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_representation_shows_the_parts() -> None:
+    text = repr(quantizer(update=svq.EMAUpdate(0.9), reset=svq.DeadCodeReset()))
+    for part in (
+        "size=8, dim=4",
+        "Direct()",
+        "NormalInit(std=1.0)",
+        "EMAUpdate(decay=0.9)",
+        "DeadCodeReset(patience=20",
+    ):
+        assert part in text
+
+
+@pytest.mark.parametrize("method", ["codes", "freeze", "unfreeze"])
+def test_codebook_without_an_owner_says_so(method: str) -> None:
+    with pytest.raises((ValueError, RuntimeError), match="quantizer"):
+        getattr(svq.Codebook(8), method)()

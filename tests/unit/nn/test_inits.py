@@ -1,0 +1,158 @@
+import pytest
+import torch
+from torch import Tensor
+
+import straightvq as svq
+
+
+def layer_with(init: svq.Init, size: int, dim: int = 4) -> svq.VectorQuantizer:
+    torch.manual_seed(0)
+    return svq.VectorQuantizer(dim, svq.Codebook(size, init=init, update=svq.AlternatedUpdate()))
+
+
+def matches(points: Tensor, codes: Tensor) -> Tensor:
+    """Distance of every point to its nearest code."""
+    return torch.cdist(points.double(), codes.double()).min(1).values
+
+
+def test_normal_init_has_its_deviation() -> None:
+    torch.manual_seed(0)
+    assert svq.NormalInit(0.1).start(2000, 8).std().item() == pytest.approx(0.1, rel=0.05)
+
+
+def test_uniform_init_stays_within_one_over_the_size() -> None:
+    torch.manual_seed(0)
+    codes = svq.UniformInit().start(50, 8)
+    assert codes.abs().max() <= 1 / 50
+    assert codes.abs().max() > 0.9 / 50
+    assert abs(codes.mean()) < 0.1 / 50
+
+
+@pytest.mark.parametrize("init", [svq.KMeansInit(), svq.SampleInit()], ids=repr)
+def test_data_init_fits_before_the_first_assignment(init: svq.Init) -> None:
+    torch.manual_seed(0)
+    points = 50 * torch.eye(8, 4).add(torch.arange(8.0)[:, None])
+    layer = layer_with(init, 8)
+    z = points.repeat(6, 1) if isinstance(init, svq.KMeansInit) else points
+    out = layer(z[torch.randperm(len(z))])
+    assert out.terms["commitment"] < 1e-3, "the very first forward must use the fitted codes"
+    assert matches(points, layer.codes()).max() < 1e-2
+    assert len(out.indices.unique()) == 8
+
+
+def test_k_means_finds_separated_points_in_the_same_forward() -> None:
+    torch.manual_seed(0)
+    points = 100 * torch.randn(16, 4)
+    out = layer_with(svq.KMeansInit(), 16)(points.repeat(5, 1))
+    torch.testing.assert_close(out.quantized, points.repeat(5, 1), rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("init", [svq.KMeansInit(), svq.SampleInit()], ids=repr)
+@pytest.mark.parametrize(("n", "k"), [(30, 100), (1, 3), (27, 64)])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_fewer_vectors_than_codes_keeps_all_rows_apart(init: svq.Init, n: int, k: int, offset: float) -> None:
+    layer = layer_with(init, k)
+    z = torch.randn(n, 4) + offset
+    layer(z)
+    codes = layer.codes()
+    assert codes.shape == (k, 4)
+    assert len(codes.unique(dim=0)) == k
+    assert matches(z, codes).max() < 0.1
+    assert matches(codes, z).max() < 0.5, "no code may be away from the data"
+
+
+def test_sample_init_draws_without_replacement() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(20, 3)
+    codes = svq.SampleInit().fit(z, 20, torch.Generator().manual_seed(1))
+    assert torch.equal(codes.sort(0).values, z.sort(0).values)
+
+
+@pytest.mark.parametrize("init", [svq.KMeansInit(), svq.SampleInit()], ids=repr)
+def test_init_repeats_on_pooled_batches_until_four_vectors_per_code_were_seen(init: svq.Init) -> None:
+    layer = layer_with(init, 16)
+    book = layer.codebook
+    for number in range(7):
+        assert not book.is_ready
+        torch.manual_seed(number)
+        z = torch.randn(10, 4) + 100 * number
+        layer(z)
+        # Every batch seen so far is represented, not just the last one.
+        pooled = [100.0 * i for i in range(number + 1)]
+        if isinstance(init, svq.KMeansInit):
+            assert matches(torch.tensor(pooled)[:, None].expand(-1, 4), layer.codes()).max() < 10
+        expected = 10 * (number + 1)
+        assert len(book.pool) == (expected if expected < 64 else 0)
+    assert book.is_ready
+    before = layer.codes()
+    torch.manual_seed(0)
+    layer(torch.randn(10, 4) + 9000)
+    moved = (before != layer.codes()).any(1)
+    assert moved.sum() <= 10, "after the init only the update may move codes"
+    assert (layer.codes() < 4000).all()
+
+
+def test_one_large_batch_is_enough() -> None:
+    layer = layer_with(svq.KMeansInit(), 16)
+    layer(torch.randn(64, 4))
+    assert layer.codebook.is_ready
+    assert len(layer.codebook.pool) == 0
+
+
+def test_pool_is_bounded() -> None:
+    layer = layer_with(svq.KMeansInit(0), 4)
+    layer(torch.randn(1000, 4))
+    assert len(layer.codebook.pool) == 0
+    fresh = layer_with(svq.KMeansInit(0), 100)
+    fresh(torch.randn(300, 4))
+    assert len(fresh.codebook.pool) == 300
+
+
+@pytest.mark.parametrize("init", [svq.KMeansInit(), svq.SampleInit(), svq.NormalInit(), svq.UniformInit()], ids=repr)
+def test_evaluation_never_initialises(init: svq.Init) -> None:
+    layer = layer_with(init, 8).eval()
+    before = {k: v.clone() for k, v in layer.state_dict().items()}
+    layer(torch.randn(100, 4))
+    assert all(torch.equal(v, layer.state_dict()[k]) for k, v in before.items())
+    layer.train()(torch.randn(100, 4))
+    assert layer.codebook.is_ready
+
+
+def test_set_codes_before_the_first_forward_forestalls_the_init() -> None:
+    layer = layer_with(svq.KMeansInit(), 8)
+    codes = torch.randn(8, 4) + 100
+    layer.set_codes(codes)
+    layer(torch.randn(2, 4) + 100)
+    assert (layer.codes() == codes).all(1).sum() >= 6
+
+
+def test_loaded_codes_are_not_initialised_again() -> None:
+    layer = layer_with(svq.KMeansInit(), 8)
+    layer(torch.randn(100, 4))
+    fresh = layer_with(svq.KMeansInit(), 8)
+    fresh.load_state_dict(layer.state_dict())
+    fresh(torch.full((1, 4), 50.0))
+    assert (fresh.codes() == layer.codes()).all(1).sum() == 7
+
+
+def test_same_seed_gives_the_same_init_whatever_the_global_generator_does() -> None:
+    found = []
+    for draws in (0, 5):
+        layer = layer_with(svq.KMeansInit(), 8)
+        z = torch.randn(100, 4, generator=torch.Generator().manual_seed(3))
+        torch.rand(draws)
+        layer(z)
+        found.append(layer.codes())
+    assert torch.equal(*found)
+
+
+def test_running_affine_starts_as_the_identity_on_fitted_codes() -> None:
+    torch.manual_seed(0)
+    layer = svq.VectorQuantizer(
+        4,
+        svq.Codebook(8, parametrization=svq.RunningAffine(), init=svq.KMeansInit(), update=svq.EMAUpdate()),
+    )
+    points = 50 * torch.randn(8, 4)
+    layer(points.repeat(4, 1))
+    assert matches(points, layer.codes()).max() < 1e-2
+    torch.testing.assert_close(layer.codes(), layer.codebook.raw, rtol=1e-5, atol=1e-4)

@@ -1,0 +1,252 @@
+import numpy as np
+import pytest
+import torch
+from tests.reference import naive
+from torch import Tensor
+
+import straightvq as svq
+
+
+def bound(part: svq.Parametrization, size: int, dim: int, dtype: torch.dtype = torch.float64) -> svq.Parametrization:
+    part.bind(size, dim)
+    return part.to(dtype)
+
+
+def stirred(part: svq.Parametrization) -> svq.Parametrization:
+    """Away from the identity."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, value in (*part.named_parameters(), *part.named_buffers()):
+            if name.endswith(("scale", "shift")) or "mean" in name:
+                value.copy_(0.3 * torch.randn(value.shape))
+            elif "var" in name:
+                value.copy_(0.5 + torch.rand(value.shape))
+    return part
+
+
+EVERY = {
+    "direct": lambda: svq.Direct(),
+    "affine": lambda: svq.Affine(2.0),
+    "affine-groups": lambda: svq.Affine(2.0, groups=4),
+    "running": lambda: svq.RunningAffine(),
+    "running-groups": lambda: svq.RunningAffine(groups=4),
+    "unit": lambda: svq.UnitNormCodes(),
+    "chain": lambda: svq.Chain([svq.Affine(), svq.UnitNormCodes()]),
+    "chain-of-chains": lambda: svq.Chain([svq.Chain([svq.Direct(), svq.Affine(groups=2)]), svq.RunningAffine()]),
+}
+every = pytest.mark.parametrize("make", list(EVERY.values()), ids=list(EVERY))
+
+
+def test_affine_by_hand() -> None:
+    # lambda = 2, s = .5, b = .25, c = 1: code = (1 + 1) * 1 + .5 = 2.5; dc = 2, ds = 2 * 1, db = 2 for a unit gradient.
+    affine = svq.Affine(lr_scale=2.0)
+    affine.bind(1, 1)
+    affine.scale.data.fill_(0.5)
+    affine.shift.data.fill_(0.25)
+    raw = torch.ones(1, 1, requires_grad=True)
+    code = affine(raw)
+    code.backward(torch.ones(1, 1))
+    assert code.item() == 2.5
+    assert raw.grad is not None
+    assert raw.grad.item() == 2
+    assert affine.scale.grad is not None
+    assert affine.shift.grad is not None
+    assert (affine.scale.grad.item(), affine.shift.grad.item()) == (2, 2)
+    assert affine.inverse(torch.full((1, 1), 2.5)).item() == 1
+
+
+def test_running_affine_by_hand() -> None:
+    # z = {1, 3} has mean 2 and biased variance 1; codes {-1, 0, 1} have variance 2/3: scale sqrt(1.5).
+    part = bound(svq.RunningAffine(shrink=1.0), 3, 1)
+    raw = torch.tensor([[-1.0], [0.0], [1.0]], dtype=torch.float64)
+    part.observe(torch.tensor([[1.0], [3.0]], dtype=torch.float64), None, raw, False)
+    codes = part(raw)
+    assert codes.flatten().tolist() == pytest.approx([2 - 1.5**0.5, 2, 2 + 1.5**0.5])
+    assert codes[:, 0].tolist() == pytest.approx([0.7753, 2, 3.2247], abs=1e-4)
+    assert codes.mean().item() == pytest.approx(2)
+    assert codes.var(unbiased=False).item() == pytest.approx(1)
+
+
+def test_affine_one_sgd_step_moves_the_scale_by_the_square_of_its_multiplier() -> None:
+    affine = svq.Affine(lr_scale=3.0)
+    affine.bind(1, 1)
+    raw = torch.ones(1, 1)
+    before = affine(raw)
+    affine(raw).sum().backward()
+    torch.optim.SGD(affine.parameters(), 0.01).step()
+    moved = (before - affine(raw)).item()
+    assert moved == pytest.approx(0.01 * 9 * 2)  # scale and shift by 9 lr each
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inverse_undoes_the_map(make: object, dtype: torch.dtype) -> None:
+    part = stirred(bound(make(), 8, 3, dtype))  # type: ignore[operator]
+    torch.manual_seed(0)
+    codes = part(torch.randn(8, 3, dtype=dtype)).detach()
+    torch.testing.assert_close(part(part.inverse(codes)), codes, rtol=1e-5, atol=1e-5)
+    assert part.inverse(codes).dtype == part(codes).dtype == dtype
+
+
+@every
+def test_adopted_codes_are_the_codes(make: object) -> None:
+    part = stirred(bound(make(), 8, 3))  # type: ignore[operator]
+    torch.manual_seed(0)
+    codes = torch.nn.functional.normalize(torch.randn(8, 3, dtype=torch.float64), dim=1)
+    with torch.no_grad():
+        torch.testing.assert_close(part(part.adopt(codes)), codes)
+
+
+@every
+def test_map_is_differentiable_in_the_table(make: object) -> None:
+    part = stirred(bound(make(), 8, 3))  # type: ignore[operator]
+    torch.manual_seed(0)
+    raw = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(part, (raw,))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_affine_groups_are_contiguous_blocks(groups: int) -> None:
+    affine = stirred(bound(svq.Affine(1.5, groups), 8, 3))
+    assert isinstance(affine, svq.Affine)
+    raw = torch.randn(8, 3, dtype=torch.float64)
+    for k in range(8):
+        g = k // (8 // groups)
+        want = (1 + 1.5 * affine.scale[g]) * raw[k] + 1.5 * affine.shift[g]
+        torch.testing.assert_close(affine(raw)[k], want)
+
+
+def test_affine_starts_as_the_identity_and_is_learned() -> None:
+    affine = svq.Affine(5.0, 2)
+    assert affine.is_learned, "before it is bound as well"
+    affine.bind(4, 3)
+    raw = torch.randn(4, 3)
+    assert torch.equal(affine(raw), raw)
+    assert {name for name, _ in affine.named_parameters()} == {"scale", "shift"}
+
+
+def test_inverse_of_a_vanishing_scale_stays_finite() -> None:
+    affine = svq.Affine()
+    affine.bind(2, 2)
+    affine.scale.data.fill_(-1.0)
+    assert affine.inverse(torch.ones(2, 2)).isfinite().all()
+    affine.scale.data.fill_(-2.0)  # a negative scale is no problem
+    assert torch.equal(affine(affine.inverse(torch.ones(2, 2))), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("shrink", [1.0, 0.99])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_running_affine_equals_the_naive_moments(groups: int, shrink: float, offset: float) -> None:
+    torch.manual_seed(0)
+    part = bound(svq.RunningAffine(0.3, groups, shrink), 8, 3)
+    twin = naive.RunningMoments(0.3, groups, shrink)
+    raw = torch.randn(8, 3, dtype=torch.float64)
+    for number in range(8):
+        z = offset + (1 + number) * torch.randn(0 if number == 3 else 41, 3, dtype=torch.float64)
+        indices = torch.randint(-1, 8, (len(z),))
+        if number >= 5:
+            indices = indices.clamp(max=1)  # only the first group gets vectors
+        part.observe(z, None, raw, False)
+        twin.observe(z.numpy(), raw.numpy())
+        torch.testing.assert_close(part(raw), torch.from_numpy(twin.codes(raw.numpy())), rtol=1e-9, atol=1e-9)
+        if len(z):
+            part.remember(z, indices, False)
+            twin.remember(z.numpy(), indices.numpy(), 8)
+        raw = raw + 0.1 * torch.randn(8, 3, dtype=torch.float64)
+
+
+def test_running_affine_gives_the_codes_the_moments_of_the_embeddings() -> None:
+    torch.manual_seed(0)
+    part = bound(svq.RunningAffine(shrink=1.0), 64, 3)
+    raw, z = torch.randn(64, 3, dtype=torch.float64), 7 + 3 * torch.randn(200, 3, dtype=torch.float64)
+    part.observe(z, None, raw, False)
+    torch.testing.assert_close(part(raw).mean(0), z.mean(0))
+    torch.testing.assert_close(part(raw).var(0, unbiased=False), z.var(0, unbiased=False))
+
+
+def test_running_affine_groups_really_differ() -> None:
+    part = bound(svq.RunningAffine(1.0, groups=2, shrink=1.0), 8, 1)
+    raw = torch.linspace(0, 1, 8, dtype=torch.float64)[:, None]
+    z = torch.cat([torch.full((20, 1), -5.0), torch.full((20, 1), 5.0)]).double()
+    z += torch.randn(40, 1, dtype=torch.float64)
+    part.observe(z, None, raw, False)
+    part.remember(z, torch.tensor([0] * 20 + [7] * 20), False)
+    part.observe(z, None, raw, False)
+    codes = part(raw)
+    assert codes[:4].mean().item() == pytest.approx(z[:20].mean().item())
+    assert codes[4:].mean().item() == pytest.approx(z[20:].mean().item())
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_running_affine_is_untouched_by_a_batch_without_vectors(groups: int) -> None:
+    torch.manual_seed(0)
+    part = bound(svq.RunningAffine(0.3, groups), 8, 3)
+    raw, z = torch.randn(8, 3, dtype=torch.float64), torch.randn(9, 3, dtype=torch.float64)
+    part.observe(z, None, raw, False)
+    part.remember(z, torch.arange(9) % 8, False)
+    before = {k: v.clone() for k, v in part.state_dict().items()}
+    for empty, valid in ((z[:0], None), (z, torch.zeros(9, dtype=torch.bool))):
+        part.observe(empty, valid, raw, False)
+        part.remember(empty, torch.full((len(empty),), -1), False)
+    for name, value in before.items():
+        assert torch.equal(value, part.state_dict()[name]), name
+
+
+def test_running_affine_ignores_masked_vectors() -> None:
+    torch.manual_seed(0)
+    first, second = (bound(svq.RunningAffine(), 4, 3) for _ in range(2))
+    z, raw = torch.randn(9, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    valid = torch.arange(9) % 2 == 0
+    first.observe(z, valid, raw, False)
+    second.observe(z[valid], None, raw, False)
+    torch.testing.assert_close(first(raw), second(raw))
+
+
+def test_running_statistics_take_no_gradient_and_are_saved() -> None:
+    part = bound(svq.RunningAffine(groups=2), 8, 3)
+    assert not part.is_learned
+    assert {"mean_z", "var_z", "mean_c", "var_c", "is_started"} <= set(part.state_dict())
+    raw = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
+    part(raw).sum().backward()
+    assert raw.grad is not None
+
+
+def test_running_statistics_move_in_training_only() -> None:
+    torch.manual_seed(0)
+    layer = svq.VectorQuantizer(3, svq.Codebook(8, parametrization=svq.RunningAffine()))
+    layer(torch.randn(50, 3) + 4)
+    layer.eval()
+    before = layer.codes()
+    for _ in range(20):
+        layer(torch.randn(50, 3) - 30)
+    assert torch.equal(before, layer.codes())
+
+
+@pytest.mark.parametrize("make", [EVERY["unit"], EVERY["chain"]], ids=["unit", "chain"])
+def test_unit_norm_holds_for_the_effective_codes(make: object) -> None:
+    part = stirred(bound(make(), 64, 5, torch.float32))  # type: ignore[operator]
+    norms = part(100 * torch.randn(64, 5)).norm(dim=1)
+    assert (norms - 1).abs().max() < 1e-6
+
+
+def test_chain_maps_in_order_and_inverts_in_reverse() -> None:
+    affine = svq.Affine()
+    chain = bound(svq.Chain([affine, svq.UnitNormCodes()]), 2, 2)
+    affine.shift.data.copy_(torch.tensor([[1.0, 0.0]]))
+    raw = torch.tensor([[2.0, 4.0], [-1.0, 5.0]], dtype=torch.float64)
+    torch.testing.assert_close(chain(raw), torch.tensor([[0.6, 0.8], [0.0, 1.0]], dtype=torch.float64))
+    want: Tensor = torch.tensor([[0.6 - 1, 0.8], [-1.0, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(chain.inverse(chain(raw)), want)
+
+
+def test_chain_of_maps_is_learned_if_one_of_them_is() -> None:
+    assert svq.Chain([svq.Direct(), svq.Affine()]).is_learned
+    assert not svq.Chain([svq.Direct(), svq.UnitNormCodes()]).is_learned
+
+
+def test_naive_effective_moments_are_those_of_numpy() -> None:
+    twin = naive.RunningMoments(0.1, 1, 1.0)
+    z, raw = np.random.default_rng(0).normal(3, 2, (50, 2)), np.random.default_rng(1).normal(0, 1, (8, 2))
+    twin.observe(z, raw)
+    assert twin.codes(raw).mean(0) == pytest.approx(z.mean(0))

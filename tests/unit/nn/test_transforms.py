@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from straightvq import Identity, Projection, UnitNorm
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_identity_returns_its_argument(dtype: torch.dtype) -> None:
+    z = torch.randn(3, 5, dtype=dtype)
+    assert Identity()(z) is z
+    assert Identity().inverse(z) is z
+    assert Identity().codebook_dim(5) == 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_projection_is_two_linear_maps(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    p = Projection(3)
+    p.bind(7)
+    assert p.codebook_dim(7) == 3
+    z, code = torch.randn(5, 7, dtype=dtype), torch.randn(5, 3, dtype=dtype)
+    down = z @ p.down.weight.to(dtype).T + p.down.bias.to(dtype)
+    up = code @ p.up.weight.to(dtype).T + p.up.bias.to(dtype)
+    torch.testing.assert_close(p(z), down)
+    torch.testing.assert_close(p.inverse(code), up)
+
+
+def test_projection_takes_no_sizes_before_it_is_bound() -> None:
+    p = Projection(3)
+    assert list(p.parameters()) == []
+    p.bind(4)
+    with pytest.raises(ValueError, match="already part"):
+        p.bind(4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_unit_norm_value_and_gradient(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    z = (5 * torch.randn(7, 3, dtype=dtype)).requires_grad_()
+    g = torch.randn(7, 3, dtype=dtype)
+    out = UnitNorm()(z)
+    out.backward(g)
+    length = z.detach().square().sum(1, keepdim=True).sqrt()
+    unit = z.detach() / length
+    torch.testing.assert_close(out, unit)
+    assert z.grad is not None
+    torch.testing.assert_close(z.grad, (g - unit * (unit * g).sum(1, keepdim=True)) / length)
+    assert UnitNorm().inverse(z) is z
+
+
+def test_unit_norm_of_zero_is_zero_with_a_finite_gradient() -> None:
+    z = torch.zeros(1, 3, requires_grad=True)
+    out = UnitNorm()(z)
+    out.sum().backward()
+    assert (out == 0).all()
+    assert z.grad is not None
+    assert z.grad.isfinite().all()

@@ -1,0 +1,200 @@
+import copy
+
+import pytest
+import torch
+from tests.reference import naive
+from torch import Tensor, nn
+
+import straightvq as svq
+
+
+def test_layer_by_hand() -> None:
+    torch.manual_seed(0)
+    layer = svq.VectorQuantizer(2, svq.Codebook(2))
+    layer.set_codes(torch.tensor([[1.0, 0.0], [3.0, 3.0]]))
+    out = layer(torch.tensor([[0.0, 0.0], [3.0, 1.0]]))
+    assert out.quantized.tolist() == [[1.0, 0.0], [3.0, 3.0]]
+    assert out.indices.tolist() == [0, 1]
+    assert out.loss.item() == pytest.approx(0.25 * 1.25 + 1.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("shape", "size"), [((1, 3), 2), ((7, 3), 5), ((2, 3, 5, 3), 31)])
+def test_evaluation_equals_the_naive_layer(shape: tuple[int, ...], size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = svq.VectorQuantizer(3, svq.Codebook(size)).eval()
+    z = torch.randn(shape).to(dtype)
+    out = layer(z)
+    flat, codes = z.double().reshape(-1, 3).numpy(), layer.codes().double().numpy()
+    want = torch.from_numpy(naive.nearest_code(flat, codes))
+    assert torch.equal(out.indices.flatten(), want)
+    assert torch.equal(out.quantized, layer.codes()[want].to(dtype).view(shape))
+    assert out.quantized.dtype == dtype
+    error = ((flat - codes[want.numpy()]) ** 2).mean()
+    assert out.terms["commitment"].item() == pytest.approx(error, rel=1e-5)
+
+
+def test_default_losses_and_none() -> None:
+    assert [loss.name for loss in svq.VectorQuantizer(4, svq.Codebook(8)).losses] == ["commitment", "codebook"]  # type: ignore[union-attr]
+    silent = svq.VectorQuantizer(4, svq.Codebook(8, update=svq.EMAUpdate()), losses=[])
+    z = torch.randn(5, 4, requires_grad=True)
+    out = silent(z)
+    assert out.terms == {}
+    assert out.loss.item() == 0
+    out.loss.backward()
+    assert z.grad is not None
+
+
+def test_codebook_that_nothing_trains_is_warned_of_at_the_callers_line() -> None:
+    with pytest.warns(UserWarning, match="will not move") as caught:
+        svq.VectorQuantizer(4, svq.Codebook(8), losses=[svq.CommitmentLoss()])
+    assert caught[0].filename == __file__
+
+
+def test_masked_decode_gives_zeros_also_through_a_projection() -> None:
+    torch.manual_seed(0)
+    layer = svq.VectorQuantizer(6, svq.Codebook(8), transform=svq.Projection(3), channel_dim=1)
+    indices = torch.tensor([[3, -1], [-1, 7]])
+    out = layer.decode(indices)
+    assert out.shape == (2, 6, 2)
+    assert (out[0, :, 1] == 0).all()
+    assert (out[0, :, 0] != 0).any()
+
+
+def test_decode_of_a_single_index() -> None:
+    torch.manual_seed(0)
+    layer = svq.presets.vq_vae(4, 8)
+    assert torch.equal(layer.decode(torch.tensor(3)), layer.codes()[3])
+    assert layer.decode(torch.empty(0, 5, dtype=torch.int64)).shape == (0, 5, 4)
+
+
+def test_projection_is_trained_in_both_directions() -> None:
+    torch.manual_seed(0)
+    transform = svq.Projection(3)
+    layer = svq.VectorQuantizer(6, svq.Codebook(8), transform=transform)
+    out = layer(torch.randn(9, 6))
+    (out.quantized.square().mean() + out.loss).backward()
+    for parameter in transform.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() > 0
+
+
+def test_encoder_gradient_passes_a_projection_by_the_chain_rule() -> None:
+    torch.manual_seed(0)
+    transform = svq.Projection(3)
+    layer = svq.VectorQuantizer(6, svq.Codebook(8), transform=transform, losses=[svq.CodebookLoss()])
+    z, g = torch.randn(9, 6, requires_grad=True), torch.randn(9, 6)
+    layer(z).quantized.backward(g)
+    assert z.grad is not None
+    torch.testing.assert_close(z.grad, g @ transform.up.weight @ transform.down.weight)
+
+
+def test_straight_through_far_from_the_codes_is_exact() -> None:
+    layer = svq.presets.vq_vae(4, 8).eval()
+    layer.set_codes(1e-3 * torch.randn(8, 4))
+    out = layer(1e6 * torch.randn(5, 4))
+    assert torch.equal(out.quantized, layer.codes()[out.indices])
+
+
+def test_far_from_the_origin_training_keeps_up_with_float64() -> None:
+    torch.manual_seed(0)
+    single = svq.presets.straight(8, 64)
+    double = copy.deepcopy(single).double()
+    for number in range(5):
+        z = torch.randn(400, 8, generator=torch.Generator().manual_seed(number)) + 1000
+        a, b = single(z), double(z.double())
+    agree = (a.indices == b.indices).double().mean()
+    assert agree > 0.99
+    assert a.loss.item() == pytest.approx(b.loss.item(), rel=1e-3)
+
+
+def test_codes_track_data_that_move_away() -> None:
+    """The affine map and the alternated step together follow a drift that leaves a plain codebook behind."""
+    torch.manual_seed(0)
+    errors = {}
+    for name in ("vq_vae", "vq_ste_pp", "straight", "ema"):
+        layer = getattr(svq.presets, name)(4, 16)
+        parameters = [*layer.parameters(), nn.Parameter(torch.zeros(1))]
+        optimizer = torch.optim.AdamW(parameters, 1e-3, weight_decay=0.0)
+        for number in range(60):
+            z = torch.randn(128, 4, generator=torch.Generator().manual_seed(number)) + 0.2 * number
+            optimizer.zero_grad()
+            out = layer(z.requires_grad_())
+            out.loss.backward()
+            optimizer.step()
+        errors[name] = out.terms["commitment"].item()
+    assert errors["vq_vae"] > 50
+    assert max(errors["vq_ste_pp"], errors["straight"], errors["ema"]) < 5
+
+
+RECIPES = {
+    "affine-8": lambda: (svq.Affine(2.0, groups=8), None),
+    "affine-10x": lambda: (svq.Affine(10.0), None),
+    "running-1": lambda: (svq.RunningAffine(), None),
+    "running-8": lambda: (svq.RunningAffine(groups=8), None),
+    "chain": lambda: (svq.Chain([svq.Affine(), svq.UnitNormCodes()]), svq.UnitNorm()),
+}
+
+
+@pytest.mark.parametrize("make", list(RECIPES.values()), ids=list(RECIPES))
+@pytest.mark.parametrize("inner", [{}, {"lr": 5.0, "momentum": 0.9}], ids=["fraction", "sgd"])
+def test_full_recipe_trains_two_hundred_steps(make: object, inner: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    parametrization, transform = make()  # type: ignore[operator]
+    layer = svq.VectorQuantizer(
+        8,
+        svq.Codebook(
+            64,
+            parametrization=parametrization,
+            init=svq.KMeansInit(),
+            update=svq.AlternatedUpdate(**inner),  # type: ignore[arg-type]
+            reset=svq.DeadCodeReset(5),
+        ),
+        transform=transform,
+        estimator=svq.StraightThrough(0.5),
+    )
+    encoder, decoder = nn.Linear(8, 8), nn.Linear(8, 8)
+    net = nn.ModuleList([encoder, layer, decoder])
+    optimizer = torch.optim.AdamW(svq.parameter_groups(net, 3e-3, 0.01))
+    svq.attach_optimizer(optimizer, net)
+    losses: list[Tensor] = []
+    for number in range(200):
+        x = torch.randn(64, 8, generator=torch.Generator().manual_seed(number))
+        out = layer(encoder(x))
+        loss = (decoder(out.quantized) - x).square().mean() + out.loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    assert torch.stack(losses).isfinite().all()
+    assert all(value.isfinite().all() for value in net.state_dict().values())
+    assert torch.stack(losses[-20:]).mean() < torch.stack(losses[:5]).mean()
+    assert len(out.indices.unique()) > 10
+
+
+def test_inference_mode_and_its_tensors_are_taken() -> None:
+    layer = svq.presets.straight(4, 8)
+    with torch.inference_mode():
+        layer(torch.randn(50, 4))
+        out = layer.eval()(torch.randn(50, 4))
+    assert (out.indices >= 0).all()
+    layer.train()(torch.randn(50, 4, requires_grad=True)).loss.backward()
+
+
+def test_data_initialisation_under_inference_mode_does_not_spoil_later_training() -> None:
+    layer = svq.presets.straight(4, 64)
+    with torch.inference_mode():
+        layer(torch.randn(20, 4))
+    z = torch.randn(20, 4, requires_grad=True)
+    layer(z).loss.backward()
+    layer.load_state_dict(copy.deepcopy(layer.state_dict()))
+
+
+def test_memory_does_not_grow_with_vectors_times_codes() -> None:
+    layer = svq.presets.straight(2, 4096).eval()
+    z = torch.randn(20_000, 2)
+    layer(z[:10])
+    with torch.profiler.profile(profile_memory=True) as profile, torch.no_grad():
+        layer(z)
+    largest = max(abs(event.cpu_memory_usage) for event in profile.events())
+    assert largest < 16 * 2**20, "a matrix of all distances would take 328 MB"
