@@ -63,8 +63,8 @@ def run(arm: str, seed: int, settings: DemoSettings) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         (measured,) = trainer.test(task, datamodule=data, verbose=False)
     values = {key.removeprefix("test/"): round(value, 6) for key, value in measured.items()}
-    return {"arm": arm, "seed": seed, "steps": settings.steps, "threads": torch.get_num_threads(),
-            "seconds": round(seconds, 1), **{k: values[k] for k in ("mse", "psnr", "codes_used", "perplexity")}}  # fmt: skip
+    row = {"arm": arm, "seed": seed, "steps": settings.steps, "threads": torch.get_num_threads()}
+    return row | {k: values[k] for k in ("mse", "psnr", "codes_used", "perplexity")} | {"seconds": round(seconds, 1)}
 
 
 def table(rows: list[dict[str, Any]], arms: list[str]) -> str:
@@ -118,8 +118,8 @@ def main() -> None:
         f"`python benchmarks/photos.py --arms {' '.join(args.arms)} --seeds {args.seeds} "
         f"--steps {args.steps}`. Crops of two photographs, {settings.size} x {settings.size} pixels, "
         f"{settings.codebook_size} codes of width {settings.dim}, 64 tokens of 9 bits per image, {args.steps} steps of "
-        f"{settings.batch_size} images, seeds 0 to {args.seeds - 1}; mean ± standard deviation over seeds, on crops of a "
-        "region that is not in the training set.\n\n" + table(wanted, args.arms) + "\n"
+        f"{settings.batch_size} images, seeds 0 to {args.seeds - 1}; mean ± standard deviation over seeds, on crops of "
+        "a region that is not in the training set.\n\n" + table(wanted, args.arms) + "\n"
     )
     print(text)
     if args.out:

@@ -45,6 +45,7 @@ class DemoSettings:
         hidden: channels inside the network.
         size: pixels per side of a crop, at most 128.
         batch_size: crops per step.
+        lr: peak learning rate of the network and of codes trained by gradient.
         num_train: training crops, validation included.
         num_test: test crops, from another region of the photographs.
         window: steps over which usage in training is counted.
@@ -55,12 +56,13 @@ class DemoSettings:
         512
     """
 
-    steps: int = 700
+    steps: int = 500
     codebook_size: int = 512
     dim: int = 32
     hidden: int = 48
     size: int = 32
     batch_size: int = 64
+    lr: float = 3e-3
     num_train: int = 8192
     num_test: int = 512
     window: int = 20
@@ -106,7 +108,7 @@ def run_demo(out: Path, settings: DemoSettings | None = None, console: Console |
         warnings.simplefilter("ignore", CodebookWarning)  # a collapsing baseline is what the demo is about
         results = [_run_arm(*arm, settings, data, originals, out, progress) for arm in ARMS]
     _write_metrics(out / "metrics.csv", results)
-    save(comparison(originals, [result.arm for result in results]), out / "comparison.png")
+    save(comparison(originals[_shown(originals)], [result.arm for result in results]), out / "comparison.png")
     console.print(_table(results))
     _point(console, out)
     return results
@@ -127,7 +129,7 @@ def _run_arm(
     quantizer = preset(settings.dim, settings.codebook_size, channel_dim=1)
     torch.manual_seed(settings.seed)
     model = Autoencoder(quantizer, hidden=settings.hidden)
-    task = Reconstruction(model, warmup_steps=50, loss_weight=16.0)
+    task = Reconstruction(model, lr=settings.lr, warmup_steps=50, loss_weight=16.0)
     monitor = CodebookMonitor(every_n_steps=settings.window, pictures_every=0)
     watch = _Watch(progress, name, settings)
     trainer = lightning.Trainer(
@@ -210,14 +212,15 @@ def _arm(name: str, model: Autoencoder, originals: Tensor, history: list[dict[st
     model.eval()
     parts = [model(batch) for batch in originals.split(128)]
     quantizer = cast(VectorQuantizer, model.quantizer)
+    z = torch.cat([part.z for part in parts]).movedim(1, -1).flatten(0, -2)
     indices = torch.cat([part.quantizer.indices for part in parts])
     windows = [row for row in history if row["stage"] == "train"]
     return Arm(
         name=name,
-        reconstructions=torch.cat([part.reconstruction for part in parts]),
+        reconstructions=torch.cat([part.reconstruction for part in parts])[_shown(originals)],
         usage_steps=[row["step"] for row in windows],
         usage_values=[row["usage"] for row in windows],
-        z=torch.cat([part.z for part in parts]).movedim(1, -1).flatten(0, -2),
+        z=quantizer.transform(z),  # in the codebook's space, beside the codes
         codes=quantizer.codes(),
         counts=usage_counts(indices, quantizer.codebook_size),
         test_mse=measured["test/mse"],
@@ -240,10 +243,21 @@ def _data(settings: DemoSettings) -> Images:
 
 
 def _test_images(data: Images) -> Tensor:
-    """All test crops, Float (n, 3, size, size)."""
+    """All test crops, Float (n, 3, size, size), those in front from empty sky to dense leaves."""
     data.setup("test")
-    batches = [data.on_after_batch_transfer(batch, 0)["image"] for batch in data.test_dataloader()]
-    return torch.cat(batches)
+    images = torch.cat([data.on_after_batch_transfer(batch, 0)["image"] for batch in data.test_dataloader()])
+    by_detail = images.flatten(1).var(1, unbiased=False).argsort(descending=True, stable=True)
+    # Evenly spread over the more detailed three quarters: a row of clear sky shows nothing.
+    front = by_detail[: max(1, 3 * len(images) // 4) : max(1, 3 * len(images) // 40)]
+    rest = torch.ones(len(images), dtype=torch.bool)
+    rest[front] = False
+    return torch.cat([images[front], images[rest]])
+
+
+def _shown(originals: Tensor, count: int = 10) -> Tensor:
+    """Indices of the images in the picture: the busier half, in even steps; most of the others are bare sky or blur."""
+    order = originals.flatten(1).std(1).argsort()
+    return order[torch.linspace(len(order) // 2, len(order) - 1, min(count, len(order))).long()]
 
 
 def _progress(console: Console) -> Progress:

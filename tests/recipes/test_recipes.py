@@ -1,0 +1,218 @@
+"""Every packaged recipe through the real command line, and the mistakes that people make there."""
+
+import csv
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from straightvq.cli import main, recipe_names, recipe_path
+
+# A few steps of a tiny network may well use few codes.
+pytestmark = pytest.mark.filterwarnings("ignore::straightvq.tasks.monitor.CodebookWarning")
+
+BASES = ("digits", "folder", "photos")
+OVERLAYS = ("ema", "plain_vq", "vq_ste_pp")
+SHRINKING = "tiny"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of forty small pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for number in range(40):
+        pixels = generator.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def run(command: str, recipes: Sequence[str], *options: Any, runs: Path) -> int:
+    """Later words win: recipes, the overlay that shrinks them, options."""
+    configs = [word for name in (*recipes, SHRINKING) for word in ("--config", name)]
+    return main([command, *configs, "--runs", str(runs), *map(str, options)])
+
+
+def load(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def test_every_recipe_is_tested() -> None:
+    assert sorted([*BASES, *OVERLAYS, SHRINKING]) == recipe_names()
+
+
+@pytest.mark.parametrize("name", [*BASES, *OVERLAYS, SHRINKING])
+def test_every_field_of_a_recipe_has_a_comment(name: str) -> None:
+    text = Path(recipe_path(name)).read_text()
+    assert isinstance(yaml.safe_load(text), dict)
+    assert text.startswith("# ")
+    bare = [line for line in text.splitlines() if line.strip() and not line.rstrip().endswith(":") and "#" not in line]
+    assert [line.strip() for line in bare if not line.strip().startswith("class_path:")] == []
+
+
+@pytest.mark.parametrize("names", [*[(base,) for base in BASES], *[("photos", overlay) for overlay in OVERLAYS]])
+def test_recipe_trains(names: tuple[str, ...], pictures: Path, tmp_path: Path) -> None:
+    options = ("--data.source", pictures, "--data.val_fraction", 0.25) if names == ("folder",) else ()
+    assert run("fit", names, *options, runs=tmp_path) == 0
+    folder = tmp_path / "-".join([*names, SHRINKING])
+    kept = load(folder / "last.ckpt")
+    assert kept["global_step"] == 8
+    assert kept["state_dict"]["model.quantizer.codebook.raw"].shape == (16, 4)
+    resolved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert resolved["seed_everything"] == 0
+    rows = list(csv.DictReader((folder / "metrics" / "version_0" / "metrics.csv").read_text().splitlines()))
+    assert {"train/loss", "val/mse", "val/psnr", "val/perplexity", "val/codes_used"} <= set(rows[0])
+
+
+def test_a_trained_model_is_measured_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole chain: fit, go on, validate, test, predict, and the saved configuration alone."""
+    digits = ("digits",)
+    assert run("fit", digits, runs=tmp_path) == 0
+    folder = tmp_path / "digits-tiny"
+    assert "best.ckpt" in capsys.readouterr().out
+    header = (folder / "config.yaml").read_text().splitlines()[:2]
+    assert header[0].startswith("# straightvq==")
+    assert header[1].startswith("# straightvq fit --config digits --config tiny")
+    assert run("fit", digits, "--ckpt_path", "last", "--trainer.max_steps", 10, runs=tmp_path) == 0
+    assert load(folder / "last.ckpt")["global_step"] == 10
+    assert not (tmp_path / "digits-tiny-2").exists()
+    for command in ("validate", "test", "predict"):
+        assert run(command, digits, "--ckpt_path", "best", runs=tmp_path) == 0
+    assert "test/psnr" in capsys.readouterr().out
+    predicted = load_file(folder / "predictions.safetensors")
+    assert predicted["indices"].shape == (16, 4, 4)
+    assert predicted["reconstruction"].shape == (16, 1, 16, 16)
+    assert main(["test", "--config", str(folder / "config.yaml"), "--ckpt_path", "last"]) == 0
+    assert run("fit", digits, runs=tmp_path) == 0  # a new training does not touch the old one
+    assert (tmp_path / "digits-tiny-2" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("overlay", ["vq_ste_pp", "plain_vq"])
+def test_resume_from_the_command_line_is_exact(overlay: str, tmp_path: Path) -> None:
+    """Going on from step 3 gives the same bits as never having stopped."""
+    options: list[Any] = ["--name", "run", "--data.num_train", 36]
+    options += ["--checkpoint.every_n_train_steps", 3, "--checkpoint.save_top_k", -1]
+    options += ["--checkpoint.monitor", "null", "--checkpoint.filename", "{step}"]
+    assert run("fit", ["photos", overlay], *options, runs=tmp_path) == 0
+    whole = load(tmp_path / "run" / "last.ckpt")
+    stopped = tmp_path / "run" / "step=3.ckpt"
+    assert run("fit", ["photos", overlay], *options, "--ckpt_path", stopped, runs=tmp_path) == 0
+    resumed = load(tmp_path / "run" / "last.ckpt")
+    assert whole["global_step"] == resumed["global_step"] == 8
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert identical(resumed[part], whole[part]), part
+
+
+def identical(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(identical(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(identical, a, b))
+    return bool(a == b)
+
+
+# Arguments after the command, and what the message must say.
+MISTAKES = {
+    "unknown command": (["fitt"], ["no command 'fitt'", "Did you mean 'fit'?"]),
+    "unknown recipe": (["fit", "--config", "phots"], ["no recipe 'phots'", "Did you mean 'photos'?", "Packaged:"]),
+    "missing file": (["fit", "--config", "nowhere/mine.yaml"], ["no file 'nowhere/mine.yaml'"]),
+    "no configuration": (["fit"], ["needs a configuration", "photos"]),
+    "misspelt key": (
+        ["fit", "--config", "photos", "--model.model.quantizer.codebok_size", "3"],
+        ["straightvq: Option 'codebok_size' is not accepted (in model > model > quantizer", "'codebook_size'?"],
+    ),
+    "misspelt section": (["fit", "--config", "photos", "--trainr.max_steps", "3"], ["trainr"]),
+    "wrong type": (
+        ["fit", "--config", "photos", "--model.model.quantizer.codebook_size", "many"],
+        ["Expected a <class 'int'>. Got value: many", "codebook_size"],
+    ),
+    "wrong preset": (
+        ["fit", "--config", "photos", "--model.model.quantizer", "straightvq.presets.nothing"],
+        ["module 'straightvq.presets' has no attribute 'nothing'"],
+    ),
+    "missing folder": (["fit", "--config", "folder"], ["`Images`: `source` 'path/to/your/images' does not exist"]),
+    "impossible value": (
+        ["fit", "--config", "photos", "--model.model.downsample", "3"],
+        ["`Autoencoder`: `downsample` must be a power of two. Got 3."],
+    ),
+    "contradiction": (
+        ["fit", "--config", "photos", "--model.alternate", "codebook"],
+        ["`Reconstruction`: `alternate`", "AlternatedUpdate"],
+    ),
+    "no checkpoint": (["test", "--config", "photos"], ["needs a trained model", "--ckpt_path best"]),
+    "nothing trained": (["test", "--config", "photos", "--ckpt_path", "best"], ["there is no", "Train first"]),
+    "missing checkpoint": (["test", "--config", "photos", "--ckpt_path", "a.ckpt"], ["there is no file 'a.ckpt'"]),
+    "demo of no steps": (["demo", "--steps", "0"], ["`DemoSettings`: `steps` must be an integer >= 2. Got 0."]),
+    "unknown recipe to show": (["recipes", "--show", "tinny"], ["Did you mean 'tiny'?"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_explained(
+    mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments, messages = MISTAKES[mistake]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    for message in messages:
+        assert message in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_misspelt_key_in_a_file_leads_with_the_innermost_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("model:\n  init_args:\n    model:\n      init_args:\n        hiden: 8\n")
+    assert main(["fit", "--config", "photos", "--config", str(mine)]) == 2
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert first.startswith("straightvq: Option 'hiden' is not accepted")
+    assert "'hidden'?" in first
+    assert second == "Add --verbose_errors to see the whole message."
+    assert main(["fit", "--config", "photos", "--config", str(mine), "--verbose_errors"]) == 2
+    assert "Given value:" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in recipe_names())
+    assert main(["recipes", "--show", "photos"]) == 0
+    assert capsys.readouterr().out == Path(recipe_path("photos")).read_text()
+
+
+def test_help_and_version_need_nothing_heavy() -> None:
+    """In a process of its own: no torch, no lightning."""
+    code = "import sys; from straightvq.cli import main; main(['--help']); print('lightning' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "straightvq demo" in done.stdout
+    assert done.stdout.rstrip().endswith("False")
+
+
+def test_demo_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--steps", "4", "--codebook-size", "16", "--out", str(tmp_path / "demo")]) == 0
+    said = capsys.readouterr().out
+    assert "plain VQ" in said
+    assert "straightvq fit --config photos" in said
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert names == {"comparison.png", "metrics.csv", "plain.ckpt", "straight.ckpt"}
+    rows = list(csv.DictReader((tmp_path / "demo" / "metrics.csv").read_text().splitlines()))
+    assert {(row["arm"], row["split"]) for row in rows} == {
+        (arm, split) for arm in ("plain VQ", "straight") for split in ("train", "test")
+    }
+    assert all(float(row["mse"]) > 0 for row in rows)
+    assert all(1 <= float(row["perplexity"]) <= 16 for row in rows if row["split"] == "test")
+    starts = [load(tmp_path / "demo" / f"{arm}.ckpt")["state_dict"] for arm in ("plain", "straight")]
+    assert starts[0]["model.encoder.0.weight"].shape == starts[1]["model.encoder.0.weight"].shape
