@@ -1,0 +1,1 @@
+"""Accelerator kernels behind `straightvq.functional`. Triton is imported only when a search first runs on one."""

@@ -1,0 +1,198 @@
+"""Checks of the nearest-code kernel, by name, against float64 brute force.
+
+They run on a CUDA device, or on the CPU in Triton's interpreter. The latter must be chosen before Triton is imported,
+so it has a process of its own: ``TRITON_INTERPRET=1 python -m tests.unit.kernels.cases`` prints ``{name: error}``.
+"""
+
+import functools
+import json
+import sys
+import traceback
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from straightvq.kernels import nearest as module
+from straightvq.kernels.nearest import Precision, Tile, search
+
+ERROR = {"float32": 2.0**-24, "tf32x3": 2.0**-20, "tf32": 2.0**-9, "half": 2.0**-7, "float16": 2.0**-10}
+# Several tiles each way, families of one and of several codes, the width whole and in parts.
+SMALL_TILES = [Tile(16, 16, 0, 1, 4, 1), Tile(16, 32, 16, 4, 4, 1), Tile(32, 16, 32, 2, 4, 1), Tile(16, 64, 0, 8, 4, 1)]
+
+Check = Callable[[str], None]
+CHECKS: dict[str, Check] = {}
+
+
+def check(function: Check) -> Check:
+    CHECKS[function.__name__] = function
+    return function
+
+
+def inputs(n: int, k: int, d: int, device: str, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed + n * k + d)
+    z, codes = (torch.randn(rows, d, generator=generator).to(device) for rows in (n, k))
+    return z, codes, codes.square().sum(1) / 2
+
+
+def assert_nearest(got: Tensor, z: Tensor, codes: Tensor, bias: Tensor, error: float) -> None:
+    """The code found is the nearest wherever the float64 margin exceeds what the precision allows."""
+    assert got.dtype == torch.int64
+    assert got.shape == z.shape[:-1]
+    assert got.device == z.device
+    z, codes, bias = z.double(), codes.double(), bias.double()
+    values = bias.unsqueeze(-2) - z @ codes.mT
+    # Both values compared are off by so much at most; sums and the difference are float32 in every mode.
+    sizes = (z.abs() @ codes.abs().mT).amax(-1) + bias.abs().amax(-1, keepdim=True)
+    allowed = 2 * sizes * (error + (z.shape[-1] + 2) * 2.0**-24)
+    margin = values.gather(-1, got.unsqueeze(-1)).squeeze(-1) - values.amin(-1)
+    assert (margin <= allowed).all(), f"{int((margin > allowed).sum())} of {margin.numel()} beyond the rounding"
+
+
+def run(z: Tensor, codes: Tensor, bias: Tensor, precision: Precision, tile: Tile) -> Tensor:
+    out = torch.full(z.shape[:-1], -1, dtype=torch.int64, device=z.device)
+    tile = tile._replace(width=tile.width or max(16, 1 << (z.shape[-1] - 1).bit_length()))
+    module.launch(z[None], codes[None], bias[None], out[None], precision, tile)
+    return out
+
+
+def _sizes(device: str, precision: Precision) -> None:
+    for n in (1, 63, 130):
+        for k in (1, 5, 100, 257):
+            for d in (1, 7, 32, 65, 200):
+                case = inputs(n, k, d, device)
+                assert_nearest(search(*case, precision), *case, ERROR[precision])
+
+
+for _precision in ("float32", "tf32x3", "tf32", "half"):
+    CHECKS[f"sizes_{_precision}"] = functools.partial(_sizes, precision=_precision)
+
+
+@check
+def every_configuration(device: str) -> None:
+    for precision, rows in module._TILES.items():
+        for width, _ in rows:
+            d = min(width, 300)
+            case = inputs(70, 300, d, device)
+            for tile in module.tiles(precision, d):
+                assert_nearest(run(*case, precision, tile), *case, ERROR[precision])
+
+
+@check
+def small_tiles(device: str) -> None:
+    for tile in SMALL_TILES:
+        for n, k, d in ((1, 1, 1), (17, 16, 16), (33, 131, 40), (50, 257, 7)):
+            case = inputs(n, k, d, device)
+            assert_nearest(run(*case, "float32", tile), *case, ERROR["float32"])
+
+
+@check
+def ties_go_to_the_lowest_index(device: str) -> None:
+    for tile in SMALL_TILES:
+        for precision in ERROR.keys() - {"float16"}:
+            for half in (1, 3, 8, 33, 64):
+                z, codes, _ = inputs(40, half, 5, device)
+                # The second half repeats the first in another order; all the same comes last.
+                order = torch.randperm(half, generator=torch.Generator().manual_seed(half))
+                twice = torch.cat([codes, codes[order.to(device)], codes])
+                got = run(z, twice, twice.square().sum(1) / 2, precision, tile)
+                assert (got < half).all(), (tile, precision, half)
+                same = codes[:1].expand(3 * half, -1).contiguous()
+                assert (run(z, same, same.square().sum(1) / 2, precision, tile) == 0).all(), (tile, precision, half)
+
+
+@check
+def ties_of_integers_as_in_torch(device: str) -> None:
+    """Small integers are exact in every precision, and many different codes tie."""
+    generator = torch.Generator().manual_seed(0)
+    z, codes = (torch.randint(-2, 3, (rows, 3), generator=generator).float().to(device) for rows in (200, 150))
+    bias = codes.square().sum(1) / 2
+    values = bias - z @ codes.T
+    want = torch.where(values == values.amin(1, keepdim=True), torch.arange(150, device=device), 150).amin(1)
+    for tile in SMALL_TILES:
+        for precision in ERROR.keys() - {"float16"}:
+            assert torch.equal(run(z, codes, bias, precision, tile), want), (tile, precision)
+
+
+@check
+def groups_are_separate_searches(device: str) -> None:
+    cases = [inputs(70, 45, 9, device, seed) for seed in range(3)]
+    z, codes, bias = (torch.stack(parts) for parts in zip(*cases, strict=True))
+    got = search(z, codes, bias)
+    assert torch.equal(got, torch.stack([search(*case) for case in cases]))
+    # As a product quantizer holds them: parts of one wide vector, not moved.
+    apart = z.transpose(0, 1).contiguous().transpose(0, 1)
+    assert not apart.is_contiguous()
+    assert torch.equal(search(apart, codes, bias), got)
+
+
+@check
+def layouts_do_not_matter(device: str) -> None:
+    z, codes, bias = inputs(60, 50, 12, device)
+    want = search(z, codes, bias)
+    wide = torch.zeros(60, 40, device=device)
+    wide[:, 5:17] = z
+    assert torch.equal(search(wide[:, 5:17], codes, bias), want)
+    assert torch.equal(search(z.T.contiguous().T, codes.T.contiguous().T, bias), want)
+    assert torch.equal(search(z, codes, torch.stack([bias, bias], 1)[:, 0]), want)
+    assert torch.equal(search(z[:1].expand(5, -1), codes, bias), want[:1].expand(5))
+
+
+@check
+def bias_decides(device: str) -> None:
+    z, codes, bias = inputs(50, 40, 6, device)
+    assert_nearest(search(z, codes, -3 * bias), z, codes, -3 * bias, ERROR["float32"])
+    assert (search(z, codes, torch.zeros_like(bias).index_fill(0, torch.tensor([7], device=device), -1e4)) == 7).all()
+    closed = bias.clone()
+    closed[search(z, codes, bias).unique()] = float("inf")
+    assert torch.isfinite(closed[search(z, codes, closed)]).all()
+
+
+@check
+def far_data_centred_by_the_caller(device: str) -> None:
+    z, codes, _ = inputs(120, 90, 16, device)
+    z, codes = z + 1000, codes + 1000
+    exact = torch.cdist(z.double(), codes.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    z, codes = z - 1000, codes - 1000
+    assert torch.equal(search(z, codes, codes.square().sum(1) / 2), exact)
+
+
+@check
+def half_inputs(device: str) -> None:
+    for dtype, name in ((torch.bfloat16, "half"), (torch.float16, "float16")):
+        z, codes, bias = inputs(70, 100, 33, device)
+        z, codes = z.to(dtype), codes.to(dtype)
+        assert_nearest(search(z, codes, bias), z, codes, bias, ERROR["float32"])
+        assert_nearest(search(z, codes, bias, "half"), z, codes, bias, ERROR[name])
+
+
+@check
+def values_that_are_no_numbers_give_indices_in_range(device: str) -> None:
+    z, codes, bias = inputs(40, 37, 8, device)
+    z[3], z[5] = float("nan"), float("inf")
+    for tile in SMALL_TILES:
+        got = run(z, codes, bias, "float32", tile)
+        assert ((got >= 0) & (got < 37)).all()
+        assert torch.equal(got[6:], run(z[6:], codes, bias, "float32", tile))
+
+
+@check
+def nothing_to_search(device: str) -> None:
+    z, codes, bias = inputs(4, 3, 2, device)
+    assert search(z[:0], codes, bias).shape == (0,)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    errors = {}
+    for name, function in CHECKS.items():
+        try:
+            function("cpu")
+            errors[name] = None
+        except Exception:
+            errors[name] = traceback.format_exc()
+    json.dump(errors, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tests.unit.kernels.cases import CHECKS, ERROR, assert_nearest, inputs
+
+from straightvq.kernels import nearest as module
+from straightvq.kernels.nearest import search
+
+ROOT = Path(__file__).parents[3]
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+# Not every Triton's interpreter runs under every NumPy: a kernel of one loop says whether this pair does.
+PROBE = """
+import torch, triton, triton.language as tl
+@triton.jit
+def kernel(out, count):
+    for i in range(0, count):
+        tl.store(out + i, i)
+out = torch.zeros(3, dtype=torch.int32)
+kernel[(1,)](out, 3)
+assert out.tolist() == [0, 1, 2]
+"""
+
+
+def _interpret(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
+    probe = tmp_path_factory.mktemp("probe") / "probe.py"  # a file: Triton reads a kernel's source
+    probe.write_text(PROBE)
+    tried = _interpret([str(probe)])
+    if tried.returncode:
+        pytest.skip(f"Triton's interpreter does not run here: {tried.stderr.strip().splitlines()[-1]}")
+    done = _interpret(["-m", "tests.unit.kernels.cases"])
+    assert done.returncode == 0, done.stderr
+    errors: dict[str, str | None] = json.loads(done.stdout)
+    assert errors.keys() == CHECKS.keys()
+    return errors
+
+
+@needs_triton
+@pytest.mark.parametrize("name", CHECKS)
+def test_in_the_interpreter(name: str, interpreted: dict[str, str | None]) -> None:
+    assert interpreted[name] is None, interpreted[name]
+
+
+@needs_triton
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", CHECKS)
+def test_on_the_device(name: str) -> None:
+    CHECKS[name]("cuda")
+
+
+@needs_triton
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "tf32x3", "tf32", "half"])
+def test_large_searches_and_a_captured_graph(precision: str) -> None:
+    z, codes, bias = inputs(20_000, 5_000, 64, "cuda")
+    assert_nearest(search(z, codes, bias, precision), z, codes, bias, ERROR[precision])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = search(z, codes, bias, precision)
+    z.neg_()
+    graph.replay()
+    assert torch.equal(out, search(z, codes, bias, precision))
+
+
+@needs_triton
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_offsets_beyond_32_bits_and_no_memory_but_the_result() -> None:
+    n, d = (1 << 21) + 5, 1024
+    if torch.cuda.mem_get_info()[0] < 20 << 30:
+        pytest.skip("needs 20 GB of device memory")
+    z = torch.zeros(n, d, device="cuda")
+    z[-5:] = torch.eye(5, d, device="cuda")
+    codes = torch.eye(5, d, device="cuda").flip(0).contiguous()
+    bias = codes.new_zeros(5)
+    search(z, codes, bias)  # the first call also tries configurations
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    got = search(z, codes, bias)
+    assert torch.cuda.max_memory_allocated() - before <= 8 * n + 4096
+    assert got[-5:].tolist() == [4, 3, 2, 1, 0]
+    assert (got[:-5] == 0).all()
+
+
+@needs_triton
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes CPU tensors")
+def test_the_cpu_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="must be on a CUDA device"):
+        search(*inputs(3, 2, 4, "cpu"))
+
+
+def test_without_triton_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    module._kernel_module.cache_clear()
+    monkeypatch.delitem(sys.modules, "straightvq.kernels.nearest_kernel", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(RuntimeError, match="needs Triton, which could not be imported"):
+        search(*inputs(3, 2, 4, "cpu"))
+
+
+def test_importing_the_search_does_not_import_triton() -> None:
+    code = "import sys, torch; before = set(sys.modules); import straightvq.kernels.nearest; "
+    code += "assert 'triton' in before or 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        (lambda z, c, b: (z, c, b, "exact"), ValueError, "`precision` must be one of"),
+        (lambda z, c, b: (z.double(), c, b), TypeError, "`z` must be of dtype float32, bfloat16, float16. Got"),
+        (lambda z, c, b: (z, c, b.half()), TypeError, "`bias` must be of dtype float32. Got torch.float16"),
+        (lambda z, c, b: (z, c[:, 1:], b), ValueError, r"Got \(3, 4\), \(2, 3\) and \(2,\)"),
+        (lambda z, c, b: (z[0], c, b), ValueError, r"`z` must be \(n, d\)"),
+        (lambda z, c, b: (z[None], c, b), ValueError, "same groups in front"),
+        (lambda z, c, b: (z, c, b[1:]), ValueError, r"`bias` \(k,\)"),
+        (lambda z, c, b: (z, c[:0], b[:0]), ValueError, "there must be a code"),
+        (lambda z, c, b: (z[:, :0], c[:, :0], b), ValueError, r"width must be in \[1, 1024\]"),
+        (lambda z, c, b: (z, c.to("meta"), b), ValueError, "on one device. Got cpu, meta and cpu"),
+    ],
+)
+def test_bad_input_is_refused(change, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        search(*change(*inputs(3, 2, 4, "cpu")))
