@@ -195,4 +195,9 @@ def straight(
 
 
 def _projection(dim: int, codebook_dim: int | None) -> Projection | None:
-    return None if codebook_dim is None or codebook_dim >= dim else Projection(codebook_dim)
+    """The projection to narrower codes, None where there is nothing to narrow."""
+    if codebook_dim is None:
+        return None
+    projection = Projection(codebook_dim)
+    # A `dim` that is no integer is the quantizer's to refuse.
+    return projection if not isinstance(dim, int) or codebook_dim < dim else None

@@ -89,6 +89,7 @@ def preset_rows(name: str) -> list[Row]:
         Row(target, "commitment", ["much"], TypeError, "`CommitmentLoss`: `weight` must be", base),
     ]
     extra = {
+        "codebook_dim": ("Projection", "codebook_dim", [0, -1]),
         "decay": ("EMAUpdate", "decay", [1.0, -0.1, 7.0]),
         "patience": ("DeadCodeReset", "patience", [0, -1]),
         "lr_scale": ("Affine", "lr_scale", [0.0, -1.0]),
