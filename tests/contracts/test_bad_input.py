@@ -186,6 +186,7 @@ FUNCTIONS: list[Row] = [
     Row("functional.nearest_code", "codes", [TWO[:0]], ValueError, "at least one code", NEAREST),
     Row("functional.nearest_code", "codes", [None], TypeError, "`codes` must be", NEAREST),
     Row("functional.nearest_code", "distance", ["manhattan", None], ValueError, "'euclidean' or 'cosine'", NEAREST),
+    Row("functional.nearest_code", "backend", ["cuda", None], ValueError, "`backend` must be one of", NEAREST),
     Row("functional.code_sums", "z", [TWO[0], TWO[None]], ValueError, "`z` must be (n, d)", SUMS),
     Row("functional.code_sums", "z", [None], TypeError, "`z` must be", SUMS),
     Row("functional.code_sums", "indices", [torch.tensor([0.0, 1.0])], TypeError, "integer", SUMS),

@@ -3,13 +3,18 @@
 Shapes: N vectors, K codes, D their width.
 """
 
-from typing import Literal
+import functools
+import sys
+import warnings
+from types import ModuleType
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Distance = Literal["euclidean", "cosine"]
+Backend = Literal["auto", "faiss", "tiled", "triton"]
 
 # Entries of one distance tile: 4 MB in float32, small enough to stay in a core's cache.
 _TILE = 1 << 20
@@ -18,7 +23,7 @@ _TILE_CODES = 4096
 _ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio: spreads the bits of a row's hash
 
 
-def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean") -> Tensor:
+def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", backend: Backend = "auto") -> Tensor:
     """Index of the nearest code for every vector.
 
     ``euclidean``: ``argmin_k ||z - c_k||``; ``cosine``: ``argmax_k <z, c_k> / ||c_k||``. Ties go to the lowest
@@ -30,6 +35,12 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean") 
         z: vectors.
         codes: code vectors, at least one.
         distance: ``"euclidean"`` or ``"cosine"``.
+        backend: ``"tiled"``: torch, any device and dtype. ``"faiss"``: flat search of ``faiss-cpu`` (the extra
+            ``fast``), float32 on the CPU, with torch's number of threads. ``"auto"``: FAISS where it can be used,
+            but not on macOS, where two OpenMP runtimes in one process can crash; else tiled. ``"triton"``: a kernel
+            for CUDA in exact float32, for widths up to 1,024; taken only when asked for, because it has been run
+            in Triton's interpreter but not yet on a device. The indices are the same wherever the difference of
+            the distances exceeds rounding.
 
     Shape:
         z: Float (n, d); codes: Float (k, d).
@@ -58,25 +69,81 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean") 
         raise ValueError("`nearest_code`: `codes` must hold at least one code. Got 0.")
     if distance not in ("euclidean", "cosine"):
         raise ValueError(f"`nearest_code`: `distance` must be 'euclidean' or 'cosine'. Got {distance!r}.")
+    if backend not in get_args(Backend):
+        raise ValueError(f"`nearest_code`: `backend` must be one of {get_args(Backend)}. Got {backend!r}.")
     dtype = torch.promote_types(torch.promote_types(z.dtype, codes.dtype), torch.float32)
     z, codes = z.detach().to(dtype), codes.detach().to(dtype)
     if distance == "cosine":
         # For unit-norm codes the largest inner product is the smallest angle; the length of z plays no part.
         codes = F.normalize(codes, dim=1)
-        bias = torch.zeros_like(codes[:, 0])
     else:
         # ||z - c||^2 = ||z||^2 - 2 <z, c> + ||c||^2 after moving the origin into the codebook: the expansion then
         # subtracts numbers of the size of the spread, not of the mean. ||z||^2 is the same for all codes.
         centre = codes.mean(0)
         z, codes = z - centre, codes - centre
-        bias = codes.square().sum(1) / 2
     if torch.compiler.is_exporting():
-        return (bias - z @ codes.T).argmin(1)
-    return _search(z, codes, bias)
+        return (_bias(codes, distance) - z @ codes.T).argmin(1)
+    return _search(z, codes, distance, backend)
 
 
 @torch.library.custom_op("straightvq::search", mutates_args=())
-def _search(z: Tensor, codes: Tensor, bias: Tensor) -> Tensor:
+def _search(z: Tensor, codes: Tensor, distance: str, backend: str) -> Tensor:
+    """Nearest of centred codes, or of unit-norm codes for the cosine."""
+    if backend == "faiss" or (backend == "auto" and _can_use_faiss(z)):
+        indices = _search_faiss(z, codes, distance)
+    elif backend == "triton":
+        from straightvq.kernels.nearest import search
+
+        indices = search(z, codes, _bias(codes, distance))
+    else:
+        indices = _search_tiled(z, codes, _bias(codes, distance))
+    return _first_of_equals(codes)[indices]
+
+
+@_search.register_fake
+def _(z: Tensor, codes: Tensor, distance: str, backend: str) -> Tensor:
+    return z.new_empty(z.shape[0], dtype=torch.int64)
+
+
+def _bias(codes: Tensor, distance: str) -> Tensor:
+    """What the search adds to ``-<z, c_k>``, (k,)."""
+    return torch.zeros_like(codes[:, 0]) if distance == "cosine" else codes.square().sum(1) / 2
+
+
+def _can_use_faiss(z: Tensor) -> bool:
+    fits = z.device.type == "cpu" and z.dtype == torch.float32
+    return fits and sys.platform != "darwin" and _faiss() is not None
+
+
+@functools.cache
+def _faiss() -> ModuleType | None:
+    """FAISS, imported at first use; None where it is not installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its bindings announce deprecations of their own making
+            import faiss
+    except ImportError:
+        return None
+    return faiss
+
+
+def _search_faiss(z: Tensor, codes: Tensor, distance: str) -> Tensor:
+    faiss: Any = _faiss()
+    if faiss is None or z.device.type != "cpu" or z.dtype != torch.float32:
+        raise ValueError(
+            "`nearest_code`: `backend` 'faiss' needs the package faiss-cpu and float32 on the CPU. "
+            f"Got {z.dtype} on {z.device}{'' if faiss else ', and faiss is not installed'}."
+        )
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    metric = faiss.METRIC_INNER_PRODUCT if distance == "cosine" else faiss.METRIC_L2
+    if not len(z):
+        return torch.empty(0, dtype=torch.int64)
+    _, indices = faiss.knn(z.contiguous().numpy(), codes.contiguous().numpy(), 1, metric=metric)
+    # -1 stands for "none": only where no distance is a number.
+    return torch.from_numpy(indices[:, 0]).clamp(min=0)
+
+
+def _search_tiled(z: Tensor, codes: Tensor, bias: Tensor) -> Tensor:
     """``argmin_k bias_k - <z, c_k>`` by tiles over vectors and codes."""
     n, k = z.shape[0], codes.shape[0]
     indices = torch.empty(n, dtype=torch.int64, device=z.device)
@@ -98,7 +165,7 @@ def _search(z: Tensor, codes: Tensor, bias: Tensor) -> Tensor:
                 best_index = torch.where(closer, index + start, best_index)
                 best_value = torch.where(closer, value, best_value)
             indices[row : row + rows_step] = best_index
-    return _first_of_equals(codes)[indices]
+    return indices
 
 
 def _first_of_equals(codes: Tensor) -> Tensor:
@@ -117,11 +184,6 @@ def _first_of_equals(codes: Tensor) -> Tensor:
     at = torch.arange(len(order), device=order.device)
     run = torch.where(starts, at, 0).cummax(0).values
     return torch.empty_like(order).scatter(0, order, order[run])
-
-
-@_search.register_fake
-def _(z: Tensor, codes: Tensor, bias: Tensor) -> Tensor:
-    return z.new_empty(z.shape[0], dtype=torch.int64)
 
 
 class _full_precision_products:  # noqa: N801 (reads as the context manager that it is)

@@ -32,9 +32,9 @@ class Tile(NamedTuple):
     stages: int
 
 
-# By precision: (largest width, tiles to try). Found by reading registers, spills and shared memory off the compiled
-# kernels for compute capability 9.0: a few registers spill at most. The last tile of a row also fits smaller devices, and the
-# first is what the interpreter runs.
+# By precision: (largest width, tiles to try). Found by reading registers, spills and shared memory off the kernels
+# compiled for compute capability 9.0: a few registers spill at most. The last tile of a row needs the least shared
+# memory, for smaller devices; the first is what the interpreter runs.
 _TILES: dict[Precision, list[tuple[int, list[Tile]]]] = {
     "float32": [
         (64, [Tile(64, 64, 0, 1, 8, 2), Tile(128, 64, 16, 1, 8, 3), Tile(64, 128, 16, 1, 8, 3)]),

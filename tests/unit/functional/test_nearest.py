@@ -47,18 +47,21 @@ def test_equals_the_naive_search(n: int, k: int, d: int, dtype: torch.dtype, dis
 def test_tiles_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     z, codes = torch.randn(203, 7), torch.randn(61, 7)
-    whole = nearest_code(z, codes)
+    whole = nearest_code(z, codes, backend="tiled")
     monkeypatch.setattr(module, "_TILE_CODES", 8)
     monkeypatch.setattr(module, "_TILE", 8 * 13)
-    assert torch.equal(nearest_code(z, codes), whole)
+    assert torch.equal(nearest_code(z, codes, backend="tiled"), whole)
 
 
+@pytest.mark.parametrize("backend", ["tiled", "faiss"])
 @pytest.mark.parametrize("offset", [0.0, 100.0, 1000.0, 10000.0])
-def test_far_from_the_origin_float32_equals_float64(offset: float) -> None:
+def test_far_from_the_origin_float32_equals_float64(offset: float, backend: str) -> None:
+    if backend == "faiss":
+        pytest.importorskip("faiss")
     torch.manual_seed(0)
     z, codes = torch.randn(20_000, 16) + offset, torch.randn(512, 16) + offset
     exact = torch.cdist(z.double(), codes.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
-    assert (nearest_code(z, codes) == exact).double().mean() >= 0.9999
+    assert (nearest_code(z, codes, backend=backend) == exact).double().mean() >= 0.9999
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -70,7 +73,7 @@ def test_ties_go_to_the_lowest_index(dtype: torch.dtype) -> None:
             codes = torch.randn(half, d, dtype=dtype)
             twice = torch.cat([codes, codes[torch.randperm(half)]])
             for n in (1, 3, 17, 301):
-                if (nearest_code(torch.randn(n, d, dtype=dtype), twice) >= half).any():
+                if (nearest_code(torch.randn(n, d, dtype=dtype), twice, backend="tiled") >= half).any():
                     late.append((n, 2 * half, d))
     assert not late, f"(n, k, d) where a duplicate with a higher index won: {late}"
 
@@ -79,7 +82,7 @@ def test_ties_across_tiles_go_to_the_lowest_index(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "_TILE_CODES", 8)
     torch.manual_seed(0)
     codes = torch.randn(8, 5)
-    assert (nearest_code(torch.randn(100, 5), codes.repeat(5, 1)) < 8).all()
+    assert (nearest_code(torch.randn(100, 5), codes.repeat(5, 1), backend="tiled") < 8).all()
 
 
 def test_other_vectors_in_the_batch_change_nothing() -> None:
@@ -116,3 +119,42 @@ def test_search_restores_the_programs_matmul_setting() -> None:
     before = torch.backends.cuda.matmul.allow_tf32
     nearest_code(torch.randn(3, 2), torch.randn(4, 2))
     assert torch.backends.cuda.matmul.allow_tf32 == before
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize(("n", "k", "d"), [(1, 1, 1), (7, 5, 3), (63, 100, 65), (501, 257, 8), (0, 4, 3)])
+def test_faiss_and_torch_give_the_same_indices_beyond_rounding(n: int, k: int, d: int, distance: str) -> None:
+    pytest.importorskip("faiss")
+    z, codes = 20 + torch.randn(n, d), 20 + torch.randn(k, d)
+    tiled = nearest_code(z, codes, distance=distance, backend="tiled")
+    faiss = nearest_code(z, codes, distance=distance, backend="faiss")
+    assert faiss.dtype == torch.int64
+    exact = codes.double() if distance == "euclidean" else torch.nn.functional.normalize(codes.double(), dim=1)
+
+    def error(indices: torch.Tensor) -> torch.Tensor:
+        chosen = exact[indices]
+        if distance == "cosine":
+            return -(z.double() * chosen).sum(1)
+        return (z.double() - chosen).square().sum(1)
+
+    torch.testing.assert_close(error(faiss), error(tiled), rtol=1e-5, atol=1e-4)
+    assert (faiss == tiled).sum() >= 0.99 * n
+
+
+def test_faiss_gives_duplicates_the_lowest_index() -> None:
+    pytest.importorskip("faiss")
+    codes = torch.randn(64, 7).repeat(2, 1)
+    assert (nearest_code(torch.randn(5000, 7), codes, backend="faiss") < 64).all()
+
+
+def test_faiss_by_name_refuses_what_it_cannot_do() -> None:
+    pytest.importorskip("faiss")
+    with pytest.raises(ValueError, match="'faiss' needs the package faiss-cpu and float32 on the CPU"):
+        nearest_code(torch.randn(3, 2).double(), torch.randn(4, 2).double(), backend="faiss")
+
+
+def test_without_faiss_the_search_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    z, codes = torch.randn(50, 4), torch.randn(9, 4)
+    wanted = nearest_code(z, codes, backend="tiled")
+    monkeypatch.setattr(module, "_faiss", lambda: None)
+    assert torch.equal(nearest_code(z, codes), wanted)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.unit.kernels.cases import CHECKS, ERROR, assert_nearest, inputs
+from tests.unit.kernels.cases import CHECKS, ERROR, assert_nearest, inputs, run
 
 from straightvq.kernels import nearest as module
 from straightvq.kernels.nearest import search
@@ -75,6 +75,19 @@ def test_large_searches_and_a_captured_graph(precision: str) -> None:
     z.neg_()
     graph.replay()
     assert torch.equal(out, search(z, codes, bias, precision))
+
+
+@needs_triton
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("d", [8, 64, 256])
+def test_the_configuration_chosen_changes_no_float32_index(d: int) -> None:
+    """The choice rests on timings: a resumed run may make another, and must still find the same indices."""
+    z, codes, _ = inputs(4096, 4096, d, "cuda")
+    codes = codes[:1] + 1e-6 * codes  # margins of the size of the rounding
+    bias = codes.square().sum(1) / 2
+    first, *others = [run(z, codes, bias, "float32", tile) for tile in module.tiles("float32", d)]
+    assert all(torch.equal(first, other) for other in others)
 
 
 @needs_triton
