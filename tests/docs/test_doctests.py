@@ -25,6 +25,8 @@ def module_names() -> list[str]:
 @pytest.mark.parametrize("name", module_names())
 def test_docstring_examples(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if name == "straightvq.kernels.nearest_kernel":
+        pytest.importorskip("triton")  # nothing else imports it before the first CUDA search
     module = importlib.import_module(name)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
     report: list[str] = []
