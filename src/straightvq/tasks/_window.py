@@ -1,7 +1,7 @@
 """Sums over the training forwards of one window, kept on the device, and one quantizer that is followed."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ class Followed:
     def __init__(self, name: str, quantizer: Quantizer, seen: Seen) -> None:
         self.name = name
         self.quantizer = quantizer
-        self.size: int = quantizer.codebook_size  # type: ignore[assignment]
+        self.size = cast(int, quantizer.codebook_size)
         codebook = getattr(quantizer, "codebook", None)
         self.codebook: Codebook | None = codebook if isinstance(codebook, Codebook) else None
         self.dim = self.codebook.dim or quantizer.dim if self.codebook is not None else quantizer.dim
