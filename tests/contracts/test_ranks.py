@@ -4,20 +4,15 @@ Real processes with gloo on this machine. Each case runs once in one process on 
 processes on uneven shards (one of them empty at times, some vectors masked), and the codebooks are compared.
 """
 
-import os
-import socket
-import tempfile
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 import straightvq as svq
+from tests.ranks import run_on_ranks
 
 DIM, SIZE, STEPS = 6, 24, 12
 
@@ -63,49 +58,42 @@ def _train(layer: svq.VectorQuantizer, shard: Callable[[int, Tensor], Tensor]) -
     return tables
 
 
-def _worker(rank: int, port: int, case: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _rank_of_two(rank: int, join: Callable[[], None]) -> dict[str, dict[str, Any]]:
     torch.manual_seed(rank)  # different on purpose: the first training step makes the ranks equal
-    layer = CASES[case]()  # before the group exists
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    layers = {case: make() for case, make in CASES.items()}  # before the group exists
+    join()
 
     def shard(step: int, x: Tensor) -> Tensor:
         return x[: _cut(step)] if rank == 0 else x[_cut(step) :]
 
-    tables = _train(layer, shard)
-    torch.save({"tables": tables, "state": layer.state_dict()}, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    return {case: {"tables": _train(layer, shard), "state": layer.state_dict()} for case, layer in layers.items()}
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+@pytest.fixture(scope="module")
+def two_ranks() -> list[dict[str, dict[str, Any]]]:
+    return run_on_ranks(_rank_of_two)
 
 
 @pytest.mark.parametrize("case", list(CASES))
-def test_two_uneven_ranks_do_what_one_process_does(case: str) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_worker, args=(_free_port(), case, folder), nprocs=2)
-        first, second = (torch.load(Path(folder) / f"{rank}.pt") for rank in range(2))
+def test_two_uneven_ranks_do_what_one_process_does(case: str, two_ranks: list[dict[str, dict[str, Any]]]) -> None:
+    first, second = (rank[case] for rank in two_ranks)
     for name, value in first["state"].items():
         torch.testing.assert_close(value, second["state"][name], rtol=0, atol=0, msg=f"{name} differs between ranks")
     torch.manual_seed(0)
-    alone = _train(CASES[case](), lambda step, x: x)
+    layers = {name: make() for name, make in CASES.items()}
+    alone = _train(layers[case], lambda step, x: x)
     for step, (table, other) in enumerate(zip(first["tables"], alone, strict=True)):
         torch.testing.assert_close(table, other, rtol=1e-4, atol=1e-4, msg=f"step {step} differs from one process")
 
 
-def _one_sided(rank: int, port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=2, timeout=timedelta(seconds=20))
+def _one_sided(rank: int, join: Callable[[], None]) -> int:
+    join()
     layer = svq.presets.straight(DIM, SIZE)
     layer.codebook.process_group = False
     if rank == 0:
         layer(_batch(0)[0])  # would wait for the other rank
-    dist.destroy_process_group()
+    return rank
 
 
 def test_synchronisation_can_be_switched_off() -> None:
-    mp.spawn(_one_sided, args=(_free_port(),), nprocs=2)
+    assert run_on_ranks(_one_sided) == [0, 1]

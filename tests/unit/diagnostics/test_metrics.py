@@ -3,13 +3,11 @@
 import copy
 import math
 import pickle
-import socket
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from tests.ranks import run_on_ranks
 
 from straightvq import diagnostics as dx
 
@@ -244,26 +242,14 @@ def _measure(start, stop):
     return {name: float(value) for metric in metrics for name, value in metric.compute().items()}
 
 
-def _rank(rank, port, results):
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        results[rank] = [_measure(*shares[rank]) for shares in SHARES]
-    finally:
-        dist.destroy_process_group()
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def _rank(rank, join):
+    join()
+    return [_measure(*shares[rank]) for shares in SHARES]
 
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_pass_gives():
-    with mp.Manager() as manager:
-        results = manager.dict()
-        mp.spawn(_rank, (_free_port(), results), nprocs=2)
-        ranks = dict(results)
+    ranks = run_on_ranks(_rank)
     z, quantized, codes = data(1e6)
     counts = dx.usage_counts(torch.arange(100), 128)
     expected = {
