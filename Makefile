@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | lint | bench | docs
+# make setup | demo | test | test-slow | lint | bench
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # Threads that have nothing to do sleep instead of spinning: several times faster where other programs run.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow bench lint clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,11 @@ test: setup lint
 
 test-slow: setup
 	$(BIN)/python -m pytest
+
+# Beside the peers, which are installed for it.
+bench: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m benchmarks.speed
 
 lint: setup
 	$(BIN)/ruff check .

@@ -16,10 +16,14 @@ from torch import Tensor
 Distance = Literal["euclidean", "cosine"]
 Backend = Literal["auto", "faiss", "tiled", "triton"]
 
-# Entries of one distance tile: 4 MB in float32, small enough to stay in a core's cache.
-_TILE = 1 << 20
-# Codes per tile: large enough for an efficient matrix product, small enough to leave many rows in a tile.
-_TILE_CODES = 4096
+# Entries of one distance tile: 4 MB in float32 stay in a CPU's cache; an accelerator wants fewer, larger launches.
+_TILE, _TILE_ACCELERATOR = 1 << 20, 1 << 24
+# Codes per tile of the CPU: as many as vectors, so that each is read from memory as rarely as the other.
+_TILE_CODES = 1024
+# The minimum of a block is a vector instruction per entry; where it is has to be asked once per block only.
+_BLOCK = 32
+# Below this width FAISS 1.15 is three times slower than at it, so narrower vectors are padded with zeros.
+_FAISS_WIDTH = 32
 _ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio: spreads the bits of a row's hash
 
 
@@ -138,6 +142,8 @@ def _search_faiss(z: Tensor, codes: Tensor, distance: str) -> Tensor:
     metric = faiss.METRIC_INNER_PRODUCT if distance == "cosine" else faiss.METRIC_L2
     if not len(z):
         return torch.empty(0, dtype=torch.int64)
+    missing = max(0, _FAISS_WIDTH - z.shape[1])
+    z, codes = F.pad(z, (0, missing)), F.pad(codes, (0, missing))
     _, indices = faiss.knn(z.contiguous().numpy(), codes.contiguous().numpy(), 1, metric=metric)
     # -1 stands for "none": only where no distance is a number.
     return torch.from_numpy(indices[:, 0]).clamp(min=0)
@@ -145,11 +151,15 @@ def _search_faiss(z: Tensor, codes: Tensor, distance: str) -> Tensor:
 
 def _search_tiled(z: Tensor, codes: Tensor, bias: Tensor) -> Tensor:
     """``argmin_k bias_k - <z, c_k>`` by tiles over vectors and codes."""
-    n, k = z.shape[0], codes.shape[0]
+    spare = -len(codes) % _BLOCK
+    if spare:  # codes that are infinitely far
+        codes, bias = F.pad(codes, (0, 0, 0, spare)), F.pad(bias, (0, spare), value=float("inf"))
+    n, k = len(z), len(codes)
+    size = _TILE if z.device.type == "cpu" else _TILE_ACCELERATOR
+    codes_step = min(k, _TILE_CODES * size // _TILE)
+    rows_step = max(1, min(n, size // codes_step))
     indices = torch.empty(n, dtype=torch.int64, device=z.device)
-    codes_step = min(k, _TILE_CODES)
-    rows_step = max(1, _TILE // codes_step)
-    tile = z.new_empty(min(n, rows_step) * codes_step)
+    tile = z.new_empty(rows_step * codes_step)
     with _full_precision_products():
         for row in range(0, n, rows_step):
             zs = z[row : row + rows_step]
@@ -159,13 +169,20 @@ def _search_tiled(z: Tensor, codes: Tensor, bias: Tensor) -> Tensor:
                 cs = codes[start : start + codes_step]
                 out = tile[: len(zs) * len(cs)].view(len(zs), len(cs))
                 torch.addmm(bias[start : start + codes_step], zs, cs.T, alpha=-1, out=out)
-                index = out.argmin(1)
-                value = out.gather(1, index[:, None])[:, 0]
+                value, index = _min_of_rows(out)
                 closer = value < best_value  # strictly: a tie stays with the lower index
                 best_index = torch.where(closer, index + start, best_index)
                 best_value = torch.where(closer, value, best_value)
             indices[row : row + rows_step] = best_index
     return indices
+
+
+def _min_of_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``x.min(1)``, the first of equals, in a fifth of its time: x (n, m) with m a multiple of the block."""
+    blocks = x.view(len(x), -1, _BLOCK)
+    block = blocks.amin(2).argmin(1)
+    value, place = blocks.gather(1, block[:, None, None].expand(-1, 1, _BLOCK))[:, 0].min(1)
+    return value, block * _BLOCK + place
 
 
 def _first_of_equals(codes: Tensor) -> Tensor:

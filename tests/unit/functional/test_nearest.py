@@ -48,9 +48,24 @@ def test_tiles_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch) -> None
     torch.manual_seed(0)
     z, codes = torch.randn(203, 7), torch.randn(61, 7)
     whole = nearest_code(z, codes, backend="tiled")
-    monkeypatch.setattr(module, "_TILE_CODES", 8)
-    monkeypatch.setattr(module, "_TILE", 8 * 13)
+    assert torch.equal(whole, torch.cdist(z.double(), codes.double()).argmin(1))
+    monkeypatch.setattr(module, "_TILE_CODES", 32)
+    monkeypatch.setattr(module, "_TILE", 32 * 13)
     assert torch.equal(nearest_code(z, codes, backend="tiled"), whole)
+
+
+@pytest.mark.parametrize("num_codes", [1, 31, 32, 33, 63, 65, 1025])
+def test_any_number_of_codes_fills_its_blocks(num_codes: int) -> None:
+    torch.manual_seed(0)
+    z, codes = torch.randn(40, 3), torch.randn(num_codes, 3)
+    assert torch.equal(nearest_code(z, codes, backend="tiled"), torch.cdist(z.double(), codes.double()).argmin(1))
+
+
+def test_equal_distances_in_different_blocks_go_to_the_lowest_index() -> None:
+    codes = torch.full((100, 1), 9.0)
+    codes[[70, 35, 90]] = torch.tensor([[1.0], [-1.0], [1.0]])
+    codes = torch.cat([codes, -codes])  # the mean is exactly 0, so nothing is rounded
+    assert nearest_code(torch.zeros(1, 1), codes, backend="tiled").tolist() == [35]
 
 
 @pytest.mark.parametrize("backend", ["tiled", "faiss"])
@@ -79,10 +94,10 @@ def test_ties_go_to_the_lowest_index(dtype: torch.dtype) -> None:
 
 
 def test_ties_across_tiles_go_to_the_lowest_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TILE_CODES", 8)
+    monkeypatch.setattr(module, "_TILE_CODES", 32)
     torch.manual_seed(0)
     codes = torch.randn(8, 5)
-    assert (nearest_code(torch.randn(100, 5), codes.repeat(5, 1), backend="tiled") < 8).all()
+    assert (nearest_code(torch.randn(100, 5), codes.repeat(9, 1), backend="tiled") < 8).all()
 
 
 def test_other_vectors_in_the_batch_change_nothing() -> None:

@@ -1,0 +1,239 @@
+"""What is measured: ours and its peers, each as a function that does its work once."""
+
+import importlib.resources
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Kind = Literal["search", "sums", "step", "recipe"]
+
+
+class Problem(NamedTuple):
+    """One size of the grid. Vectors and codes are standard normal: the hard case for a search that prunes."""
+
+    vectors: int
+    codes: int
+    width: int
+    device: str
+
+    def data(self) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        z = torch.randn(self.vectors, self.width, generator=generator)
+        return z.to(self.device), torch.randn(self.codes, self.width, generator=generator).to(self.device)
+
+
+Once = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """``make`` does all that is not to be measured, and gives what is."""
+
+    make: Callable[[Problem], Once]
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    package: str | None = None  # whose version belongs in the report
+
+
+# --- the search alone -------------------------------------------------------------------------------------------------
+
+
+def _ours(backend: str) -> Callable[[Problem], Once]:
+    def make(problem: Problem) -> Once:
+        from straightvq.functional import nearest_code
+
+        z, codes = problem.data()
+        return lambda: nearest_code(z, codes, backend=backend)  # type: ignore[arg-type]
+
+    return make
+
+
+def _faiss(problem: Problem) -> Once:
+    import faiss
+
+    z, codes = (x.numpy() for x in problem.data())
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    return lambda: faiss.knn(z, codes, 1)
+
+
+def _cdist(problem: Problem) -> Once:
+    z, codes = problem.data()
+    return lambda: torch.cdist(z, codes).argmin(1)
+
+
+def _product(problem: Problem) -> Once:
+    z, codes = problem.data()
+    return lambda: z @ codes.T
+
+
+def _flash_kmeans(problem: Problem) -> Once:
+    from benchmarks.gpu_search import flash_kmeans
+
+    z, codes = problem.data()
+    assign = flash_kmeans(torch.float32)
+    if assign is None:
+        raise ModuleNotFoundError("No module named 'flash_kmeans'")
+    return lambda: assign(z, codes, codes.square().sum(1) / 2)
+
+
+# --- counts and sums per code -----------------------------------------------------------------------------------------
+
+
+def _assigned(problem: Problem, collapsed: bool) -> tuple[Tensor, Tensor]:
+    """Vectors, and a code for each: any, or the same one for all, where sums by atomic additions queue up."""
+    generator = torch.Generator().manual_seed(1)
+    indices = torch.randint(1 if collapsed else problem.codes, (problem.vectors,), generator=generator)
+    return problem.data()[0], indices.to(problem.device)
+
+
+def _our_sums(collapsed: bool) -> Callable[[Problem], Once]:
+    def make(problem: Problem) -> Once:
+        from straightvq.functional import code_sums
+
+        z, indices = _assigned(problem, collapsed)
+        return lambda: code_sums(z, indices, problem.codes)
+
+    return make
+
+
+def _segments(collapsed: bool) -> Callable[[Problem], Once]:
+    def make(problem: Problem) -> Once:
+        z, indices = _assigned(problem, collapsed)
+
+        def once() -> Tensor:
+            order = indices.argsort(stable=True)
+            counts = torch.zeros(problem.codes, dtype=torch.int64, device=z.device)
+            counts = counts.scatter_add(0, indices, torch.ones_like(indices))
+            return torch.segment_reduce(z[order], "sum", lengths=counts, axis=0, unsafe=True)
+
+        return once
+
+    return make
+
+
+def _one_hot(problem: Problem) -> Once:
+    z, indices = _assigned(problem, collapsed=False)
+    return lambda: torch.nn.functional.one_hot(indices, problem.codes).to(z.dtype).T @ z
+
+
+# --- one training step of the layer: forward, loss, backward ----------------------------------------------------------
+
+
+def _step(layer: nn.Module, problem: Problem, call: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Once:
+    layer.to(problem.device).train()
+    z = problem.data()[0].requires_grad_()
+
+    def once() -> None:
+        z.grad = None
+        layer.zero_grad(set_to_none=True)
+        quantized, loss = call(z)
+        (quantized.sum() + loss.sum()).backward()
+
+    return once
+
+
+def _our_step(update: str, **options: Any) -> Callable[[Problem], Once]:
+    def make(problem: Problem) -> Once:
+        import straightvq as svq
+
+        codebook = svq.Codebook(problem.codes, update=getattr(svq, update)(**options))
+        layer = svq.VectorQuantizer(problem.width, codebook)
+
+        def call(z: Tensor) -> tuple[Tensor, Tensor]:
+            out = layer(z)
+            return out.quantized, out.loss
+
+        return _step(layer, problem, call)
+
+    return make
+
+
+def _peer_step(problem: Problem) -> Once:
+    from vector_quantize_pytorch import VectorQuantize
+
+    layer = VectorQuantize(dim=problem.width, codebook_size=problem.codes)
+
+    def call(z: Tensor) -> tuple[Tensor, Tensor]:
+        quantized, _, loss = layer(z[None])
+        return quantized, loss
+
+    return _step(layer, problem, call)
+
+
+# --- the quantizer's share of a whole network's step ------------------------------------------------------------------
+
+
+def _recipe_parts() -> tuple[Once, Once]:
+    """One training step of the recipe `photos`, and the part of it that is the quantizer's."""
+    import lightning
+    from lightning.pytorch.cli import LightningCLI
+
+    from straightvq.data import Images
+    from straightvq.tasks import Reconstruction
+
+    lightning.seed_everything(0, verbose=False)
+    config = str(importlib.resources.files("straightvq.recipes") / "photos.yaml")
+    cli = LightningCLI(Reconstruction, Images, args=["--config", config], run=False, subclass_mode_model=True,
+                       subclass_mode_data=True, save_config_callback=None)  # fmt: skip
+    task, data = cli.model, cli.datamodule
+    data.prepare_data()
+    data.setup("fit")
+    loader = itertools.islice(data.train_dataloader(), 16)
+    batches = [data.on_after_batch_transfer(batch, 0)["image"] for batch in loader]
+    network = task.model.train()
+    optimizer = torch.optim.AdamW(network.parameters(), task.lr)
+    place = {"step": 0, "quantizer": 0}
+
+    def step() -> None:
+        x = batches[place["step"] % len(batches)]
+        place["step"] += 1
+        optimizer.zero_grad()
+        out = network(x)
+        (task.loss_weight * task.reconstruction_loss(out.reconstruction, x) + out.quantizer.loss).backward()
+        optimizer.step()
+
+    for _ in range(24):  # past the init, with a codebook in use
+        step()
+    with torch.no_grad():
+        latents = [network.encode(x) for x in batches]
+
+    def quantizer() -> None:
+        z = latents[place["quantizer"] % len(latents)].clone().requires_grad_()
+        place["quantizer"] += 1
+        out = network.quantizer(z)
+        (out.quantized.sum() + out.loss).backward()
+
+    return step, quantizer
+
+
+METHODS: dict[Kind, dict[str, Method]] = {
+    "search": {
+        "straightvq": Method(_ours("auto"), package="straightvq"),
+        "straightvq, torch only": Method(_ours("tiled")),
+        "straightvq, Triton": Method(_ours("triton"), devices=("cuda",), package="triton"),
+        "FAISS": Method(_faiss, devices=("cpu",), package="faiss-cpu"),
+        "flash-kmeans": Method(_flash_kmeans, devices=("cuda",), package="flash-kmeans"),
+        "cdist + argmin": Method(_cdist, package="torch"),
+        "matrix product alone": Method(_product),
+    },
+    "sums": {
+        "straightvq": Method(_our_sums(collapsed=False)),
+        "straightvq, one code for all": Method(_our_sums(collapsed=True)),
+        "sort + segment_reduce": Method(_segments(collapsed=False)),
+        "sort + segment_reduce, one code for all": Method(_segments(collapsed=True)),
+        "one-hot matrix product": Method(_one_hot),
+    },
+    "step": {
+        "straightvq, EMA": Method(_our_step("EMAUpdate")),
+        "straightvq, gradient": Method(_our_step("GradientUpdate")),
+        "straightvq, alternated": Method(_our_step("AlternatedUpdate")),
+        "vector-quantize-pytorch": Method(_peer_step, package="vector-quantize-pytorch"),
+    },
+    "recipe": {
+        "step": Method(lambda problem: _recipe_parts()[0], devices=("cpu",)),
+        "quantizer in it": Method(lambda problem: _recipe_parts()[1], devices=("cpu",)),
+    },
+}

@@ -1,0 +1,73 @@
+"""The benchmark's own arithmetic, and that a row which exceeds a limit says so."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from benchmarks.speed.__main__ import FIELDS
+from benchmarks.speed.report import Rows, promises, write_report
+
+MIDDLE = (16384, 8192, 64)
+
+
+def _write(path: Path, cells: dict[tuple[str, str, tuple[int, int, int]], tuple[float, float]]) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, restval="")
+        writer.writeheader()
+        for (kind, method, size), (seconds, extra) in cells.items():
+            sizes = dict(zip(("vectors", "codes", "width"), size, strict=True))
+            common = {"device": "cpu", "threads": 2, "date": "2026-01-01", "outcome": "ok" if seconds else "over 6 GB"}
+            writer.writerow({"kind": kind, "method": method, "seconds": seconds, "extra_mb": extra, **sizes, **common})
+    return path
+
+
+def test_a_promise_is_a_ratio_of_two_rows_of_one_size(tmp_path: Path) -> None:
+    path = _write(
+        tmp_path / "speed-cpu.csv",
+        {
+            ("step", "straightvq, EMA", MIDDLE): (0.2, 20.0),
+            ("step", "vector-quantize-pytorch", MIDDLE): (3.2, 3000.0),
+            ("search", "straightvq", MIDDLE): (0.1, 1.0),
+            ("search", "straightvq", (16384, 32768, 64)): (0.4 * 1.21, 1.0),
+            ("search", "straightvq", (32768, 32768, 64)): (5.0, 1.0),  # not along an axis with the first
+            ("search", "FAISS", MIDDLE): (0.0, 0.0),  # exceeded a limit
+        },
+    )
+    found = {what: value for what, _, value, _ in promises(Rows(path))}
+    assert found["step, 8,192 codes, EMA: speed-up over vector-quantize-pytorch"] == pytest.approx(16)
+    assert found["step, 8,192 codes, EMA: its peak memory over ours"] == pytest.approx(150)
+    assert found["search, 8,192 codes: time over FAISS"] is None
+    # Twice the vectors at 32,768 codes: 5.0 / 0.484; that is larger than 1.1 * 2 for a doubling of the codes.
+    assert found["search: largest growth for a doubling, from 8,192 codes up"] == pytest.approx(5.0 / 0.484)
+
+
+def test_the_page_says_what_holds_and_which_limit_was_exceeded(tmp_path: Path) -> None:
+    path = _write(
+        tmp_path / "speed-cpu.csv",
+        {
+            ("search", "straightvq", MIDDLE): (0.1, 1.0),
+            ("search", "FAISS", MIDDLE): (0.05, 1.0),
+            ("search", "cdist + argmin", MIDDLE): (0.0, 0.0),
+            ("step", "straightvq, EMA", MIDDLE): (0.2, 20.0),
+        },
+    )
+    page, picture = write_report(path, "--seconds 1")
+    text = page.read_text()
+    assert "| search, 8,192 codes: time over FAISS | <= 1.15 | 2 | **does not hold** |" in text
+    assert "*over 6 GB*" in text
+    assert "`python -m benchmarks.speed --seconds 1`" in text
+    assert picture.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_every_row_runs_in_a_process_with_limits(tmp_path: Path) -> None:
+    sizes = ["--vectors", "8192", "--codes", "2048", "--widths", "8", "--kinds", "search", "--repetitions", "1"]
+    command = [sys.executable, "-m", "benchmarks.speed", *sizes, "--threads", "1", "--out", str(tmp_path)]
+    subprocess.run([*command, "--memory-limit", "0.05"], check=True, capture_output=True)
+    outcomes = {row["method"]: row["outcome"] for row in Rows(tmp_path / "speed-cpu.csv").all}
+    assert outcomes["straightvq, torch only"] == "ok"
+    assert outcomes["cdist + argmin"] == outcomes["matrix product alone"] == "over 0.05 GB"
+    subprocess.run([*command, "--time-limit", "0.001"], check=True, capture_output=True)
+    assert {row["outcome"] for row in Rows(tmp_path / "speed-cpu.csv").all} == {"over 0.001 s"}
