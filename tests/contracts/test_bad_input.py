@@ -194,7 +194,7 @@ FUNCTIONS: list[Row] = [
     Row("functional.code_sums", "indices", [torch.tensor([0, 2]), torch.tensor([0, 5])], ValueError, "[0, 2)", SUMS),
     Row("functional.code_sums", "num_codes", [0, -1], ValueError, "`num_codes` must be", SUMS),
     Row("functional.code_sums", "num_codes", [2.5, None], TypeError, "`num_codes` must be", SUMS),
-    Row("functional.kmeans", "z", [TWO[0], TWO[:0]], ValueError, "`z` must be (n, d) with n >= 1", KMEANS),
+    Row("functional.kmeans", "z", [TWO[0], TWO[:0], TWO[:, :0]], ValueError, "`z` must be (n, d) with n >= 1", KMEANS),
     Row("functional.kmeans", "z", [NAN * TWO, INF * TWO], ValueError, "finite", KMEANS),
     Row("functional.kmeans", "z", [None, TWO.long()], TypeError, "`z` must be", KMEANS),
     Row("functional.kmeans", "num_codes", [0, -1], ValueError, "`num_codes` must be", KMEANS),
@@ -202,6 +202,8 @@ FUNCTIONS: list[Row] = [
     Row("functional.kmeans", "iterations", [-1], ValueError, "`iterations`", KMEANS),
     Row("functional.kmeans", "iterations", [2.5, None], TypeError, "`iterations`", KMEANS),
     Row("functional.kmeans", "generator", [3, "seed"], TypeError, "", KMEANS),
+    Row("functional.kmeans", "batch_size", [0, -1], ValueError, "`batch_size` must be >= 1", KMEANS),
+    Row("functional.kmeans", "batch_size", [2.5, "2", True], TypeError, "`batch_size` must be an integer", KMEANS),
 ]  # fmt: skip
 
 # Public names whose arguments come from the layer, or that only hold results.

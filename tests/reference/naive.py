@@ -45,6 +45,29 @@ def lloyd(z: Array, centres: Array, iterations: int) -> Array:
     return centres
 
 
+def mini_batches(batches: list[Array], centres: Array) -> Array:
+    """Mini-batch k-means, Sculley 2010, algorithm 1: one vector after the other, all assigned beforehand."""
+    centres, seen = centres.copy(), np.zeros(len(centres))
+    for batch in batches:
+        for vector, k in zip(batch, nearest_code(batch, centres), strict=True):
+            seen[k] += 1
+            centres[k] += (vector - centres[k]) / seen[k]
+    return centres
+
+
+def seeding_law(z: Array, num: int) -> dict[tuple[int, ...], float]:
+    """Probability of every sequence of seeds (places in z) under k-means++, Arthur and Vassilvitskii 2007."""
+    law: dict[tuple[int, ...], float] = {(i,): 1 / len(z) for i in range(len(z))}
+    for _ in range(num - 1):
+        longer: dict[tuple[int, ...], float] = {}
+        for seeds, chance in law.items():
+            error = np.array([((vector - z[list(seeds)]) ** 2).sum(1).min() for vector in z])
+            for i in error.nonzero()[0]:
+                longer[*seeds, int(i)] = chance * float(error[i] / error.sum())
+        law = longer
+    return law
+
+
 def distortion(z: Array, centres: Array) -> float:
     """Mean squared distance to the nearest centre."""
     return float(np.mean([((vector - centres) ** 2).sum(1).min() for vector in z]))

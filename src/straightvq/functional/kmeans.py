@@ -1,29 +1,50 @@
 """k-means in bounded memory, with k-means++ seeding."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from straightvq.functional.nearest import nearest_code
 from straightvq.functional.sums import code_sums
 
-# Seeds are drawn one by one up to this many; beyond it several are drawn between two updates of the distances.
-_SEEDING_ROUNDS = 1024
+# Seeds proposed in one pass over the vectors; the pairs among them are compared, so this squared is held.
+_PROPOSALS = 512
+# Entries of one chunk of vectors: 4 MB in float32, so that what is made of a chunk stays in the cache.
+_CHUNK = 1 << 20
 # Relative to the data's spread: what tells apart two codes that would otherwise be the same vector.
 _JITTER = 1e-3
 
 
-def kmeans(z: Tensor, num_codes: int, *, iterations: int, generator: torch.Generator | None = None) -> Tensor:
-    """Cluster centres of ``z``: k-means++ seeding, then Lloyd iterations.
+def kmeans(
+    z: Tensor,
+    num_codes: int,
+    *,
+    iterations: int,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Cluster centres of ``z``: k-means++ seeding, then Lloyd or mini-batch iterations.
 
     A centre that loses all its vectors moves to the vector that is worst served. With fewer vectors than codes
     (or fewer distinct ones) the rest of the table is filled with jittered copies, so it never shrinks and never
     holds two equal rows.
 
+    With ``batch_size`` each iteration sees that many vectors, drawn in random order without repetition until all
+    were drawn (the last batch before that may be smaller), and a centre becomes the mean of all vectors that it was
+    given so far: ``c += (mean(batch) - c) * n_batch / n_seen``. A centre that has had none when all were drawn once
+    moves to the vector of the batch that is worst served.
+
+    Time: the seeding compares each vector with each seed once, as one full iteration does; an iteration compares
+    ``n``, or ``batch_size``, vectors with all centres. Memory beside ``z``: O(n + k d), and O(batch_size d) with
+    batches; there is no ``n x k`` matrix and no copy of ``z``.
+
     Args:
         z: vectors, at least one.
         num_codes: number of centres, k.
-        iterations: Lloyd iterations after the seeding; 0 returns the seeds.
-        generator: CPU generator for the seeding; None takes torch's global one.
+        iterations: iterations after the seeding; 0 returns the seeds.
+        generator: CPU generator for the seeding and the batches; None takes torch's global one.
+        batch_size: vectors per iteration; None, or n and more, takes all of them in each.
 
     Shape:
         z: Float (n, d).
@@ -32,74 +53,149 @@ def kmeans(z: Tensor, num_codes: int, *, iterations: int, generator: torch.Gener
         Float (k, d), in ``z``'s dtype, at least float32.
 
     Raises:
-        ValueError: for an empty ``z``, or impossible counts.
+        ValueError: for an empty ``z``, values that are not finite, or impossible counts.
 
-    Source: Lloyd 1982; k-means++, Arthur and Vassilvitskii 2007 (above 1,024 codes seeds are drawn in blocks).
+    Source: Lloyd 1982; k-means++, Arthur and Vassilvitskii 2007, with several seeds per pass by rejection sampling,
+    which keeps their distribution (Cohen-Addad et al., arXiv 2012.11891; here with exact distances); mini-batches,
+    Sculley 2010 (here in shuffled order, and centres without vectors are moved).
 
     Example:
         >>> points = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
         >>> kmeans(points, 2, iterations=5).sort(0).values.tolist()
         [[0.5], [10.5]]
+        >>> kmeans(points.repeat(100, 1), 2, iterations=50, batch_size=40).sort(0).values.round(decimals=1).tolist()
+        [[0.5], [10.5]]
     """
-    for name, value in (("num_codes", num_codes), ("iterations", iterations)):
+    _check(z, num_codes, iterations, batch_size)
+    z = z.detach()
+    if len(z) <= num_codes:  # every vector is a centre
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        return spread_out(z, num_codes, z, generator)
+    centres = _seed(z, num_codes, generator)
+    if batch_size is None or batch_size >= len(z):
+        for _ in range(iterations):
+            centres = _lloyd(z, centres)
+    else:
+        centres = _mini_batches(z, centres, batch_size, iterations, generator)
+    return spread_out(centres, num_codes, centres, generator)
+
+
+def _check(z: Tensor, num_codes: int, iterations: int, batch_size: int | None) -> None:
+    counts = [("num_codes", num_codes, 1), ("iterations", iterations, 0)]
+    if batch_size is not None:
+        counts.append(("batch_size", batch_size, 1))
+    for name, value, least in counts:
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"`kmeans`: `{name}` must be an integer. Got {value!r}.")
+        if value < least:
+            raise ValueError(f"`kmeans`: `{name}` must be >= {least}. Got {value}.")
     if not isinstance(z, Tensor) or not z.is_floating_point():
         got = z.dtype if isinstance(z, Tensor) else type(z).__name__
         raise TypeError(f"`kmeans`: `z` must be a floating-point tensor. Got {got}.")
-    if z.ndim != 2 or len(z) == 0:
-        raise ValueError(f"`kmeans`: `z` must be (n, d) with n >= 1. Got {tuple(z.shape)}.")
-    if num_codes < 1 or iterations < 0:
-        raise ValueError(
-            f"`kmeans`: `num_codes` must be >= 1 and `iterations` must be >= 0. Got {num_codes} and {iterations}."
-        )
-    if not torch.isfinite(z).all():
+    if z.ndim != 2 or z.numel() == 0:
+        raise ValueError(f"`kmeans`: `z` must be (n, d) with n >= 1 and d >= 1. Got {tuple(z.shape)}.")
+    # The extremes hold any NaN or infinity, and need no mask of z's size.
+    if not torch.stack(z.detach().aminmax()).isfinite().all():
         raise ValueError("`kmeans`: `z` must be finite. Got NaN or infinity.")
-    z = z.detach().to(torch.promote_types(z.dtype, torch.float32))
-    origin = z.mean(0)
-    z = z - origin
-    centres = _seed(z, min(num_codes, len(z)), generator)
-    for _ in range(iterations):
-        centres = _lloyd(z, centres)
-    return spread_out(centres + origin, num_codes, z, generator)
 
 
 def _seed(z: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
-    """k-means++: each next seed is drawn with probability proportional to its squared distance to the seeds so far."""
-    draws = torch.rand(num, generator=generator, dtype=torch.float64).to(z.device)
-    block = -(-num // _SEEDING_ROUNDS)
-    # Written in place: many small results kept between large temporaries would leave holes in the heap.
-    picks = torch.zeros(num, dtype=torch.int64, device=z.device)
-    picks[:1] = (draws[:1] * len(z)).long()
-    length = z.square().sum(1)
-    error = torch.full_like(length, float("inf"))
-    mass = torch.empty_like(length, dtype=torch.float64)
-    done = 0
-    for start in range(1, num, block):
-        seeds = z[picks[done:start]]
-        if len(seeds) > 1:
-            seeds = seeds[nearest_code(z, seeds)]
-            distance = (z - seeds).square().sum(1)
-        else:
-            distance = torch.addmv(length + length[picks[done]], z, seeds[0], alpha=-2).clamp(min=0)
-        torch.minimum(error, distance, out=error)
+    """k-means++: each next seed is drawn with probability proportional to its squared distance to the seeds so far.
+
+    Each pass over the vectors proposes several, by the distances to the seeds of earlier passes. A proposal is kept
+    with probability ``new / old``, its squared distance with and without the seeds that this pass kept before it:
+    the seeds are distributed as if drawn one by one.
+    """
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    error = torch.full((len(z),), float("inf"), dtype=dtype, device=z.device)
+    mass = torch.empty_like(error, dtype=torch.float64)
+    fresh = torch.randint(len(z), (1,), generator=generator).to(z.device)
+    picks = fresh
+    while len(picks) < num:
+        for rows, _, residual in _residuals(z, z[fresh].to(dtype)):
+            torch.minimum(error[rows], residual.square().sum(1), out=error[rows])
         torch.cumsum(error, 0, dtype=torch.float64, out=mass)
-        u = draws[start : start + block] * mass[-1]
-        picks[start : start + block] = torch.searchsorted(mass, u, right=True).clamp(max=len(z) - 1)
-        done = start
-    return z[picks]
+        count = min(_PROPOSALS, num - len(picks))
+        place, level = torch.rand(2, count, generator=generator, dtype=torch.float64).to(z.device)
+        proposed = torch.searchsorted(mass, place * mass[-1], right=True).clamp(max=len(z) - 1)
+        fresh = proposed[_unrivalled(z[proposed].to(dtype), level * error[proposed])]
+        picks = torch.cat([picks, fresh])
+    return z[picks].to(dtype)
+
+
+def _unrivalled(z: Tensor, threshold: Tensor) -> Tensor:
+    """Places of the vectors kept, in turn: no earlier kept one is at a squared distance below their threshold."""
+    # Differences, not a matrix product: equal vectors must be at distance 0.
+    distance = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist").square()
+    rivals = (distance < threshold).cpu()
+    excluded = torch.zeros(len(z), dtype=torch.bool)
+    kept = []
+    for i in range(len(z)):
+        if not excluded[i]:
+            kept.append(i)
+            excluded |= rivals[i]
+    return torch.tensor(kept, device=z.device)
 
 
 def _lloyd(z: Tensor, centres: Tensor) -> Tensor:
     """One iteration: assign, move to the means, send empty centres to the worst-served vectors."""
-    indices = nearest_code(z, centres)
-    counts, sums = code_sums(z, indices, len(centres))
-    empty = counts == 0
-    means = sums / counts.clamp(min=1)[:, None]
-    error = (z - centres[indices]).square().sum(1)
-    worst = error.argsort(descending=True, stable=True)
-    rank = (empty.long().cumsum(0) - 1).clamp(min=0)
-    return torch.where(empty[:, None], z[worst[rank]], means)
+    counts, sums, error = _assign(z, centres)
+    means = centres + sums / counts.clamp(min=1)[:, None]
+    return _relocate(means, counts == 0, z, error)[0]
+
+
+def _mini_batches(
+    z: Tensor, centres: Tensor, batch_size: int, iterations: int, generator: torch.Generator | None
+) -> Tensor:
+    """Sculley's iterations: every centre is the mean of the vectors that it was given so far."""
+    seen = torch.zeros_like(centres[:, 0])
+    batches = -(-len(z) // batch_size)  # until all vectors were drawn
+    for i in range(iterations):
+        turn = i % batches
+        if turn == 0:
+            order = torch.randperm(len(z), generator=generator)
+        batch = z[order[turn * batch_size : (turn + 1) * batch_size].to(z.device)]
+        counts, sums, error = _assign(batch, centres)
+        seen += counts
+        centres = centres + sums / seen.clamp(min=1)[:, None]
+        if i + 1 >= batches:  # earlier, a seed of a small cluster may just not have met its vectors
+            centres, moved = _relocate(centres, seen == 0, batch, error)
+            seen += moved  # the vector that it stands on
+    return centres
+
+
+def _relocate(centres: Tensor, idle: Tensor, z: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+    """Puts idle centres on the worst-served vectors, as far as there are vectors; also says which were moved."""
+    worst = error.topk(min(len(centres), len(z))).indices
+    rank = idle.long().cumsum(0) - 1
+    moved = idle & (rank < len(worst))
+    target = z[worst[rank.clamp(0, len(worst) - 1)]].to(centres.dtype)
+    return torch.where(moved[:, None], target, centres), moved
+
+
+def _assign(z: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per centre the number of its vectors and the sum of their residuals; per vector its squared distance."""
+    counts, sums = torch.zeros_like(centres[:, 0]), torch.zeros_like(centres)
+    error = torch.empty_like(z[:, 0], dtype=centres.dtype)
+    for rows, indices, residual in _residuals(z, centres):
+        chunk_counts, chunk_sums = code_sums(residual, indices, len(centres))
+        counts += chunk_counts
+        sums += chunk_sums
+        error[rows] = residual.square().sum(1)
+    return counts, sums, error
+
+
+def _residuals(z: Tensor, centres: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Chunk by chunk: its rows, their nearest centres, and the vectors minus those.
+
+    Sums of residuals keep their digits when the data are far from the origin, so ``z`` need not be centred.
+    """
+    step = max(len(centres), _CHUNK // z.shape[1])  # no fewer rows than centres: each chunk reads all of those
+    for start in range(0, len(z), step):
+        rows = slice(start, start + step)
+        part = z[rows].to(centres.dtype)
+        indices = nearest_code(part, centres)
+        yield rows, indices, part - centres[indices]
 
 
 def spread_out(rows: Tensor, num: int, z: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,13 +1,22 @@
+import importlib
+from collections import Counter
+
 import pytest
 import torch
 from tests.reference import naive
+from torch import Tensor
 
 from straightvq.functional import kmeans, nearest_code
-from straightvq.functional.kmeans import _lloyd, spread_out
+from straightvq.functional.kmeans import _lloyd, _mini_batches, _seed, _unrivalled, spread_out
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def distortion(z: Tensor, centres: Tensor) -> float:
+    """Mean squared distance to the nearest centre."""
+    return (z - centres[nearest_code(z, centres)]).square().sum(1).mean().item()
 
 
 def test_two_clusters_by_hand() -> None:
@@ -95,17 +104,134 @@ def test_same_generator_gives_the_same_centres_and_spares_the_global_one() -> No
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_more_than_a_thousand_codes_are_seeded_in_blocks() -> None:
+def test_seeds_are_distributed_as_if_drawn_one_by_one() -> None:
+    z = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [4.0, 1.0]], dtype=torch.float64)
+    law, draws, trials = naive.seeding_law(z.numpy(), 3), generator(), 2000
+    found = Counter(tuple(nearest_code(_seed(z, 3, draws), z).tolist()) for _ in range(trials))
+    assert found.keys() <= law.keys()
+    for seeds, chance in law.items():
+        # Four standard deviations of a binomial share.
+        assert found[seeds] / trials == pytest.approx(chance, abs=4 * (chance * (1 - chance) / trials) ** 0.5)
+
+
+def test_proposals_near_a_kept_one_are_dropped_by_hand() -> None:
+    # 1 is nearer to 0 than its threshold; 3 is near to 1 only, which is not kept; the second 0 equals the first.
+    z = torch.tensor([[0.0], [1.0], [3.0], [0.0]])
+    assert _unrivalled(z, torch.tensor([1.0, 2.0, 5.0, 1e-9])).tolist() == [0, 2]
+
+
+def test_seeding_finds_thousands_of_tight_clusters_of_unequal_size() -> None:
     torch.manual_seed(0)
-    z = torch.randn(3000, 2)
-    centres = kmeans(z, 1500, iterations=1, generator=generator())
-    assert len(centres.unique(dim=0)) == 1500
-    assert naive.distortion(z[:200].numpy(), centres.numpy()) < 0.01
+    means, sizes = torch.randn(2000, 8), 1 + 6000 // torch.arange(1, 2001)
+    z = means.repeat_interleave(sizes, 0)
+    z = z + 0.01 * torch.randn_like(z)
+    seeds = kmeans(z, 2000, iterations=0, generator=generator())
+    found = len(nearest_code(seeds, means).unique())
+    assert found > 0.97 * 2000, "as many vectors drawn at random find a third of them"
+    assert len(seeds.unique(dim=0)) == 2000
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_no_more_vectors_than_codes_returns_each_as_it_is(batch_size: int | None) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(30, 4) + 1000
+    z[7] = z[3]
+    centres = kmeans(z, 30, iterations=5, generator=generator(), batch_size=batch_size)
+    kept = [i for i in range(30) if i != 7]
+    assert torch.equal(centres[kept], z[kept])
+    assert len(centres.unique(dim=0)) == 30
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, offset: float) -> None:
+    torch.manual_seed(0)
+    z = torch.randn(500, 4, dtype=torch.float64) + offset
+    whole = kmeans(z, 8, iterations=5, generator=generator())
+    monkeypatch.setattr(importlib.import_module("straightvq.functional.kmeans"), "_CHUNK", 4 * 33)
+    torch.testing.assert_close(kmeans(z, 8, iterations=5, generator=generator()), whole, rtol=0, atol=1e-9)
+
+
+def test_mini_batches_equal_the_naive_running_means() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(100, 3, dtype=torch.float64)
+    order = torch.cat([torch.randperm(100, generator=draws) for draws in [generator(1)] for _ in range(2)])
+    # 100 vectors in batches of 30: three full ones and one of 10, then a new order.
+    batches = [z[rows].numpy() for half in order.split(100) for rows in half.split(30)][:6]
+    found = _mini_batches(z, z[:5], 30, 6, generator(1))
+    torch.testing.assert_close(found, torch.from_numpy(naive.mini_batches(batches, z[:5].numpy())))
+
+
+def test_mini_batches_move_a_centre_without_vectors_to_the_worst_served_by_hand() -> None:
+    # Batches of one vector: the centre 0 takes all of 1, 2 and 6 and becomes their mean, 3. When all were drawn, 99 has
+    # had none and goes to the last one drawn; what comes after that is nearer to one of the two.
+    z = torch.tensor([[1.0], [2.0], [6.0]])
+    centres = torch.tensor([[0.0], [99.0]])
+    last = z[torch.randperm(3, generator=generator())[-1]]
+    assert _mini_batches(z, centres, 1, 2, generator())[1] == 99
+    assert _mini_batches(z, centres, 1, 3, generator()).flatten().tolist() == pytest.approx([3.0, last.item()])
+
+
+def test_a_small_batch_takes_as_many_idle_centres_as_it_has_vectors() -> None:
+    z = torch.randn(40, 2, generator=generator())
+    centres = torch.full((30, 2), 99.0) + torch.arange(30)[:, None]
+    # The first centre takes all vectors of the ten batches before all were drawn; then four move per batch.
+    for iterations, away in ((9, 29), (10, 25), (11, 21), (20, 0)):
+        found = _mini_batches(z, centres, 4, iterations, generator())
+        assert (found > 90).all(1).sum() == away
+        assert len(found.unique(dim=0)) == 30
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_mini_batches_come_close_to_full_iterations_at_a_fraction_of_the_vectors(offset: float) -> None:
+    torch.manual_seed(0)
+    z = (torch.randn(20, 6)[torch.randint(20, (20_000,))] + 0.3 * torch.randn(20_000, 6)) + offset
+    full = kmeans(z, 64, iterations=10, generator=generator())
+    fast = kmeans(z, 64, iterations=20, generator=generator(), batch_size=1000)
+    seeds = kmeans(z, 64, iterations=0, generator=generator())
+    assert distortion(z, fast) < 1.05 * distortion(z, full)
+    assert distortion(z, seeds) > 1.2 * distortion(z, full), "the iterations must have had something to do"
+
+
+def test_mini_batches_keep_their_digits_far_from_the_origin() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(500, 4, dtype=torch.float64)
+    near = kmeans(z, 8, iterations=20, generator=generator(), batch_size=50)
+    far = kmeans(z + 1000, 8, iterations=20, generator=generator(), batch_size=50)
+    torch.testing.assert_close(far - 1000, near, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("batch_size", [200, 201, 10_000])
+def test_a_batch_of_all_vectors_is_the_full_iteration(batch_size: int) -> None:
+    z = torch.randn(200, 3, generator=generator())
+    full = kmeans(z, 9, iterations=4, generator=generator(1))
+    assert torch.equal(kmeans(z, 9, iterations=4, generator=generator(1), batch_size=batch_size), full)
+
+
+def test_mini_batches_repeat_with_the_generator_and_hold_no_equal_rows() -> None:
+    z = torch.randn(5, 3, generator=generator()).repeat(40, 1)  # five distinct vectors
+    before = torch.get_rng_state()
+    first, second = (kmeans(z, 12, iterations=9, generator=generator(4), batch_size=30) for _ in range(2))
+    assert torch.equal(first, second)
+    assert len(first.unique(dim=0)) == 12
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1000])
+def test_memory_is_a_fraction_of_the_vectors(batch_size: int | None) -> None:
+    z = torch.randn(200_000, 32)
+    kmeans(z[:100], 4, iterations=1)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        kmeans(z, 64, iterations=2, generator=generator(), batch_size=batch_size)
+    largest = max(abs(event.cpu_memory_usage) for event in profile.events())
+    assert largest < 8 * 2**20, "a copy of the vectors would take 24 MB, all distances 49 MB"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_result_is_at_least_float32(dtype: torch.dtype) -> None:
-    assert kmeans(torch.randn(20, 2).to(dtype), 3, iterations=2).dtype == torch.promote_types(dtype, torch.float32)
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_result_is_at_least_float32(dtype: torch.dtype, batch_size: int | None) -> None:
+    for k in (3, 30):
+        found = kmeans(torch.randn(20, 2).to(dtype), k, iterations=2, batch_size=batch_size)
+        assert found.dtype == torch.promote_types(dtype, torch.float32)
 
 
 def test_spread_out_leaves_distinct_rows_alone_and_jitters_copies_only() -> None:
