@@ -10,11 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-# Large primes below 2^31: with step p coprime to n, (start + i * p) mod n visits n places without repeating one.
-_STRIDES = (
-    1040260679, 1051847189, 1062275881, 1077777871, 1101071371, 1161973091, 1230530437, 1347712789,
-    1392655489, 1423938589, 1544854999, 1575398933, 1625763917, 1698935593, 1881836591, 1976787313,
-)  # fmt: skip
+# 23 primes in arithmetic progression (Frind, Jobling, Underwood 2004): a table would have to be copied to the device.
+# With a step p coprime to n, (start + i * p) mod n visits n places without repeating one.
+_FIRST_STRIDE, _STRIDE_DIFFERENCE, _NUM_STRIDES = 56211383760397, 44546738095860, 23
 
 
 def _signed(x: int) -> int:
@@ -54,7 +52,9 @@ def draw_integers(seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...
 
 def draw_normal(seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Standard normal numbers (Box-Muller), a function of (seed, step, stream, position)."""
-    u = (draw_integers(seed, step, stream, (2, *shape)).double() + 0.5) * 2.0**-53
+    # Not float64 for everything: some devices have none.
+    bits, work = (53, torch.float64) if dtype == torch.float64 else (24, torch.float32)
+    u = ((draw_integers(seed, step, stream, (2, *shape)) >> (53 - bits)).to(work) + 0.5) * 2.0**-bits
     return ((-2 * u[0].log()).sqrt() * (2 * math.pi * u[1]).cos()).to(dtype)
 
 
@@ -62,13 +62,13 @@ def draw_distinct(seed: Tensor, step: Tensor, stream: int, count: int, populatio
     """``count`` places out of ``population``, without repetition among the first ``population`` of them.
 
     Args:
-        count: how many places.
-        population: Int64 scalar tensor, the number of places; may be known on the device only.
+        count: how many places, below 2^31.
+        population: Int64 scalar tensor below 2^31, the number of places; may be known on the device only.
 
     Returns:
         Int64 (count,) in ``[0, population)`` (zeros if the population is empty).
     """
     start, which = draw_integers(seed, step, stream, (2,)).unbind()
-    stride = torch.tensor(_STRIDES, device=seed.device).take(which % len(_STRIDES))
+    stride = _FIRST_STRIDE + _STRIDE_DIFFERENCE * (which % _NUM_STRIDES)
     population = population.clamp(min=1)
     return (start + torch.arange(count, device=seed.device) * (stride % population)) % population

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from straightvq.functional.draws import draw_integers
 from straightvq.functional.sums import code_sums
+from straightvq.nn.batch import Batch
 from straightvq.nn.inits import Init, NormalInit
 from straightvq.nn.parametrizations import Direct, Parametrization
 from straightvq.nn.part import Part, at_least_float32, check_int, check_part
-from straightvq.nn.ranks import Group, copy_from_first_rank, rows_over_ranks, sum_over_ranks
+from straightvq.nn.ranks import Group, Message, copy_from_first_rank, rows_over_ranks
 from straightvq.nn.resets import Clock, Reset
 from straightvq.nn.updates import Assigned, GradientUpdate, Update
 
@@ -259,7 +260,7 @@ class Codebook(Part):
     # --- one training step --------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def adapt(self, z: Tensor, valid: Tensor | None, search: Callable[[Tensor], Tensor]) -> Assigned | None:
+    def adapt(self, z: Tensor, valid: Tensor | None, search: Callable[[Tensor], Tensor]) -> Assigned:
         """All in-place changes of one training forward, before the codes are read.
 
         Args:
@@ -268,45 +269,52 @@ class Codebook(Part):
             search: effective codes -> indices, -1 where not valid.
 
         Returns:
-            the update's assignment if the forward shall use it.
+            what the update knows of the batch's assignment.
         """
         if self._frozen:
-            return None
-        was_ready = self._ready
-        if not was_ready:
+            return Assigned(None, None)
+        batch = Batch(z, valid, self.process_group)
+        if not self._ready:
             self._initialise(z, valid)
         else:
-            self.parametrization.observe(z, valid, self.raw, self.process_group)
+            self.parametrization.observe(batch, self.raw)
         if self.reset is not None:
-            due = self.reset.due(z, valid, Clock(self.seed, self.step), self.process_group)
+            due = self.reset.due(batch, Clock(self.seed, self.step))
             if due is not None:
                 rows, vectors = due
                 self.write(vectors, rows)
                 self._forget(rows)
         assigned = self.update.step(self, z, search)
         self.step.add_(1)
-        return assigned
+        return Assigned(None, None) if assigned is None else assigned
 
     @torch.no_grad()
     def record(self, z: Tensor, indices: Tensor, counts: Tensor | None) -> None:
-        """Tells reset and parametrization how the batch was assigned; ``counts`` if the update knows them."""
+        """Tells reset and parametrization how the batch was assigned; ``counts`` if the update has pulled them."""
         if self._frozen:
             return
+        if counts is None:
+            message = self._message(z, indices)
+            if self.reset is None and message.is_empty:
+                return
+            counts = message.send(code_sums(z[:, :0], indices, self.size)[0])
         if self.reset is not None:
-            if counts is None:
-                counts, _ = code_sums(z[:, :0], indices, self.size)
-                counts = sum_over_ranks(counts, self.process_group)
             self.reset.record(counts)
-        self.parametrization.remember(z, indices, self.process_group)
 
     def pull(self, z: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Counts (k,) and sums of ``z - code`` per code (k, d), over all ranks.
 
         Differences, not vectors, are summed: they keep their digits when the data are far from the origin.
         """
-        counts, sums = code_sums(z - codes[indices.clamp(min=0)], indices, self.size)
-        both = sum_over_ranks(torch.cat([counts[:, None], sums], 1), self.process_group)
+        counts, sums = code_sums(z - codes.index_select(0, indices.clamp(min=0)), indices, self.size)
+        both = self._message(z, indices).send(torch.cat([counts[:, None], sums], 1))
         return both[:, 0], both[:, 1:]
+
+    def _message(self, z: Tensor, indices: Tensor) -> Message:
+        """For sums over an assignment; what the parametrization remembers of it travels along."""
+        message = Message(self.process_group)
+        self.parametrization.remember(z, indices, message)
+        return message
 
     def _initialise(self, z: Tensor, valid: Tensor | None) -> None:
         if torch.compiler.is_compiling():
@@ -316,15 +324,20 @@ class Codebook(Part):
             self._initialise_now(z, valid)
 
     def _fixed_state(self) -> list[Tensor]:
-        """All state of constant shape: what an init may change, but for the pool."""
-        return [t.detach() for t in (*self.parameters(), *self.buffers()) if t is not self.pool]
+        """All state of constant shape: what an init may change, but for the pool.
+
+        The pool is not even looked at: a graph that has seen it is made anew whenever its length changes.
+        """
+        own = (self.raw, self.is_ready, self.is_set, self.is_frozen, self.rewritten, self.seed, self.step)
+        others = (t for part in self.children() for t in (*part.parameters(), *part.buffers()))
+        return [t.detach() for t in (*own, *others)]
 
     def _initialise_now(self, z: Tensor, valid: Tensor | None) -> None:
         """Makes all ranks equal, then fits the codes to all vectors seen so far."""
         for tensor in (*self.parameters(), *self.buffers()):
             copy_from_first_rank(tensor.detach(), self.process_group)
         if self.is_set or not self.init.needs_data:
-            self.parametrization.observe(z, valid, self.raw, self.process_group)
+            self.parametrization.observe(Batch(z, valid, self.process_group), self.raw)
             self._mark_ready()
             return
         rows = rows_over_ranks(z if valid is None else z[valid], self.process_group)

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from straightvq.functional.sums import code_sums
+from straightvq.nn.batch import Batch, pool_moments
 from straightvq.nn.part import Part, check_float, check_int, check_part
-from straightvq.nn.ranks import Group, stack_over_ranks
+from straightvq.nn.ranks import Message
 
 # Below this a scale counts as zero: its inverse would blow rounding up.
 _SMALLEST_SCALE = 1e-4
@@ -54,11 +55,14 @@ class Parametrization(Part):
         """Raw table for a whole new set of codes (init, import); may change the map so that it fits them."""
         return self.inverse(codes)
 
-    def observe(self, z: Tensor, valid: Tensor | None, raw: Tensor, group: Group) -> None:
+    def observe(self, batch: Batch, raw: Tensor) -> None:
         """Sees the batch before the codes are read. Training only."""
 
-    def remember(self, z: Tensor, indices: Tensor, group: Group) -> None:
-        """Sees the batch's assignments, for the next step. Training only."""
+    def remember(self, z: Tensor, indices: Tensor, message: Message) -> None:
+        """Sees an assignment of the batch, for the next step; the last one of a step counts. Training only.
+
+        What the ranks have to tell each other travels in ``message``, with the counts of the same assignment.
+        """
 
 
 class Direct(Parametrization):
@@ -142,8 +146,8 @@ class RunningAffine(Parametrization):
     ``code = sqrt(var_z / var_c) * (raw - mean_c) + mean_z``, per channel and group. All four moments run in training
     (never in evaluation): ``moment <- (1 - momentum) * moment + momentum * new``, the first batch copied. With one
     group the embedding moments are the batch's; with more, those of the vectors assigned to the group in the
-    previous step (all vectors until then). A data-dependent init sets both sides to the centres' moments, so that
-    the map starts as the identity. No gradient reaches the statistics.
+    previous step (all vectors until then), by the update's last search where it makes one. A data-dependent init sets
+    both sides to the centres' moments, so that the map starts as the identity. No gradient reaches the statistics.
 
     Args:
         momentum: weight of the new value, as in batch normalisation.
@@ -209,11 +213,8 @@ class RunningAffine(Parametrization):
         self.last_count.zero_()
         return codes
 
-    def observe(self, z: Tensor, valid: Tensor | None, raw: Tensor, group: Group) -> None:
-        everywhere = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        if valid is not None:
-            everywhere = torch.where(valid, everywhere, -1)
-        count, mean, var = _assigned_moments(z, everywhere, 1, group)
+    def observe(self, batch: Batch, raw: Tensor) -> None:
+        count, mean, var = batch.moments()
         seen = count.sum() > 0
         if self.groups > 1:
             known = seen & (self.last_count.sum() > 0)
@@ -234,11 +235,18 @@ class RunningAffine(Parametrization):
         _run(self.var_c, var_c, rate_c)
         self.is_started.logical_or_(seen)
 
-    def remember(self, z: Tensor, indices: Tensor, group: Group) -> None:
+    def remember(self, z: Tensor, indices: Tensor, message: Message) -> None:
         if self.groups == 1:
             return
         owner = torch.where(indices < 0, -1, indices // (self.size // self.groups))
-        count, mean, var = _assigned_moments(z, owner, self.groups, group)
+        count, total = code_sums(z, owner, self.groups)
+        mean = total / count.clamp(min=1)[:, None]
+        _, spread = code_sums((z - mean.index_select(0, owner.clamp(min=0))).square(), owner, self.groups)
+        message.stack(torch.cat([count[:, None], mean, spread], 1), then=self._keep)
+
+    def _keep(self, parts: Tensor) -> None:
+        """Keeps the moments of the groups, from every rank's count, mean and spread."""
+        count, mean, var = pool_moments(parts)
         seen = count.sum() > 0
         for buffer, new in ((self.last_count, count), (self.last_mean, mean), (self.last_var, var)):
             buffer.copy_(torch.where(seen, new.to(buffer.dtype), buffer))
@@ -320,14 +328,14 @@ class Chain(Parametrization):
             codes = part.adopt(codes)
         return codes
 
-    def observe(self, z: Tensor, valid: Tensor | None, raw: Tensor, group: Group) -> None:
+    def observe(self, batch: Batch, raw: Tensor) -> None:
         for part in self._parts:
-            part.observe(z, valid, raw, group)
+            part.observe(batch, raw)
             raw = part(raw)
 
-    def remember(self, z: Tensor, indices: Tensor, group: Group) -> None:
+    def remember(self, z: Tensor, indices: Tensor, message: Message) -> None:
         for part in self._parts:
-            part.remember(z, indices, group)
+            part.remember(z, indices, message)
 
 
 def _check_groups(owner: Parametrization, size: int, groups: int, *, smallest: int) -> None:
@@ -350,21 +358,3 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _run(running: Tensor, new: Tensor, rate: Tensor, shrink: Tensor | float = 1.0) -> None:
     running.copy_((running + rate.to(running.dtype) * (new.to(running.dtype) - running)) * shrink)
-
-
-def _assigned_moments(z: Tensor, owner: Tensor, num: int, group: Group) -> tuple[Tensor, Tensor, Tensor]:
-    """Count (num, 1), mean and biased variance (num, d) of the vectors of each owner, over all ranks.
-
-    Each rank takes moments about its own mean, and the ranks' (count, mean, spread) are then combined: unlike a sum
-    of squares this keeps its digits far from the origin, and it is exact for uneven and empty shards.
-    """
-    count, total = code_sums(z, owner, num)
-    mean = total / count.clamp(min=1)[:, None]
-    _, spread = code_sums((z - mean[owner.clamp(min=0)]).square(), owner, num)
-    parts = stack_over_ranks(torch.cat([count[:, None], mean, spread], 1), group)
-    counts, means, spreads = parts[..., :1], *parts[..., 1:].chunk(2, -1)
-    count = counts.sum(0)
-    share = counts / count.clamp(min=1)
-    mean = (share * means).sum(0)
-    var = (spreads / count.clamp(min=1) + share * (means - mean).square()).sum(0)
-    return count, mean, var

@@ -43,6 +43,11 @@ def _keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return guarded
 
 
+def can_ask(tensor: Tensor) -> bool:
+    """Whether Python may branch on the tensor's value: a graph cannot, and for an accelerator it would have to wait."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from straightvq.nn.codebook import _count_not_finite
-from straightvq.nn.part import check_int, check_module
+from straightvq.nn.part import can_ask, check_int, check_module
 
 
 class QuantizerOutput(NamedTuple):
@@ -33,7 +33,7 @@ class Quantizer(nn.Module, ABC):
 
     Attributes:
         check_finite: whether ``forward`` and ``encode`` refuse NaN and infinity (under ``torch.compile`` and on
-            CUDA by an asynchronous assertion). Switch it off by setting it to False on the instance.
+            accelerators by an asynchronous assertion). Switch it off by setting it to False on the instance.
     """
 
     check_finite: bool = True
@@ -97,10 +97,11 @@ class Quantizer(nn.Module, ABC):
             )
 
     def _check_values(self, flat: Tensor) -> None:
-        if not self.check_finite or torch.compiler.is_exporting():
+        if not self.check_finite or torch.compiler.is_exporting() or flat.numel() == 0:
             return
-        finite = torch.isfinite(flat).all()
-        if torch.compiler.is_compiling() or flat.is_cuda:
+        low, high = flat.detach().aminmax()  # one pass; NaN comes through
+        finite = torch.isfinite(low) & torch.isfinite(high)
+        if not can_ask(finite):
             torch._assert_async(finite, f"`{type(self).__name__}`: `z` must be finite. Got NaN or infinity.")
         elif not finite:
             raise ValueError(
@@ -119,7 +120,7 @@ class Quantizer(nn.Module, ABC):
         indices = indices.long()  # comparing in a narrow dtype would wrap -1 and the size around
         message = f"`{owner}`: `indices` must be in [0, {size}), or -1 for masked positions."
         inside = ((indices >= -1) & (indices < size)).all()
-        if torch.compiler.is_compiling() or indices.is_cuda:
+        if not can_ask(inside):
             torch._assert_async(inside, message)
         elif not inside:
             low, high = (int(v) for v in indices.aminmax())

@@ -4,6 +4,7 @@ The group is asked for at every call, so it may be created before or after the m
 default group, a ``ProcessGroup`` for that one, and ``False`` switches synchronisation off.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -38,9 +39,10 @@ def stack_over_ranks(tensor: Tensor, group: Group) -> Tensor:
     ranks = num_ranks(group)
     if ranks == 1:
         return tensor[None]
-    out = [torch.empty_like(tensor) for _ in range(ranks)]
-    dist.all_gather(out, tensor.contiguous(), group=None if group is False else group)
-    return torch.stack(out)
+    flat = tensor.reshape(-1)  # compiled graphs cannot gather scalars
+    out = [torch.empty_like(flat) for _ in range(ranks)]
+    dist.all_gather(out, flat, group=None if group is False else group)
+    return torch.stack(out).view(ranks, *tensor.shape)
 
 
 def rows_over_ranks(rows: Tensor, group: Group) -> Tensor:
@@ -58,3 +60,38 @@ def copy_from_first_rank(tensor: Tensor, group: Group) -> None:
     if num_ranks(group) > 1:
         source = 0 if group is None or group is False else dist.get_global_rank(group, 0)
         dist.broadcast(tensor, source, group=None if group is False else group)
+
+
+class Message:
+    """What the ranks tell each other at one moment of the step, in one all-reduce.
+
+    Args:
+        group: the ranks that share the codebook.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._stacked: list[tuple[Tensor, Callable[[Tensor], None]]] = []
+
+    def stack(self, tensor: Tensor, then: Callable[[Tensor], None]) -> None:
+        """Has ``then`` called with ``(ranks, *shape)``, every rank's tensor, once the message has arrived."""
+        # A sum of slots of which each rank fills its own, so that it can travel with what is to be summed.
+        slots = tensor.new_zeros(num_ranks(self._group), *tensor.shape)
+        slots[rank(self._group)] = tensor
+        self._stacked.append((slots, then))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was stacked."""
+        return not self._stacked
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """Sum of ``tensor`` over all ranks; everything that was stacked arrives with it."""
+        if self.is_empty:
+            return sum_over_ranks(tensor, self._group)
+        parts = [tensor, *(slots for slots, _ in self._stacked)]
+        flat = sum_over_ranks(torch.cat([part.reshape(-1) for part in parts]), self._group)
+        total, *arrived = flat.split([part.numel() for part in parts])
+        for (slots, then), values in zip(self._stacked, arrived, strict=True):
+            then(values.view_as(slots))
+        return total.view_as(tensor)

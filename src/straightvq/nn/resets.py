@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from straightvq.functional.draws import draw_distinct, draw_normal
-from straightvq.nn.part import Part, check_float, check_int
-from straightvq.nn.ranks import Group, rank, stack_over_ranks, sum_over_ranks
+from straightvq.nn.batch import Batch
+from straightvq.nn.part import Part, can_ask, check_float, check_int
+from straightvq.nn.ranks import num_ranks, rank, sum_over_ranks
 
 _PICK, _NOISE = 1, 2  # streams of random draws
 
@@ -32,10 +33,13 @@ class Reset(Part):
 
     @abstractmethod
     def record(self, counts: Tensor) -> None:
-        """Sees how many vectors of all ranks each code got in this step: counts (k,)."""
+        """Sees how many vectors of all ranks each code got in this step: counts (k,).
+
+        They are those of the update's last search if it made one, else those of the forward's.
+        """
 
     @abstractmethod
-    def due(self, z: Tensor, valid: Tensor | None, clock: Clock, group: Group) -> tuple[Tensor, Tensor] | None:
+    def due(self, batch: Batch, clock: Clock) -> tuple[Tensor, Tensor] | None:
         """Codes to rewrite: rows Bool (k,) and effective vectors (k, d); None if surely none."""
 
     @abstractmethod
@@ -46,7 +50,8 @@ class Reset(Part):
 class DeadCodeReset(Reset):
     """Moves codes that have been unused for a while onto embeddings of the current batch.
 
-    A code is dead when no vector was assigned to it in ``patience`` training steps. A batch with fewer vectors than
+    A code is dead when no vector was assigned to it in ``patience`` training steps (where the codebook's update
+    searches for itself: by the last search on which it moved the codes). A batch with fewer vectors than
     codes counts as N/K of a step: in one such batch most codes of a healthy codebook are unused. A dead code becomes
     ``v + noise * ||v|| * N(0, Id)`` for a vector ``v`` of the batch (of all ranks, no vector twice), longest unused
     first, at most as many codes per step as there are vectors. It is written through the parametrization's inverse,
@@ -77,32 +82,34 @@ class DeadCodeReset(Reset):
         step = (counts.sum() / self.size).clamp(max=1)
         self.idle.copy_(torch.where(counts > 0, 0, self.idle + step))
 
-    def due(self, z: Tensor, valid: Tensor | None, clock: Clock, group: Group) -> tuple[Tensor, Tensor] | None:
+    def due(self, batch: Batch, clock: Clock) -> tuple[Tensor, Tensor] | None:
         # The tolerance absorbs the rounding of a sum of N/K, so that K/N steps are exactly one.
         dead = self.idle >= self.patience - 1e-3
-        if not torch.compiler.is_compiling() and dead.device.type == "cpu" and not dead.any():
-            return None  # the same on all ranks; on an accelerator the question would wait for the device
-        local = torch.ones(len(z), dtype=torch.bool, device=z.device) if valid is None else valid
-        shares = stack_over_ranks(local.sum(), group)
-        total = shares.sum()
+        # Not among several ranks: one may run a compiled graph, which cannot ask, while another does not.
+        if can_ask(dead) and num_ranks(batch.group) == 1 and not dead.any():
+            return None
+        z, total = batch.z, batch.shares().sum()
         oldest = torch.where(dead, self.idle, -1).argsort(descending=True, stable=True)
         place = torch.empty_like(oldest)
         place[oldest] = torch.arange(self.size, device=z.device)
         rows = dead & (place < total)
         picks = draw_distinct(clock.seed, clock.step, _PICK, self.size, total)[place]
-        vectors = sum_over_ranks(self._own(z, local, picks, shares[: rank(group)].sum()), group)
+        vectors = sum_over_ranks(self._own(batch, picks), batch.group)
         noise = draw_normal(clock.seed, clock.step, _NOISE, (self.size, z.shape[1]), z.dtype)
         return rows, vectors + self.noise * vectors.norm(dim=1, keepdim=True) * noise
 
     @staticmethod
-    def _own(z: Tensor, valid: Tensor, picks: Tensor, offset: Tensor) -> Tensor:
+    def _own(batch: Batch, picks: Tensor) -> Tensor:
         """The picked vectors that live on this rank, zeros for the others."""
+        z, valid, me = batch.z, batch.valid, rank(batch.group)
         if len(z) == 0:
             return z.new_zeros(len(picks), z.shape[1])
-        here = (picks >= offset) & (picks < offset + valid.sum())
-        order = (~valid).to(torch.uint8).argsort(stable=True)  # valid rows first, in their order
-        chosen = z[order[(picks - offset).clamp(0, len(z) - 1)]]
-        return torch.where(here[:, None], chosen, 0)
+        place = picks - batch.shares()[:me].sum()
+        here = (place >= 0) & (place < batch.shares()[me])
+        place = place.clamp(0, len(z) - 1)
+        if valid is not None:
+            place = (~valid).to(torch.uint8).argsort(stable=True)[place]  # valid rows first, in their order
+        return torch.where(here[:, None], z[place], 0)
 
     def forget(self, rows: Tensor | None) -> None:
         if rows is None:

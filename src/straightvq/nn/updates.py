@@ -15,10 +15,15 @@ from straightvq.nn.part import Part, check_bool, check_float, check_int
 
 
 class Assigned(NamedTuple):
-    """The outcome of a search: indices Int64 (n,), -1 where masked, and counts (k,) over all ranks."""
+    """What an update tells of the batch's assignment.
 
-    indices: Tensor
-    counts: Tensor
+    Attributes:
+        indices: Int64 (n,), -1 where masked, for the forward to use; None to search in the table left behind.
+        counts: (k,) as the last ``pull`` gave them; None if it made none.
+    """
+
+    indices: Tensor | None
+    counts: Tensor | None
 
 
 class Table(Protocol):
@@ -31,7 +36,7 @@ class Table(Protocol):
         """Writes the effective codes where ``rows``, Bool (k,), is set."""
 
     def pull(self, z: Tensor, codes: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Counts (k,) and sums of ``z - code`` (k, d) per code, over all ranks."""
+        """Counts (k,) and sums of ``z - code`` (k, d) per code, over all ranks: one message."""
 
 
 class Update(Part):
@@ -59,7 +64,7 @@ class Update(Part):
             search: effective codes -> indices Int64 (n,), -1 where masked.
 
         Returns:
-            the assignment that the forward shall use, or None to search again in the table left behind.
+            what it knows of the assignment; None for nothing.
         """
 
     def forget(self, rows: Tensor | None) -> None:
@@ -189,11 +194,10 @@ class AlternatedUpdate(Update):
         if self.momentum:
             self.register_buffer("velocity", torch.zeros(size, dim))
 
-    def step(self, table: Table, z: Tensor, search: Callable[[Tensor], Tensor]) -> Assigned | None:
-        indices: Tensor | None = None
-        for _ in range(self.steps):
+    def step(self, table: Table, z: Tensor, search: Callable[[Tensor], Tensor]) -> Assigned:
+        for number in range(self.steps):
             codes = table.codes()
-            if indices is None or self.reassign:
+            if number == 0 or self.reassign:
                 indices = search(codes)
             counts, pull = table.pull(z, codes, indices)
             rows = counts > 0
@@ -208,7 +212,7 @@ class AlternatedUpdate(Update):
                 self.velocity.copy_(torch.where(alive, move, self.velocity.to(move.dtype)))
                 rows = (move != 0).any(1)
             table.write(codes + move, rows)
-        return None if self.reassign or indices is None else Assigned(indices, counts)
+        return Assigned(None if self.reassign else indices, counts)
 
     def forget(self, rows: Tensor | None) -> None:
         if not self.momentum:

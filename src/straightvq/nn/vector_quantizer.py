@@ -129,13 +129,14 @@ class VectorQuantizer(Quantizer):
             flat, valid = self._flatten(z, mask)  # 0
             self._check_values(flat)
             x = self._transform(flat)  # 1
-            assigned = None
-            if self.training:
-                assigned = self.codebook.adapt(x.detach(), valid, lambda codes: self._assign(x, codes, valid))  # 2
+            indices = counts = None
+            if self.training:  # 2
+                indices, counts = self.codebook.adapt(x.detach(), valid, lambda codes: self._assign(x, codes, valid))
             codes, loss_codes = self.codebook.tables()  # 3
-            indices = self._assign(x, codes, valid) if assigned is None else assigned.indices  # 4
+            if indices is None:
+                indices = self._assign(x, codes, valid)  # 4
             if self.training:
-                self.codebook.record(x.detach(), indices, None if assigned is None else assigned.counts)
+                self.codebook.record(x.detach(), indices, counts)
             code = _rows(codes, indices).to(x.dtype)
             quantized = self.estimator(x, code)  # 5
             loss_code = code if loss_codes is codes else _rows(loss_codes, indices).to(x.dtype)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from straightvq.functional import draw_distinct, draw_integers, draw_normal
+from straightvq.functional.draws import _FIRST_STRIDE, _NUM_STRIDES, _STRIDE_DIFFERENCE
 
 
 def clock(seed: int, step: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,3 +53,43 @@ def test_distinct_places_repeat_only_after_all_were_visited(population: int, ste
 
 def test_distinct_places_of_an_empty_population_are_zeros() -> None:
     assert draw_distinct(*clock(1, 1), 1, 4, torch.tensor(0)).tolist() == [0, 0, 0, 0]
+
+
+STRIDES = [_FIRST_STRIDE + _STRIDE_DIFFERENCE * number for number in range(_NUM_STRIDES)]
+
+
+def is_prime(n: int) -> bool:
+    """Miller-Rabin with the witnesses that decide every n below 3.3e24 (Sorenson, Webster 2015)."""
+    odd, twos = n - 1, 0
+    while odd % 2 == 0:
+        odd, twos = odd // 2, twos + 1
+    for witness in (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41):
+        if n % witness == 0:
+            return n == witness
+        powers = [pow(witness, odd << number, n) for number in range(twos)]
+        if powers[0] != 1 and n - 1 not in powers:
+            return False
+    return True
+
+
+def test_strides_are_primes_above_every_population() -> None:
+    assert [n for n in range(60) if n > 1 and is_prime(n)] == [
+        n for n in range(2, 60) if all(n % p for p in range(2, n))
+    ]
+    assert not is_prime(2047), "a pseudoprime to base 2"
+    assert all(stride > 2**31 and is_prime(stride) for stride in STRIDES)
+
+
+def test_distinct_places_do_not_overflow() -> None:
+    largest = 2**31 - 1
+    assert 2**53 + (largest - 1) * (largest - 1) < 2**63, "start + (count - 1) * (stride % population)"
+    assert max(STRIDES) < 2**63
+
+
+@pytest.mark.parametrize("population", [2**31 - 1, 2**31 - 2, 223092870, 10**6])
+def test_distinct_places_of_a_large_population(population: int) -> None:
+    for step in range(5):
+        places = draw_distinct(*clock(3, step), 1, 10_000, torch.tensor(population))
+        assert len(places.unique()) == 10_000
+        assert places.min() >= 0
+        assert places.max() < population

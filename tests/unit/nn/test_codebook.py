@@ -221,3 +221,10 @@ def test_representation_shows_the_parts() -> None:
 def test_codebook_without_an_owner_says_so(method: str) -> None:
     with pytest.raises((ValueError, RuntimeError), match="quantizer"):
         getattr(svq.Codebook(8), method)()
+
+
+def test_fixed_state_is_all_state_but_the_pool() -> None:
+    layer = svq.presets.vq_ste_pp(6, 16, momentum=0.9, l2=True)
+    book = layer.codebook
+    fixed = {t.data_ptr() for t in book._fixed_state()}
+    assert fixed == {t.data_ptr() for name, t in book.state_dict().items() if name != "pool"}

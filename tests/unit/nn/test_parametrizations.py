@@ -5,6 +5,8 @@ from tests.reference import naive
 from torch import Tensor
 
 import straightvq as svq
+from straightvq.nn.batch import Batch
+from straightvq.nn.ranks import Message
 
 
 def bound(part: svq.Parametrization, size: int, dim: int, dtype: torch.dtype = torch.float64) -> svq.Parametrization:
@@ -22,6 +24,12 @@ def stirred(part: svq.Parametrization) -> svq.Parametrization:
             elif "var" in name:
                 value.copy_(0.5 + torch.rand(value.shape))
     return part
+
+
+def remember(part: svq.Parametrization, z: Tensor, indices: Tensor) -> None:
+    message = Message(False)
+    part.remember(z, indices, message)
+    message.send(z.new_zeros(0))
 
 
 EVERY = {
@@ -59,7 +67,7 @@ def test_running_affine_by_hand() -> None:
     # z = {1, 3} has mean 2 and biased variance 1; codes {-1, 0, 1} have variance 2/3: scale sqrt(1.5).
     part = bound(svq.RunningAffine(shrink=1.0), 3, 1)
     raw = torch.tensor([[-1.0], [0.0], [1.0]], dtype=torch.float64)
-    part.observe(torch.tensor([[1.0], [3.0]], dtype=torch.float64), None, raw, False)
+    part.observe(Batch(torch.tensor([[1.0], [3.0]], dtype=torch.float64), None, False), raw)
     codes = part(raw)
     assert codes.flatten().tolist() == pytest.approx([2 - 1.5**0.5, 2, 2 + 1.5**0.5])
     assert codes[:, 0].tolist() == pytest.approx([0.7753, 2, 3.2247], abs=1e-4)
@@ -147,11 +155,11 @@ def test_running_affine_equals_the_naive_moments(groups: int, shrink: float, off
         indices = torch.randint(-1, 8, (len(z),))
         if number >= 5:
             indices = indices.clamp(max=1)  # only the first group gets vectors
-        part.observe(z, None, raw, False)
+        part.observe(Batch(z, None, False), raw)
         twin.observe(z.numpy(), raw.numpy())
         torch.testing.assert_close(part(raw), torch.from_numpy(twin.codes(raw.numpy())), rtol=1e-9, atol=1e-9)
         if len(z):
-            part.remember(z, indices, False)
+            remember(part, z, indices)
             twin.remember(z.numpy(), indices.numpy(), 8)
         raw = raw + 0.1 * torch.randn(8, 3, dtype=torch.float64)
 
@@ -160,7 +168,7 @@ def test_running_affine_gives_the_codes_the_moments_of_the_embeddings() -> None:
     torch.manual_seed(0)
     part = bound(svq.RunningAffine(shrink=1.0), 64, 3)
     raw, z = torch.randn(64, 3, dtype=torch.float64), 7 + 3 * torch.randn(200, 3, dtype=torch.float64)
-    part.observe(z, None, raw, False)
+    part.observe(Batch(z, None, False), raw)
     torch.testing.assert_close(part(raw).mean(0), z.mean(0))
     torch.testing.assert_close(part(raw).var(0, unbiased=False), z.var(0, unbiased=False))
 
@@ -170,9 +178,9 @@ def test_running_affine_groups_really_differ() -> None:
     raw = torch.linspace(0, 1, 8, dtype=torch.float64)[:, None]
     z = torch.cat([torch.full((20, 1), -5.0), torch.full((20, 1), 5.0)]).double()
     z += torch.randn(40, 1, dtype=torch.float64)
-    part.observe(z, None, raw, False)
-    part.remember(z, torch.tensor([0] * 20 + [7] * 20), False)
-    part.observe(z, None, raw, False)
+    part.observe(Batch(z, None, False), raw)
+    remember(part, z, torch.tensor([0] * 20 + [7] * 20))
+    part.observe(Batch(z, None, False), raw)
     codes = part(raw)
     assert codes[:4].mean().item() == pytest.approx(z[:20].mean().item())
     assert codes[4:].mean().item() == pytest.approx(z[20:].mean().item())
@@ -183,12 +191,12 @@ def test_running_affine_is_untouched_by_a_batch_without_vectors(groups: int) -> 
     torch.manual_seed(0)
     part = bound(svq.RunningAffine(0.3, groups), 8, 3)
     raw, z = torch.randn(8, 3, dtype=torch.float64), torch.randn(9, 3, dtype=torch.float64)
-    part.observe(z, None, raw, False)
-    part.remember(z, torch.arange(9) % 8, False)
+    part.observe(Batch(z, None, False), raw)
+    remember(part, z, torch.arange(9) % 8)
     before = {k: v.clone() for k, v in part.state_dict().items()}
     for empty, valid in ((z[:0], None), (z, torch.zeros(9, dtype=torch.bool))):
-        part.observe(empty, valid, raw, False)
-        part.remember(empty, torch.full((len(empty),), -1), False)
+        part.observe(Batch(empty, valid, False), raw)
+        remember(part, empty, torch.full((len(empty),), -1))
     for name, value in before.items():
         assert torch.equal(value, part.state_dict()[name]), name
 
@@ -198,8 +206,8 @@ def test_running_affine_ignores_masked_vectors() -> None:
     first, second = (bound(svq.RunningAffine(), 4, 3) for _ in range(2))
     z, raw = torch.randn(9, 3, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
     valid = torch.arange(9) % 2 == 0
-    first.observe(z, valid, raw, False)
-    second.observe(z[valid], None, raw, False)
+    first.observe(Batch(z, valid, False), raw)
+    second.observe(Batch(z[valid], None, False), raw)
     torch.testing.assert_close(first(raw), second(raw))
 
 

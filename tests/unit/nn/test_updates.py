@@ -5,6 +5,7 @@ from tests.reference import naive
 from torch import Tensor
 
 import straightvq as svq
+from straightvq.nn.batch import Batch
 
 
 def layer_with(update: svq.Update, codes: Tensor, **slots: object) -> svq.VectorQuantizer:
@@ -129,7 +130,7 @@ def test_alternated_fraction_equals_the_naive_step(part: object, steps: int, rea
         z = torch.randn(17, 3).double()
         frozen = {k: v.clone() for k, v in layer.state_dict().items()}
         # What the running map does to the codes before the step is its own affair: read it from a second layer.
-        layer.codebook.parametrization.observe(z, None, layer.codebook.raw.detach(), False)
+        layer.codebook.parametrization.observe(Batch(z, None, False), layer.codebook.raw.detach())
         codes = layer.codes().numpy()
         layer.load_state_dict(frozen)
         indices = naive.nearest_code(z.numpy(), codes)
@@ -273,3 +274,17 @@ def test_representation_names_what_is_set() -> None:
     assert repr(svq.AlternatedUpdate(2, lr=50.0, momentum=0.9, reassign=False)) == (
         "AlternatedUpdate(steps=2, lr=50.0, momentum=0.9, reassign=False)"
     )
+
+
+def test_reset_counts_what_the_alternated_step_moved_the_codes_by() -> None:
+    # The vector 3.9 belongs to the first code before the step, and after it, from (-3.05, 4.1), to the second.
+    reset = svq.DeadCodeReset()
+    book = svq.Codebook(2, update=svq.AlternatedUpdate(fraction=1.0), reset=reset)
+    layer = svq.VectorQuantizer(1, book)
+    layer.set_codes(torch.tensor([[0.0], [8.0]]))
+    seen: list[list[float]] = []
+    reset.record = lambda counts: seen.append(counts.tolist())  # type: ignore[method-assign]
+    out = layer(torch.tensor([[-10.0], [3.9], [4.1]]))
+    assert layer.codes().flatten().tolist() == pytest.approx([-3.05, 4.1])
+    assert out.indices.tolist() == [0, 1, 1]
+    assert seen == [[2.0, 1.0]]

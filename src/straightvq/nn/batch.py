@@ -1,0 +1,63 @@
+"""The training batch: this rank's vectors, and what all ranks together know of theirs."""
+
+import torch
+from torch import Tensor
+
+from straightvq.nn.ranks import Group, stack_over_ranks
+
+
+class Batch:
+    """Vectors of one training step, with statistics over all ranks that travel at most once and only if asked for.
+
+    Attributes:
+        z: this rank's vectors, Float (n, d), detached.
+        valid: Bool (n,), or None for all.
+        group: the ranks that share the codebook.
+    """
+
+    def __init__(self, z: Tensor, valid: Tensor | None, group: Group) -> None:
+        self.z, self.valid, self.group = z, valid, group
+        self._shares: Tensor | None = None
+        self._moments: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def shares(self) -> Tensor:
+        """Number of valid vectors on each rank, Int64 (ranks,)."""
+        if self._shares is None:
+            self._shares = stack_over_ranks(self._count(), self.group)
+        return self._shares
+
+    def moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Number (1, 1), mean and biased variance (1, d) of the valid vectors of all ranks; the shares travel along."""
+        if self._moments is None:
+            count = self._count().to(self.z.dtype)
+            mean = self._sum(self.z) / count.clamp(min=1)
+            spread = self._sum((self.z - mean).square())
+            parts = stack_over_ranks(torch.cat([count[None], mean, spread])[None], self.group)
+            self._shares = parts[:, 0, 0].long()  # float32 counts to 2^24 vectors per rank
+            self._moments = pool_moments(parts)
+        return self._moments
+
+    def _count(self) -> Tensor:
+        if self.valid is None:
+            return torch.full((), len(self.z), device=self.z.device)
+        return self.valid.sum()
+
+    def _sum(self, rows: Tensor) -> Tensor:
+        return (rows if self.valid is None else torch.where(self.valid[:, None], rows, 0)).sum(0)
+
+
+def pool_moments(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count (m, 1), mean and biased variance (m, d) of m sets of vectors, each spread over the ranks.
+
+    Each rank takes moments about its own mean, and only then are they combined: unlike a sum of squares this keeps its
+    digits far from the origin, and it is exact for uneven and empty shards.
+
+    Args:
+        parts: every rank's count, mean and sum of squared deviations, Float (ranks, m, 1 + 2 d).
+    """
+    counts, means, spreads = parts[..., :1], *parts[..., 1:].chunk(2, -1)
+    count = counts.sum(0)
+    share = counts / count.clamp(min=1)
+    mean = (share * means).sum(0)
+    var = (spreads / count.clamp(min=1) + share * (means - mean).square()).sum(0)
+    return count, mean, var
