@@ -1,5 +1,26 @@
-"""Networks with a quantizer slot."""
+"""Networks with a quantizer slot, and the transformer that generates their tokens."""
 
-from straightvq.models.autoencoder import Autoencoder, AutoencoderOutput
+from straightvq.models.alexnet import AlexNet
+from straightvq.models.autoencoder import Autoencoder
+from straightvq.models.base import AutoencoderBase, AutoencoderOutput, ClassifierBase, ClassifierOutput
+from straightvq.models.maskgit import MaskGIT
+from straightvq.models.resnet import ResNet18
+from straightvq.models.sqvae import SQVAENet
+from straightvq.models.vit import ViT
+from straightvq.models.vqgan import VQGANNet
+from straightvq.models.vqvae import VQVAENet
 
-__all__ = ["Autoencoder", "AutoencoderOutput"]
+__all__ = [
+    "AlexNet",
+    "Autoencoder",
+    "AutoencoderBase",
+    "AutoencoderOutput",
+    "ClassifierBase",
+    "ClassifierOutput",
+    "MaskGIT",
+    "ResNet18",
+    "SQVAENet",
+    "VQGANNet",
+    "VQVAENet",
+    "ViT",
+]

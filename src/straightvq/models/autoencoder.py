@@ -1,32 +1,18 @@
 """A small convolutional autoencoder with a quantizer slot."""
 
 import math
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from straightvq.nn import Quantizer, QuantizerOutput
-from straightvq.nn.part import check_int, check_part
+from straightvq.models.base import AutoencoderBase
+from straightvq.nn import Quantizer
+from straightvq.nn.part import check_int
 
 # A group of 16 channels is wide enough that one dead channel does not decide the group's moments.
 _GROUP_WIDTH = 16
 
 
-class AutoencoderOutput(NamedTuple):
-    """What `Autoencoder` returns.
-
-    Attributes:
-        reconstruction: Float (B, C, H, W), in the range of the data but not clamped to it.
-        z: Float (B, dim, h, w), the embeddings before quantization.
-        quantizer: the quantizer's own output, loss included.
-    """
-
-    reconstruction: Tensor
-    z: Tensor
-    quantizer: QuantizerOutput
-
-
-class Autoencoder(nn.Module):
+class Autoencoder(AutoencoderBase):
     """Images to a grid of codes and back.
 
     The encoder halves the resolution with strided convolutions and thinks in residual blocks at the lowest one; the
@@ -70,54 +56,15 @@ class Autoencoder(nn.Module):
         downsample: int = 4,
         blocks: int = 2,
     ) -> None:
-        super().__init__()
-        check_part(self, "quantizer", quantizer, Quantizer)
-        if quantizer.channel_dim != 1:
-            raise ValueError(
-                f"`Autoencoder`: `quantizer` must have channel_dim=1, because images are (B, C, H, W). "
-                f"Got {quantizer.channel_dim}."
-            )
-        self.in_channels = check_int(self, "in_channels", in_channels, 1)
+        super().__init__(quantizer, in_channels, check_int(self, "downsample", downsample, 1))
         hidden = check_int(self, "hidden", hidden, 2)
         blocks = check_int(self, "blocks", blocks, 0)
-        self.downsample = check_int(self, "downsample", downsample, 1)
         if downsample & (downsample - 1):
             raise ValueError(f"`Autoencoder`: `downsample` must be a power of two. Got {downsample}.")
         halvings = int(math.log2(downsample))
         self.encoder = _encoder(self.in_channels, hidden, quantizer.dim, halvings, blocks)
         self.quantizer = quantizer
         self.decoder = _decoder(self.in_channels, hidden, quantizer.dim, halvings, blocks)
-
-    def forward(self, x: Tensor) -> AutoencoderOutput:
-        """Encodes, quantizes and decodes; see the class for shapes."""
-        z = self.encode(x)
-        out = self.quantizer(z)
-        return AutoencoderOutput(self.decode(out.quantized), z, out)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> embeddings (B, dim, h, w)."""
-        if x.ndim != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"`Autoencoder`: `x` must have the shape (B, {self.in_channels}, H, W). Got {tuple(x.shape)}."
-            )
-        if x.shape[2] % self.downsample or x.shape[3] % self.downsample:
-            raise ValueError(
-                f"`Autoencoder`: height and width of `x` must be multiples of downsample={self.downsample}. "
-                f"Got {tuple(x.shape)}."
-            )
-        return self.encoder(x)
-
-    def decode(self, quantized: Tensor) -> Tensor:
-        """Quantized embeddings (B, dim, h, w) -> images (B, C, H, W)."""
-        return self.decoder(quantized)
-
-    def tokenize(self, x: Tensor) -> Tensor:
-        """Images -> indices, by the quantizer's evaluation rule; changes no state."""
-        return self.quantizer.encode(self.encode(x))
-
-    def detokenize(self, indices: Tensor) -> Tensor:
-        """Indices -> images; together with ``tokenize`` the evaluation forward's reconstruction."""
-        return self.decode(self.quantizer.decode(indices))
 
 
 class _ResidualBlock(nn.Module):

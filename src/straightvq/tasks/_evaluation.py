@@ -6,7 +6,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from straightvq.diagnostics import CodebookUsage, GradientGap, MomentDistance, QuantizationError, gradient_gap
+from straightvq.diagnostics import CodebookUsage, GradientGap, MomentDistance, QuantizationError, estimator_gap
 from straightvq.nn import Quantizer
 from straightvq.tasks._pictures import MAX_VECTORS, undisturbed
 from straightvq.tasks._window import Followed
@@ -79,13 +79,7 @@ def measure_gradient_gap(pl_module: lightning.LightningModule, batch: Any) -> Gr
         with torch.no_grad():
             z = pl_module.latent(batch).detach()
             quantized = quantizer.decode(quantizer.encode(z)).to(z.dtype)
-        grads = []
-        for point in (z, quantized):
-            at = point.clone().requires_grad_()
-            with undisturbed(pl_module), torch.enable_grad():  # a head that draws random numbers draws the same ones
-                loss = pl_module.head_loss(at, batch)
-            grads.append(torch.autograd.grad(loss, at)[0])
-        return gradient_gap(*grads)
+        return estimator_gap(lambda latent: pl_module.head_loss(latent, batch), z, quantized)
 
 
 def _outermost(module: nn.Module) -> list[Quantizer]:

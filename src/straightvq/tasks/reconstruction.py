@@ -14,7 +14,7 @@ from torchmetrics.image import PeakSignalNoiseRatio
 
 import straightvq as svq
 from straightvq.diagnostics import CodebookUsage
-from straightvq.models.autoencoder import Autoencoder, AutoencoderOutput
+from straightvq.models import AutoencoderBase, AutoencoderOutput
 from straightvq.nn.part import check_float, check_int, check_part
 from straightvq.tasks.alternated import alternated_step, attach_optimizers
 
@@ -25,7 +25,7 @@ Alternate = Literal["no", "codebook", "codebook_and_encoder"]
 
 
 class Reconstruction(lightning.LightningModule):
-    """Trains an `Autoencoder` to give back its input, with AdamW, linear warm-up and a cosine to zero.
+    """Trains an autoencoder to give back its input, with AdamW, linear warm-up and a cosine to zero.
 
     The loss is the reconstruction error plus the quantizer's loss. With ``alternate`` each batch takes the paper's
     two-phase step instead (see `straightvq.tasks.alternated`): first ``inner_steps`` steps on the quantizer's loss
@@ -39,7 +39,7 @@ class Reconstruction(lightning.LightningModule):
     in codes, ``val/codes_used`` (the number assigned at least once); the same for ``test/``.
 
     Args:
-        model: the network.
+        model: the network; any of the autoencoders in `straightvq.models`.
         lr: peak learning rate of AdamW.
         codebook_lr: peak learning rate of the codebook's parameters; None takes ``lr``.
         weight_decay: of AdamW; never applied to the codebook.
@@ -67,7 +67,7 @@ class Reconstruction(lightning.LightningModule):
 
     def __init__(
         self,
-        model: Autoencoder,
+        model: AutoencoderBase,
         *,
         lr: float = 1e-3,
         codebook_lr: float | None = None,
@@ -81,7 +81,7 @@ class Reconstruction(lightning.LightningModule):
         inner_lr: float | None = None,
     ) -> None:
         super().__init__()
-        self.model: Autoencoder = check_part(self, "model", model, Autoencoder)
+        self.model: AutoencoderBase = check_part(self, "model", model, AutoencoderBase)
         self.lr = check_float(self, "lr", lr, minimum=0, open_minimum=True)
         self.codebook_lr = None if codebook_lr is None else check_float(self, "codebook_lr", codebook_lr, minimum=0)
         self.weight_decay = check_float(self, "weight_decay", weight_decay, minimum=0)
@@ -241,7 +241,7 @@ class Reconstruction(lightning.LightningModule):
 class _Evaluation(nn.Module):
     """Image errors and codebook usage over a whole set, exact for any batches and ranks."""
 
-    def __init__(self, model: Autoencoder) -> None:
+    def __init__(self, model: AutoencoderBase) -> None:
         super().__init__()
         self.images = MetricCollection({"mse": MeanSquaredError(), "psnr": PeakSignalNoiseRatio(data_range=1.0)})
         size = getattr(model.quantizer, "codebook_size", None)

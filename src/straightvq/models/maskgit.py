@@ -1,0 +1,144 @@
+"""The bidirectional transformer of MaskGIT over a grid of tokens."""
+
+import torch
+from torch import Tensor, nn
+
+from straightvq.models.transformer import TransformerBlock, check_heads, init_transformer_
+from straightvq.nn.part import check_bool, check_float, check_int
+
+_EPS = 1e-12  # of the layer normalizations, BERT's
+
+
+class MaskGIT(nn.Module):
+    """Predicts the masked tokens of a grid from all others, as a distribution over the codes.
+
+    Tokens and positions are embedded, summed and normalized; a token for the class goes in front, if there are
+    classes; then the blocks, in the order of BERT (normalization after the residual sum); then one more layer, and
+    the logits are its inner products with the embeddings of the codes, plus a bias per code.
+
+    Only the network: masking schedules, the loss and sampling are not its business. Training and evaluation differ in
+    the dropout.
+
+    Args:
+        codebook_size: number of codes.
+        grid: height and width of the grid in tokens; the learned positions fit no other.
+        num_classes: number of class labels; None for a network without.
+        layers: transformer blocks, at least 1.
+        width: channels of a token.
+        heads: attention heads; a divisor of ``width``.
+        dropout: probability of zeroing an attention weight, or a channel of what a layer adds, in [0, 1).
+        tie_output: whether the output layer is the embedding of the codes, or a table of its own.
+
+    Shape:
+        indices: Int64 (B, *grid), codes in [0, codebook_size), or -1 where masked.
+        labels: Int64 (B,), classes in [0, num_classes), or -1 for the null class, which stands for "any" in
+            classifier-free guidance. None is the null class for all.
+        logits: Float (B, *grid, codebook_size), at all positions, masked or not.
+
+    Raises:
+        TypeError, ValueError: for impossible sizes, indices or labels of a wrong shape or dtype or out of range
+            (under ``torch.compile`` and on CUDA by an asynchronous assertion), labels without classes.
+
+    Source: arXiv 2202.04200 and its code, whose sizes for ImageNet are the defaults (24 layers, width 768, 16 heads).
+    Deviations: logits for the codes only, not for class and mask tokens; a null class; the exact GELU instead of its
+    approximation by tanh; ``tie_output=False`` as an option.
+
+    Example:
+        >>> model = MaskGIT(32, grid=(4, 4), num_classes=10, layers=1, width=16, heads=2)
+        >>> indices = torch.full((2, 4, 4), -1)              # all masked
+        >>> model(indices, labels=torch.tensor([3, -1])).shape
+        torch.Size([2, 4, 4, 32])
+    """
+
+    def __init__(
+        self,
+        codebook_size: int,
+        *,
+        grid: tuple[int, int] = (16, 16),
+        num_classes: int | None = None,
+        layers: int = 24,
+        width: int = 768,
+        heads: int = 16,
+        dropout: float = 0.1,
+        tie_output: bool = True,
+    ) -> None:
+        super().__init__()
+        self.codebook_size = check_int(self, "codebook_size", codebook_size, 2)
+        if not isinstance(grid, tuple | list) or len(grid) != 2:
+            raise ValueError(f"`MaskGIT`: `grid` must be two integers >= 1, (height, width). Got {grid!r}.")
+        self.grid = (check_int(self, "grid", grid[0], 1), check_int(self, "grid", grid[1], 1))
+        self.num_classes = None if num_classes is None else check_int(self, "num_classes", num_classes, 1)
+        layers = check_int(self, "layers", layers, 1)
+        width = check_int(self, "width", width, 1)
+        heads = check_heads(self, width, heads)
+        dropout = check_float(self, "dropout", dropout, minimum=0, maximum=1, open_maximum=True)
+
+        # The last rows are the mask token and the null class.
+        self.token_embedding = nn.Embedding(self.codebook_size + 1, width)
+        self.class_embedding = None if self.num_classes is None else nn.Embedding(self.num_classes + 1, width)
+        length = self.grid[0] * self.grid[1] + (self.class_embedding is not None)
+        self.position_embedding = nn.Embedding(length, width)
+        self.norm = nn.LayerNorm(width, _EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.Sequential(
+            *(TransformerBlock(width, heads, norm_first=False, dropout=dropout, eps=_EPS) for _ in range(layers))
+        )
+        self.last = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, _EPS))
+        tied = check_bool(self, "tie_output", tie_output)
+        self.output = None if tied else nn.Linear(width, self.codebook_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(self.codebook_size))
+        init_transformer_(self)
+
+    def forward(self, indices: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Indices and labels -> logits; see the class for shapes."""
+        self._check(indices, labels)
+        x = self.token_embedding(_last_if_negative(indices, self.codebook_size).flatten(1))
+        if self.class_embedding is not None:
+            assert self.num_classes is not None
+            if labels is None:
+                labels = indices.new_full((len(indices),), -1)
+            x = torch.cat([self.class_embedding(_last_if_negative(labels, self.num_classes))[:, None], x], dim=1)
+        x = self.blocks(self.dropout(self.norm(x + self.position_embedding.weight)))
+        if self.class_embedding is not None:
+            x = x[:, 1:]
+        codes = self.token_embedding.weight[:-1] if self.output is None else self.output.weight
+        logits = nn.functional.linear(self.last(x), codes, self.bias)
+        return logits.unflatten(1, self.grid)
+
+    def _check(self, indices: Tensor, labels: Tensor | None) -> None:
+        _check_integers("indices", indices, self.codebook_size, "masked positions")
+        if indices.ndim != 3 or indices.shape[1:] != self.grid:
+            raise ValueError(
+                f"`MaskGIT`: `indices` must have the shape (B, {self.grid[0]}, {self.grid[1]}). "
+                f"Got {tuple(indices.shape)}."
+            )
+        if labels is None:
+            return
+        if self.num_classes is None:
+            raise ValueError("`MaskGIT`: `labels` must be None, because the network has num_classes=None.")
+        _check_integers("labels", labels, self.num_classes, "the null class")
+        if labels.shape != indices.shape[:1]:
+            raise ValueError(
+                f"`MaskGIT`: `labels` must have the shape ({len(indices)},), one for each grid. "
+                f"Got {tuple(labels.shape)}."
+            )
+
+
+def _last_if_negative(indices: Tensor, last: int) -> Tensor:
+    return torch.where(indices < 0, last, indices.long())
+
+
+def _check_integers(name: str, values: Tensor, size: int, negative: str) -> None:
+    if not isinstance(values, Tensor) or values.is_floating_point() or values.dtype == torch.bool:
+        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"`MaskGIT`: `{name}` must be an integer tensor. Got {got}.")
+    if torch.compiler.is_exporting() or values.numel() == 0:
+        return
+    message = f"`MaskGIT`: `{name}` must be in [0, {size}), or -1 for {negative}."
+    values = values.long()  # comparing in a narrow dtype would wrap -1 and the size around
+    inside = ((values >= -1) & (values < size)).all()
+    if torch.compiler.is_compiling() or values.is_cuda:
+        torch._assert_async(inside, message)
+    elif not inside:
+        low, high = (int(v) for v in values.aminmax())
+        raise ValueError(f"{message} Got values from {low} to {high}.")

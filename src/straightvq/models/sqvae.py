@@ -1,0 +1,101 @@
+"""The residual autoencoder of SQ-VAE with a quantizer slot."""
+
+from torch import Tensor, nn
+
+from straightvq.models.base import AutoencoderBase, check_choice
+from straightvq.nn import Quantizer
+from straightvq.nn.part import check_int
+
+# Residual blocks in the encoder.
+_BLOCKS = {"net_32": 2, "net_64": 6}
+
+
+class SQVAENet(AutoencoderBase):
+    """Two strided convolutions, residual blocks at a quarter of the resolution, and the way back, all with ReLU.
+
+    The network is as wide as the codes: ``quantizer.dim`` channels, half as many at the highest resolution. 64 is the
+    width of the experiments.
+
+    Batch normalization makes training differ from evaluation: in training an image's embeddings depend on its batch,
+    and every forward moves the running averages, ``encode`` and ``tokenize`` included. In evaluation nothing does.
+
+    Args:
+        quantizer: any quantizer with ``channel_dim=1`` and a ``dim`` of at least 2, which is the network's width.
+        variant: "net_32", used for 32 x 32 pixels, or "net_64", used for 64 x 64 and 128 x 128. Both take any size
+            and divide it by 4. "net_64" has no normalization and ReLU before the encoder's residual blocks, and one
+            residual block less in the decoder than in the encoder.
+        in_channels: 3 for RGB, 1 for grey.
+        blocks: residual blocks in the encoder, at least 1; None takes the published number, 2 in "net_32", 6 in
+            "net_64".
+
+    Shape:
+        x: Float (B, in_channels, H, W) in [0, 1], H and W multiples of 4.
+        reconstruction: Float (B, in_channels, H, W), in (0, 1) by a sigmoid.
+        indices: Int64 (B, H / 4, W / 4); composites have a last axis more.
+
+    Raises:
+        TypeError, ValueError: for impossible sizes, a quantizer with another ``channel_dim``, images of a wrong shape.
+
+    Source: arXiv 2205.07547 and its code (``EncoderVqResnet32``, ``EncoderVqResnet64`` and their decoders, with the
+    blocks of the configurations for CIFAR-10 and CelebA); arXiv 2305.08842 uses them "with 64 channels" for CIFAR-10
+    at 32 x 32 and CelebA at 128 x 128. No deviations; the convolutions before a normalization keep their idle biases.
+
+    Example:
+        >>> import straightvq as svq, torch
+        >>> model = SQVAENet(svq.presets.vq_vae(8, 32, channel_dim=1))
+        >>> out = model(torch.rand(2, 3, 16, 16))
+        >>> out.reconstruction.shape, out.quantizer.indices.shape
+        (torch.Size([2, 3, 16, 16]), torch.Size([2, 4, 4]))
+    """
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        *,
+        variant: str = "net_32",
+        in_channels: int = 3,
+        blocks: int | None = None,
+    ) -> None:
+        super().__init__(quantizer, in_channels, downsample=4)
+        is_small = check_choice(self, "variant", variant, _BLOCKS) == "net_32"
+        blocks = check_int(self, "blocks", _BLOCKS[variant] if blocks is None else blocks, 1)
+        dim = quantizer.dim
+        if dim < 2:
+            raise ValueError(f"`SQVAENet`: `quantizer` must have a dim of at least 2. Got {dim}.")
+        half = dim // 2
+        self.encoder = nn.Sequential(
+            *_norm_relu(nn.Conv2d(self.in_channels, half, 4, stride=2, padding=1)),
+            *_norm_relu(nn.Conv2d(half, dim, 4, stride=2, padding=1)),
+            *_norm_relu(nn.Conv2d(dim, dim, 3, padding=1))[: None if is_small else 1],
+            *(_ResidualBlock(dim) for _ in range(blocks)),
+        )
+        self.quantizer = quantizer
+        self.decoder = nn.Sequential(
+            *(_ResidualBlock(dim) for _ in range(blocks if is_small else blocks - 1)),
+            *_norm_relu(nn.ConvTranspose2d(dim, dim, 3, padding=1)),
+            *_norm_relu(nn.ConvTranspose2d(dim, half, 4, stride=2, padding=1)),
+            nn.ConvTranspose2d(half, self.in_channels, 4, stride=2, padding=1),
+            nn.Sigmoid(),
+        )
+
+
+class _ResidualBlock(nn.Module):
+    """x + [ReLU, 3 x 3, norm, ReLU, 1 x 1, norm](x)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def _norm_relu(conv: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+    return [conv, nn.BatchNorm2d(conv.out_channels), nn.ReLU()]

@@ -1,0 +1,155 @@
+"""A vision transformer with a quantizer slot."""
+
+import torch
+from torch import Tensor, nn
+
+from straightvq.models.base import ClassifierBase, check_choice
+from straightvq.models.transformer import TransformerBlock, check_heads, init_transformer_
+from straightvq.nn import Quantizer
+from straightvq.nn.part import check_bool, check_int
+
+
+class ViT(ClassifierBase):
+    """Patches to tokens, transformer blocks, and a quantizer after one of the blocks.
+
+    The quantizer gets the tokens of the patches, in rows from the top left. The class token is never quantized: it
+    joins the sequence after the quantizer, in the quantized network and in the one without, so that nothing reaches
+    the logits around the quantizer. With ``class_token=False`` the logits come from the mean of all tokens instead.
+
+    Training and evaluation differ in the quantizer only.
+
+    Args:
+        quantizer: any quantizer with ``channel_dim=-1`` and ``dim=width``; None for the network without
+            quantization.
+        num_classes: number of logits.
+        in_channels: 3 for RGB, 1 for grey.
+        image_size: height and width of the images in pixels; the learned positions fit no other.
+        patch_size: height and width of a patch in pixels; a divisor of ``image_size``.
+        layers: transformer blocks, at least 1.
+        width: channels of a token.
+        heads: attention heads; a divisor of ``width``.
+        position: "patches", or "block1" and so on: the quantizer gets the tokens after the patch embedding, or after
+            this block. None is the middle: block ``layers // 2``. Where arXiv 2305.08842 put its quantizer is not
+            known.
+        class_token: classify from a class token, or from the mean of the tokens.
+
+    The defaults are ViT-Tiny with patches of 16 pixels. For 32 x 32 pixels: ``image_size=32, patch_size=4, layers=6,
+    width=96``, with 8 x 8 tokens.
+
+    Shape:
+        x: Float (B, in_channels, image_size, image_size); usually normalized to mean 0 and standard deviation 1.
+        z: Float (B, tokens, width), tokens = (image_size / patch_size)^2.
+        logits: Float (B, num_classes).
+        indices: Int64 (B, tokens).
+
+    Raises:
+        TypeError, ValueError: for impossible sizes, an unknown position, a quantizer with another ``dim`` or
+            ``channel_dim``, images of a wrong shape.
+
+    Source: arXiv 2010.11929, in the size Ti of arXiv 2012.12877: 5,717,416 parameters for 1,000 classes at 224
+    pixels. Deviations: the class token joins after the quantizer ("patches" without a quantizer is the published
+    network); no dropout and no stochastic depth.
+
+    Example:
+        >>> import straightvq as svq, torch
+        >>> model = ViT(svq.presets.vq_vae(24, 16), num_classes=10, image_size=32, patch_size=8, layers=2, width=24)
+        >>> out = model(torch.randn(2, 3, 32, 32))
+        >>> model.position, out.z.shape, out.logits.shape
+        ('block1', torch.Size([2, 16, 24]), torch.Size([2, 10]))
+    """
+
+    def __init__(
+        self,
+        quantizer: Quantizer | None,
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        image_size: int = 224,
+        patch_size: int = 16,
+        layers: int = 12,
+        width: int = 192,
+        heads: int = 3,
+        position: str | None = None,
+        class_token: bool = True,
+    ) -> None:
+        num_classes = check_int(self, "num_classes", num_classes, 1)
+        in_channels = check_int(self, "in_channels", in_channels, 1)
+        image_size = check_int(self, "image_size", image_size, 1)
+        if image_size % check_int(self, "patch_size", patch_size, 1):
+            raise ValueError(f"`ViT`: `patch_size` must divide image_size={image_size}. Got {patch_size}.")
+        layers = check_int(self, "layers", layers, 1)
+        dim = self.dim_at(position, width, layers)
+        heads = check_heads(self, width, heads)
+        check_bool(self, "class_token", class_token)
+        position = _positions(layers)[layers // 2] if position is None else position
+
+        stages: dict[str, nn.Module] = {}
+        for name in _positions(layers):
+            if name == "patches":
+                stages[name] = _Patches(in_channels, image_size, patch_size, width)
+            else:
+                stages[name] = TransformerBlock(width, heads, norm_first=True)
+            if class_token and name == position:
+                stages["class_token"] = _ClassToken(width)
+        pool = _First() if class_token else _Mean()
+        stages["classifier"] = nn.Sequential(pool, nn.LayerNorm(width, 1e-6), nn.Linear(width, num_classes))
+        super().__init__(quantizer, stages, position=position, dim=dim, channel_dim=-1, in_channels=in_channels)
+        init_transformer_(self.stages)
+
+    @classmethod
+    def dim_at(cls, position: str | None = None, width: int = 192, layers: int = 12) -> int:
+        """Channels that the quantizer gets at a position: ``width`` at all of them.
+
+        Example:
+            >>> ViT.dim_at("block6"), ViT.dim_at(width=96)
+            (192, 96)
+        """
+        if position is not None:
+            check_choice("ViT", "position", position, _positions(check_int("ViT", "layers", layers, 1)))
+        return check_int("ViT", "width", width, 1)
+
+
+class _Patches(nn.Module):
+    """Images -> tokens (B, tokens, width): a linear map of each patch, plus a learned position."""
+
+    def __init__(self, in_channels: int, image_size: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.to_tokens = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
+        self.positions = nn.Parameter(torch.empty((image_size // patch_size) ** 2, width))
+        nn.init.trunc_normal_(self.positions, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[2:] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"`ViT`: height and width of `x` must be image_size={self.image_size}. Got {tuple(x.shape)}."
+            )
+        return self.to_tokens(x).flatten(2).transpose(1, 2) + self.positions
+
+
+class _ClassToken(nn.Module):
+    """Puts a learned token before all others. Like them it has a position of its own, as in the source."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.empty(width))
+        self.position = nn.Parameter(torch.empty(width))
+        nn.init.trunc_normal_(self.token, std=0.02)
+        nn.init.trunc_normal_(self.position, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([(self.token + self.position).to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+
+
+class _First(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, 0]
+
+
+class _Mean(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(1)
+
+
+def _positions(layers: int) -> list[str]:
+    return ["patches", *(f"block{number}" for number in range(1, layers + 1))]
