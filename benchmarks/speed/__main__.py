@@ -20,6 +20,7 @@ import selectors
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ LINES = (
     + [(N, K, d) for d in (8, 32, 256)]
     + [(65536, 262144, 32)]
 )
+# Seconds before each turn, in which the threads of the row before it stop spinning.
+PAUSE = 0.03
 FIELDS = ["kind", "method", "vectors", "codes", "width", "device", "threads", "seconds", "fastest", "slowest",
           "repetitions", "extra_mb", "outcome", "date"]  # fmt: skip
 
@@ -54,8 +57,8 @@ class Worker:
         self.outcome = ""
         order = {"kind": kind, "method": method, "problem": problem, "threads": options.threads,
                  "memory_limit": int(options.memory_limit * 1e9)}  # fmt: skip
-        # Threads that wait must sleep: those of the other rows would be in the way.
-        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "PYTHONWARNINGS": "ignore"}
+        environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        environment.pop("OMP_WAIT_POLICY", None)  # as in a program of one's own
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.speed.worker", json.dumps(order)],
             stdin=subprocess.PIPE,
@@ -84,6 +87,7 @@ class Worker:
 
     def turn(self) -> None:
         assert self.process.stdin is not None
+        time.sleep(PAUSE)
         self.process.stdin.write(b"go\n")
         self.process.stdin.flush()
         answer = self.hear(self.limit)

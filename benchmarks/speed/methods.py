@@ -2,6 +2,7 @@
 
 import importlib.resources
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -26,7 +27,7 @@ class Problem(NamedTuple):
         return z.to(self.device), torch.randn(self.codes, self.width, generator=generator).to(self.device)
 
 
-Once = Callable[[], Any]
+Once = Callable[[], Any]  # a float that it returns stands for the seconds that the clock would give
 
 
 @dataclass(frozen=True)
@@ -166,47 +167,64 @@ def _peer_step(problem: Problem) -> Once:
 # --- the quantizer's share of a whole network's step ------------------------------------------------------------------
 
 
-def _recipe_parts() -> tuple[Once, Once]:
-    """One training step of the recipe `photos`, and the part of it that is the quantizer's."""
-    import lightning
-    from lightning.pytorch.cli import LightningCLI
+def _recipe(part: bool) -> Callable[[Problem], Once]:
+    """One training step of the recipe `photos`; with ``part`` it gives the seconds that the quantizer took of it."""
 
-    from straightvq.data import Images
-    from straightvq.tasks import Reconstruction
+    def make(problem: Problem) -> Once:
+        import lightning
+        from lightning.pytorch.cli import LightningCLI
 
-    lightning.seed_everything(0, verbose=False)
-    config = str(importlib.resources.files("straightvq.recipes") / "photos.yaml")
-    cli = LightningCLI(Reconstruction, Images, args=["--config", config], run=False, subclass_mode_model=True,
-                       subclass_mode_data=True, save_config_callback=None)  # fmt: skip
-    task, data = cli.model, cli.datamodule
-    data.prepare_data()
-    data.setup("fit")
-    loader = itertools.islice(data.train_dataloader(), 16)
-    batches = [data.on_after_batch_transfer(batch, 0)["image"] for batch in loader]
-    network = task.model.train()
-    optimizer = torch.optim.AdamW(network.parameters(), task.lr)
-    place = {"step": 0, "quantizer": 0}
+        from straightvq.data import Images
+        from straightvq.tasks import Reconstruction
 
-    def step() -> None:
-        x = batches[place["step"] % len(batches)]
-        place["step"] += 1
-        optimizer.zero_grad()
-        out = network(x)
-        (task.loss_weight * task.reconstruction_loss(out.reconstruction, x) + out.quantizer.loss).backward()
-        optimizer.step()
+        lightning.seed_everything(0, verbose=False)
+        config = str(importlib.resources.files("straightvq.recipes") / "photos.yaml")
+        cli = LightningCLI(Reconstruction, Images, args=["--config", config], run=False, subclass_mode_model=True,
+                           subclass_mode_data=True, save_config_callback=None)  # fmt: skip
+        task, data = cli.model, cli.datamodule
+        data.prepare_data()
+        data.setup("fit")
+        loader = itertools.islice(data.train_dataloader(), 16)
+        batches = itertools.cycle([data.on_after_batch_transfer(batch, 0)["image"] for batch in loader])
+        network = task.model.train()
+        optimizer = torch.optim.AdamW(network.parameters(), task.lr)
+        watch = _Stopwatch(network.quantizer)
 
-    for _ in range(24):  # past the init, with a codebook in use
-        step()
-    with torch.no_grad():
-        latents = [network.encode(x) for x in batches]
+        def once() -> float | None:
+            x = next(batches)
+            optimizer.zero_grad()
+            out = network(x)
+            (task.loss_weight * task.reconstruction_loss(out.reconstruction, x) + out.quantizer.loss).backward()
+            optimizer.step()
+            return watch.seconds if part else None
 
-    def quantizer() -> None:
-        z = latents[place["quantizer"] % len(latents)].clone().requires_grad_()
-        place["quantizer"] += 1
-        out = network.quantizer(z)
-        (out.quantized.sum() + out.loss).backward()
+        for _ in range(24):  # past the init, with a codebook in use
+            once()
+        return once
 
-    return step, quantizer
+    return make
+
+
+class _Stopwatch:
+    """Seconds of a module's last forward, and of its backward: from the gradient of its output to that of its input."""
+
+    def __init__(self, module: nn.Module) -> None:
+        module.register_forward_pre_hook(self._begin)
+        module.register_forward_hook(self._end)
+
+    def _begin(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        inputs[0].register_hook(lambda grad: self._add())
+        self.seconds, self.start = 0.0, time.perf_counter()
+
+    def _end(self, module: nn.Module, inputs: tuple[Tensor, ...], out: Any) -> None:
+        self._add()
+        out.quantized.register_hook(lambda grad: self._restart())
+
+    def _restart(self) -> None:
+        self.start = time.perf_counter()
+
+    def _add(self) -> None:
+        self.seconds += time.perf_counter() - self.start
 
 
 METHODS: dict[Kind, dict[str, Method]] = {
@@ -233,7 +251,7 @@ METHODS: dict[Kind, dict[str, Method]] = {
         "vector-quantize-pytorch": Method(_peer_step, package="vector-quantize-pytorch"),
     },
     "recipe": {
-        "step": Method(lambda problem: _recipe_parts()[0], devices=("cpu",)),
-        "quantizer in it": Method(lambda problem: _recipe_parts()[1], devices=("cpu",)),
+        "step": Method(_recipe(part=False), devices=("cpu",)),
+        "quantizer in it": Method(_recipe(part=True), devices=("cpu",)),
     },
 }

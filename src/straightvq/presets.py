@@ -157,6 +157,7 @@ def straight(
     sync: float = 0.0,
     commitment: float = 1.0,
     patience: int = 20,
+    reassign: bool = True,
 ) -> VectorQuantizer:
     """Our recommendation: alternated optimisation of narrow codes, with k-means init and reset of dead codes.
 
@@ -172,6 +173,7 @@ def straight(
         sync: the paper's nu.
         commitment: weight of the commitment loss.
         patience: steps without use before a code is reset.
+        reassign: whether vectors are assigned again after the step, which costs a second search.
 
     Source: arXiv 2305.08842 for alternation, replacement and k-means; arXiv 2110.04627 for narrow codes.
 
@@ -184,7 +186,7 @@ def straight(
         Codebook(
             codebook_size,
             init=KMeansInit(),
-            update=AlternatedUpdate(fraction=fraction),
+            update=AlternatedUpdate(fraction=fraction, reassign=reassign),
             reset=DeadCodeReset(patience),
         ),
         transform=_projection(dim, codebook_dim),

@@ -105,6 +105,9 @@ def preset_rows(name: str) -> list[Row]:
             rows.append(Row(target, argument, bad, ValueError, f"`{owner}`: `{inner}` must", base))
         elif argument == "l2":
             rows.append(Row(target, "l2", ["yes", 1, None], TypeError, "`l2` must be True or False", base))
+        elif argument == "reassign":
+            expected = "`AlternatedUpdate`: `reassign` must be True or False"
+            rows.append(Row(target, "reassign", ["yes", 1, None], TypeError, expected, base))
     return rows
 
 

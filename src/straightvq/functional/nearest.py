@@ -16,14 +16,15 @@ from torch import Tensor
 Distance = Literal["euclidean", "cosine"]
 Backend = Literal["auto", "faiss", "tiled", "triton"]
 
-# Entries of one distance tile: 4 MB in float32 stay in a CPU's cache; an accelerator wants fewer, larger launches.
-_TILE, _TILE_ACCELERATOR = 1 << 20, 1 << 24
-# Codes per tile of the CPU: as many as vectors, so that each is read from memory as rarely as the other.
+# Entries of one distance tile: 8 MB in float32 stay in a CPU's cache; an accelerator wants fewer, larger launches.
+_TILE, _TILE_ACCELERATOR = 1 << 21, 1 << 24
+# Codes per tile of the CPU: about as many as vectors, so that both are read from memory rarely.
 _TILE_CODES = 1024
 # The minimum of a block is a vector instruction per entry; where it is has to be asked once per block only.
 _BLOCK = 32
-# Below this width FAISS 1.15 is three times slower than at it, so narrower vectors are padded with zeros.
-_FAISS_WIDTH = 32
+# FAISS 1.15 is up to twenty times slower for inputs of fewer numbers than this. Narrow vectors are padded with zeros to
+# get there, as far as this width; what is smaller still is better off in torch.
+_FAISS_NUMBERS, _FAISS_WIDTH = 1 << 17, 32
 _ODD = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio: spreads the bits of a row's hash
 
 
@@ -116,6 +117,7 @@ def _bias(codes: Tensor, distance: str) -> Tensor:
 
 def _can_use_faiss(z: Tensor) -> bool:
     fits = z.device.type == "cpu" and z.dtype == torch.float32
+    fits &= len(z) * max(z.shape[1], _FAISS_WIDTH) >= _FAISS_NUMBERS
     return fits and sys.platform != "darwin" and _faiss() is not None
 
 
@@ -142,8 +144,9 @@ def _search_faiss(z: Tensor, codes: Tensor, distance: str) -> Tensor:
     metric = faiss.METRIC_INNER_PRODUCT if distance == "cosine" else faiss.METRIC_L2
     if not len(z):
         return torch.empty(0, dtype=torch.int64)
-    missing = max(0, _FAISS_WIDTH - z.shape[1])
-    z, codes = F.pad(z, (0, missing)), F.pad(codes, (0, missing))
+    missing = max(0, min(_FAISS_WIDTH, -(-_FAISS_NUMBERS // len(z))) - z.shape[1])
+    if missing:
+        z, codes = F.pad(z, (0, missing)), F.pad(codes, (0, missing))
     _, indices = faiss.knn(z.contiguous().numpy(), codes.contiguous().numpy(), 1, metric=metric)
     # -1 stands for "none": only where no distance is a number.
     return torch.from_numpy(indices[:, 0]).clamp(min=0)
@@ -194,7 +197,9 @@ def _first_of_equals(codes: Tensor) -> Tensor:
     bits = (codes + 0.0).view(torch.int64 if codes.dtype == torch.float64 else torch.int32).long()
     place = torch.arange(1, bits.shape[1] + 1, device=bits.device)
     key = ((bits ^ (bits >> 16)) * (place * _ODD | 1)).sum(1)
-    order = key.argsort(stable=True)
+    ordered_key, order = key.sort(stable=True)
+    if key.device.type == "cpu" and not (ordered_key[1:] == ordered_key[:-1]).any():
+        return torch.arange(len(order))  # no two are equal; elsewhere the question would wait for the device
     ordered = codes[order]
     starts = torch.ones_like(order, dtype=torch.bool)
     starts[1:] = (ordered[1:] != ordered[:-1]).any(1)
