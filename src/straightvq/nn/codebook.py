@@ -245,6 +245,11 @@ class Codebook(Part):
         self.is_ready.fill_(True)
         self._ready = True
 
+    @property
+    def is_still(self) -> bool:
+        """Whether it is frozen, so that no forward changes it."""
+        return self._frozen
+
     def freeze(self) -> None:
         """Stops everything that moves codes: gradients, updates, statistics, init and resets. Saved in the state."""
         self._require_bound()

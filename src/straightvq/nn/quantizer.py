@@ -96,6 +96,15 @@ class Quantizer(nn.Module, ABC):
                 f"Got {tuple(mask.shape)}."
             )
 
+    def _check_not_recomputed(self) -> None:
+        """A forward inside a backward is a recomputation: it would update the codebook twice and assign differently."""
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                f"`{type(self).__name__}`: this training forward runs inside a backward pass, as activation "
+                "checkpointing does. The codebook would move twice, and the second assignment would not be that of "
+                "the first. Keep the quantizer outside the checkpointed segment, or freeze its codebook."
+            )
+
     def _check_values(self, flat: Tensor) -> None:
         if not self.check_finite or torch.compiler.is_exporting() or flat.numel() == 0:
             return

@@ -40,6 +40,7 @@ class VectorQuantizer(Quantizer):
     Raises:
         ValueError, TypeError: at construction for parts that contradict each other, in ``forward`` for a wrong
             width, dtype, mask or non-finite values; a failed call changes nothing.
+        RuntimeError: in a training ``forward`` that activation checkpointing repeats inside the backward.
 
     Source: arXiv 1711.00937; arXiv 2305.08842 for what the codebook and the estimator can do.
 
@@ -125,6 +126,8 @@ class VectorQuantizer(Quantizer):
         self._check(z, mask)
         if self._is_bypassed:
             return self._pass_through(z, mask, [loss.name for loss in self._losses])
+        if self.training and not self.codebook.is_still:
+            self._check_not_recomputed()
         with torch.autocast(z.device.type, enabled=False):
             flat, valid = self._flatten(z, mask)  # 0
             self._check_values(flat)

@@ -1,9 +1,11 @@
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from tests.reference import naive
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import straightvq as svq
 
@@ -198,3 +200,33 @@ def test_memory_does_not_grow_with_vectors_times_codes() -> None:
         layer(z)
     largest = max(abs(event.cpu_memory_usage) for event in profile.events())
     assert largest < 16 * 2**20, "a matrix of all distances would take 328 MB"
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("make", [svq.presets.ema, svq.presets.vq_vae, svq.presets.straight])
+def test_activation_checkpointing_around_a_moving_codebook_is_refused(
+    make: Callable[[int, int], svq.VectorQuantizer], reentrant: bool
+) -> None:
+    layer = make(4, 8)
+    z = torch.randn(64, 4, requires_grad=True)
+    loss = checkpoint(lambda x: layer(x).loss, z, use_reentrant=reentrant)
+    codes = layer.codes()
+    with pytest.raises(RuntimeError, match="outside the checkpointed segment"):
+        loss.backward()
+    assert torch.equal(layer.codes(), codes)
+
+
+def test_activation_checkpointing_is_fine_where_no_forward_moves_the_codebook() -> None:
+    layer = svq.presets.ema(4, 8)
+    z = torch.randn(64, 4)
+    layer(z)
+    for still in (layer.codebook.freeze, layer.eval):
+        still()
+        grads: list[Tensor] = []
+        for run in (lambda x: layer(x).loss, lambda x: checkpoint(lambda y: layer(y).loss, x, use_reentrant=False)):
+            x = z.clone().requires_grad_()
+            run(x).backward()
+            assert x.grad is not None
+            grads.append(x.grad)
+        assert torch.equal(*grads)
+        layer.codebook.unfreeze()
