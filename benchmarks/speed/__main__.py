@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from benchmarks.speed.methods import METHODS, Kind, Problem
 from benchmarks.speed.report import CODES as K
+from benchmarks.speed.report import SHARE_OF, write_report
 from benchmarks.speed.report import VECTORS as N
 from benchmarks.speed.report import WIDTH as D
-from benchmarks.speed.report import write_report
 from tqdm import tqdm
 
 VECTORS, CODES, WIDTHS = (4096, 16384, 65536, 262144), (512, 1024, 8192, 65536, 262144), (8, 32, 64, 256)
@@ -43,6 +43,7 @@ LINES = (
 )
 # Seconds before each turn, in which the threads of the row before it stop spinning.
 PAUSE = 0.03
+PREPARATION = 300.0  # seconds at most until a row is ready
 FIELDS = ["kind", "method", "vectors", "codes", "width", "device", "threads", "seconds", "fastest", "slowest",
           "repetitions", "extra_mb", "outcome", "date"]  # fmt: skip
 
@@ -78,7 +79,7 @@ class Worker:
         return json.loads(line) if line else {"failed": f"died with exit status {self.process.wait()}"}
 
     def begin(self) -> None:
-        self._fail(self.hear(self.limit))
+        self._fail(self.hear(PREPARATION))
 
     def _fail(self, answer: dict[str, Any]) -> None:
         self.outcome = answer.get("failed", "")
@@ -156,10 +157,10 @@ def main() -> None:
         sizes = list(itertools.product(VECTORS, CODES, WIDTHS))
     todo: list[tuple[Kind, Problem]] = []
     for kind in options.kinds:
-        if kind != "recipe":
+        if kind == "share":
+            todo.append((kind, Problem(*SHARE_OF[options.device], options.device)))
+        else:
             todo += [(kind, Problem(*size, options.device)) for size in sizes]
-        elif options.device == "cpu":
-            todo.append((kind, Problem(4096, 512, 8, "cpu")))  # what the recipe has: 64 images of 8 x 8 vectors
 
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"speed-{options.device}.csv"

@@ -52,8 +52,9 @@ def _seconds(once: Any, device: str) -> float:
 
 
 def serve(method: Method, problem: Problem, memory_limit: int) -> None:
-    small = problem._replace(vectors=min(_WARM, problem.vectors), codes=min(_WARM, problem.codes))
-    method.make(small)()
+    if not method.is_warm:
+        small = problem._replace(vectors=min(_WARM, problem.vectors), codes=min(_WARM, problem.codes))
+        method.make(small)()
     if problem.device == "cpu":
         most = _status("VmData") + memory_limit
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
