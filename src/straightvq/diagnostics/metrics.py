@@ -262,7 +262,7 @@ def _selected(x: Tensor, mask: Tensor | None, owner: str) -> Tensor:
     """Flatten to the unmasked vectors `(n, dim)`, wide; n may be 0."""
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"`{owner}`: vectors must have the shape (*batch, dim). Got {tuple(x.shape)}.")
-    wide = x.detach().to(functional._wide_dtype(x))
+    wide = x.detach().to(functional.vectors.wide_dtype(x))
     if mask is None:
         return wide.reshape(-1, x.shape[-1])
     if mask.dtype != torch.bool or mask.shape != x.shape[:-1]:
@@ -277,7 +277,7 @@ def _table(flat: Tensor) -> Tensor:
     """Count, mean and sum of squared deviations of `(n, dim)`: `(3, dim)`, zeros for n = 0."""
     if not len(flat):
         return flat.new_zeros(3, flat.shape[1])
-    mean, centred = functional._centred(flat)
+    mean, centred = functional.vectors.deviations(flat)
     return torch.stack([torch.full_like(mean, len(flat)), mean, centred.square().sum(0)])
 
 
@@ -299,6 +299,6 @@ def _merge_tables(tables: Tensor) -> Tensor:
 def _gather_tables(table: Tensor, group: Any | None = None) -> list[Tensor]:
     """Gather the tables of all ranks in one shape; a rank that saw nothing contributes zeros, which count
     nothing."""
-    gathered = gather_all_tensors(table.to(functional._wide_dtype(table)), group)
+    gathered = gather_all_tensors(table.to(functional.vectors.wide_dtype(table)), group)
     width = max(part.shape[1] for part in gathered)
     return [part if part.shape[1] == width else part.new_zeros(len(part), width) for part in gathered]

@@ -114,7 +114,7 @@ def codebook_scatter(
     _name_components(ax, variance)
     finish(ax, {"used": in_use, "unused": unused, "embedding": embedding}, title)
     if not inside.all():
-        _note(ax, _outside_text(inside, used))
+        note(ax, _outside_text(inside, used))
     return _figure(ax)
 
 
@@ -211,7 +211,7 @@ def usage_histogram(
     ax.set_ylabel("share of all vectors")
     finish(ax, {"all codes alike": alike}, title)
     codes_in_use = float(functional.perplexity(counts))
-    _note(ax, f"{used:,} of {k:,} codes used, perplexity {codes_in_use:,.1f}")
+    note(ax, f"{used:,} of {k:,} codes used, perplexity {codes_in_use:,.1f}")
     return _figure(ax)
 
 
@@ -318,6 +318,18 @@ def clip(text: str, length: int) -> str:
     return text if len(text) <= length else text[: max(length - 1, 1)].rstrip() + "…"
 
 
+def lighten(color: str, amount: float) -> str:
+    """Mix a colour with white: 0 leaves it, 1 is white.
+
+    Example:
+        >>> lighten("#0072B2", 0.5)
+        '#80b8d8'
+    """
+    from matplotlib.colors import to_hex, to_rgb
+
+    return to_hex(tuple(np.asarray(to_rgb(color)) * (1 - amount) + amount))
+
+
 def _figure(ax: "Axes") -> "Figure":
     """Return the whole figure, also of axes in a subfigure."""
     from matplotlib.figure import Figure
@@ -369,7 +381,8 @@ def finish(ax: "Axes", handles: "Mapping[str, Artist]", title: str | None) -> No
         )
 
 
-def _note(ax: "Axes", text: str) -> None:
+def note(ax: "Axes", text: str) -> None:
+    """Write a remark into the upper right corner."""
     box = {"facecolor": "white", "edgecolor": RULE, "boxstyle": "round,pad=0.35", "alpha": 0.92}
     ax.text(
         0.98,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from straightvq.nn.part import check_int
 
-__all__ = ["ExactResume", "LastCheckpoint"]
+__all__ = ["ExactResume", "KeptCheckpoints", "LastCheckpoint"]
 
 
 class ExactResume(Callback):
@@ -42,6 +42,8 @@ class ExactResume(Callback):
         """A second ``fit`` that resumes nothing starts from whatever the caller has seeded."""
         if trainer.ckpt_path is None:
             self._state = None
+        else:
+            _find_place(trainer.fit_loop)
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self._state is not None:
@@ -83,6 +85,39 @@ class LastCheckpoint(Checkpoint):
         if trainer.global_step != self._saved and not getattr(trainer, "fast_dev_run", False):
             self._saved = trainer.global_step
             trainer.save_checkpoint(self.path)
+
+
+class KeptCheckpoints(Checkpoint):
+    """Keeps the state of every so many steps in a file of its own, for what looks back at the training.
+
+    Args:
+        folder: where ``step-00000500.ckpt`` and the like are written.
+        every_n_steps: optimizer steps between two files, at least 1.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int) -> None:
+        self.folder = folder
+        self.every_n_steps = check_int(self, "every_n_steps", every_n_steps, 1)
+        self._saved = 0
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        # With gradient accumulation a step has several batches.
+        if step % self.every_n_steps == 0 and step != self._saved and not getattr(trainer, "fast_dev_run", False):
+            self._saved = step
+            trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt")
+
+
+def _find_place(loop: Any) -> None:
+    """Gives the training loader its state if Lightning has not.
+
+    A schedule over ``max_epochs`` asks for the number of batches (``Trainer.estimated_stepping_batches``). The loader is
+    then made before the checkpoint is read, and Lightning 2.6 loads the states of new loaders only.
+    """
+    states, loader = loop._combined_loader_states_to_load, loop._combined_loader
+    if states and loader is not None:
+        loader._load_state_dicts(states)
+        loop._combined_loader_states_to_load = []
 
 
 def _capture() -> dict[str, Any]:

@@ -1,0 +1,63 @@
+"""What is measured on a quantizer, as pure functions of tensors.
+
+Vectors are channels-last: every `(*batch, dim)` below is flattened to `(n, dim)`. Everything is computed in
+float64 where the device has it, because all of these are differences and ratios of sums over many vectors,
+and comes back in float32 (float64 for float64 vectors). Each function measures the vectors it is given: for a
+data set, sum counts over it or use the accumulators in `metrics.py`, since a mean of per-batch values depends
+on the batch size.
+"""
+
+from straightvq.diagnostics.functional.counts import (
+    dead_codes,
+    perplexity,
+    sliding_usage,
+    usage,
+    usage_counts,
+)
+from straightvq.diagnostics.functional.divergence import (
+    MomentGap,
+    compare_moments,
+    covariance,
+    gaussian_symmetric_kl_diagonal,
+    gaussian_w2,
+    gaussian_w2_diagonal,
+    moment_distance,
+    moments,
+    normalized_quantization_error,
+)
+from straightvq.diagnostics.functional.gradients import (
+    GradientGap,
+    UpdateDelay,
+    estimator_gap,
+    gradient_gap,
+    gradient_sparsity,
+    update_delay,
+)
+from straightvq.diagnostics.functional.spectrum import effective_dimension, principal_plane
+from straightvq.diagnostics.functional.vectors import ratio
+
+__all__ = [
+    "GradientGap",
+    "MomentGap",
+    "UpdateDelay",
+    "compare_moments",
+    "covariance",
+    "dead_codes",
+    "effective_dimension",
+    "estimator_gap",
+    "gaussian_symmetric_kl_diagonal",
+    "gaussian_w2",
+    "gaussian_w2_diagonal",
+    "gradient_gap",
+    "gradient_sparsity",
+    "moment_distance",
+    "moments",
+    "normalized_quantization_error",
+    "perplexity",
+    "principal_plane",
+    "ratio",
+    "sliding_usage",
+    "update_delay",
+    "usage",
+    "usage_counts",
+]

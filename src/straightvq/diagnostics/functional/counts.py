@@ -1,0 +1,150 @@
+"""Which codes are used, and how evenly."""
+
+import torch
+from torch import Tensor
+
+from straightvq.diagnostics.functional.vectors import ratio, wide_dtype
+
+
+def usage_counts(indices: Tensor, codebook_size: int) -> Tensor:
+    """Count how often each code was assigned.
+
+    Counts are the one thing to add up over batches, ranks and epochs: `usage`, `perplexity` and `dead_codes`
+    of the summed counts are exact for the whole set, whatever the batch size was.
+
+    Args:
+        indices: code numbers. Negative ones mark masked positions and are ignored.
+        codebook_size: number of codes k.
+
+    Shape:
+        indices: Int (*batch). For several codebooks call once per codebook.
+
+    Returns:
+        Int64 (k,), unit "vectors".
+
+    Raises:
+        TypeError: if `indices` are not integers.
+        ValueError: if an index is `codebook_size` or more, or `codebook_size` is not positive.
+
+    Example:
+        >>> usage_counts(torch.tensor([[0, 2, 2], [1, -1, 0]]), 4)
+        tensor([2, 1, 2, 0])
+    """
+    if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
+        raise TypeError(f"`usage_counts`: `indices` must be integers. Got {indices.dtype}.")
+    if codebook_size < 1:
+        raise ValueError(f"`usage_counts`: `codebook_size` must be an integer >= 1. Got {codebook_size}.")
+    flat = indices.reshape(-1).long()
+    if flat.numel() and (largest := int(flat.max())) >= codebook_size:
+        raise ValueError(f"`usage_counts`: `indices` must be integers below {codebook_size=}. Got {largest}.")
+    # One spare slot collects the masked positions, so that no data-dependent selection is needed.
+    slots = torch.where(flat < 0, codebook_size, flat)
+    counts = torch.zeros(codebook_size + 1, dtype=torch.int64, device=flat.device)
+    return counts.scatter_add_(0, slots, torch.ones_like(slots))[:codebook_size]
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """Effective number of codes in use: exp of the entropy, in nats, of the code frequencies.
+
+    perplexity = exp(-sum_k p_k log p_k), p = counts / sum(counts).
+
+    Unit "codes". Between 1 (one code takes everything) and its maximum k (all codes equally frequent); 0
+    where nothing was counted. A trained codebook of about a thousand codes without collapse reaches several
+    hundred; a collapsed one stays near ten. It cannot exceed the number of vectors counted, so count many per
+    code.
+
+    Shape:
+        counts: Int or Float (*levels, k), summed over the set of interest.
+
+    Returns:
+        Float (*levels).
+
+    Source:
+        The paper's tables give it over the test set; its `+ 1e-10` inside the logarithm is not needed here,
+        as p log p is 0 at p = 0.
+
+    Example:
+        >>> perplexity(torch.tensor([2, 1, 1, 0]))  # exp(1/2 log 2 + 1/2 log 4) = 2 * sqrt(2)
+        tensor(2.8284)
+    """
+    wide = counts.to(wide_dtype(counts))
+    total = wide.sum(-1, keepdim=True)
+    entropy = torch.special.entr(ratio(wide, total)).sum(-1)
+    return torch.where(total.squeeze(-1) > 0, entropy.exp(), 0.0).float()
+
+
+def usage(counts: Tensor) -> Tensor:
+    """Fraction of the codes that were assigned at least once (the paper's "active %", divided by 100).
+
+    Without a unit; from 0 (nothing counted) to its maximum 1. With resets or a well-conditioned codebook 0.9
+    and more is normal over a data set; a few percent means collapse. It grows with the number of vectors
+    counted: state the set with the value.
+
+    Shape:
+        counts: Int or Float (*levels, k).
+
+    Returns:
+        Float (*levels).
+
+    Example:
+        >>> usage(torch.tensor([2, 1, 1, 0]))
+        tensor(0.7500)
+    """
+    return (counts > 0).float().mean(-1)
+
+
+def dead_codes(counts: Tensor) -> Tensor:
+    """Number of codes that were never assigned.
+
+    Unit "codes"; from 0, which is what one wants over a data set, to its maximum k.
+
+    Shape:
+        counts: Int or Float (*levels, k).
+
+    Returns:
+        Int64 (*levels).
+
+    Example:
+        >>> dead_codes(torch.tensor([2, 1, 1, 0]))
+        tensor(1)
+    """
+    return (counts <= 0).sum(-1)
+
+
+def sliding_usage(counts: Tensor, window: int) -> Tensor:
+    """Fraction of the codes that were assigned at least once in the last `window` steps, for every step.
+
+    Entry t is `usage` of the counts of the steps t - window + 1 to t; the first ones have fewer steps to look
+    back on. Index collapse shows as a curve that falls in the course of training. With usage over all steps so
+    far, which cannot fall, it would stay hidden.
+
+    Args:
+        counts: `usage_counts` of each step.
+        window: number of steps, at least 1. Choose it so that it holds at least four vectors per code.
+
+    Shape:
+        counts: Int or Float (steps, k).
+
+    Returns:
+        Float (steps,).
+
+    Raises:
+        ValueError: if `counts` is not a table or `window` is below 1.
+
+    Source:
+        "The set of assigned code-vectors continuously shrinks", the paper's index collapse.
+
+    Example:
+        >>> sliding_usage(torch.tensor([[3, 1], [4, 0], [4, 0], [4, 0]]), window=2)
+        tensor([1.0000, 1.0000, 0.5000, 0.5000])
+    """
+    if counts.ndim != 2 or not counts.shape[1]:
+        raise ValueError(
+            f"`sliding_usage`: `counts` must have the shape (steps, k), k >= 1. Got {tuple(counts.shape)}."
+        )
+    if window < 1:
+        raise ValueError(f"`sliding_usage`: `window` must be an integer >= 1. Got {window}.")
+    # How many of the steps so far assigned each code: a difference of two of these is one window.
+    seen = (counts > 0).long().cumsum(0)
+    before = torch.cat([torch.zeros_like(seen[:1]).expand(min(window, len(seen)), -1), seen[:-window]])
+    return (seen > before).float().mean(1)

@@ -1,0 +1,209 @@
+"""What reaches encoder and codes in a step: gradient gap, sparsity, delay."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from straightvq.diagnostics.functional.vectors import flatten, mean_and_variance, ratio, result_dtype, wide_dtype
+from straightvq.functional import nearest_code
+
+
+class GradientGap(NamedTuple):
+    """How far the straight-through gradient is from the one without a quantizer; see `gradient_gap`."""
+
+    norm: Tensor
+    relative: Tensor
+    cosine: Tensor
+
+
+class UpdateDelay(NamedTuple):
+    """Quantization errors around one training step, over the variance of the embeddings; see `update_delay`."""
+
+    before: Tensor
+    aimed: Tensor
+    after: Tensor
+
+    @property
+    def delay(self) -> Tensor:
+        """`after - aimed`: what the codes miss because the embeddings have moved on."""
+        return self.after - self.aimed
+
+
+def gradient_gap(grad_at_z: Tensor, grad_at_quantized: Tensor) -> GradientGap:
+    """Error of the straight-through gradient.
+
+    norm = ||g_z - g_q||,  relative = norm / ||g_z||,  cosine = <g_z, g_q> / (||g_z|| ||g_q||),
+    with g_z = dL(G(z))/dz, the head G run on the embeddings, and g_q = dL(G(q))/dq, the same head, target and
+    loss run on the quantized vectors; `estimator_gap` computes both.
+
+    norm has the unit of the gradient and depends on how the loss averages; relative (0 is exact, no maximum)
+    and cosine (1 is exact, minimum -1) do not, and are the ones to compare between runs. It vanishes if the
+    quantizer is exact or the head is linear in L; for a smooth head it is bounded by its smoothness times ||z
+    - q||. If both gradients are zero it is (0, 0, 1), if only g_z is, relative is infinite; a single zero
+    gradient has cosine 0.
+
+    Shape:
+        grad_at_z, grad_at_quantized: Float, any one shape.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Source:
+        The gradient gap of the paper's analysis of the straight-through estimator.
+
+    Example:
+        >>> gradient_gap(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 0.0])).norm  # L = |u|^2 / 2, q = 0
+        tensor(5.)
+    """
+    if grad_at_z.shape != grad_at_quantized.shape:
+        raise ValueError(
+            f"`gradient_gap`: `grad_at_quantized` must have the shape of `grad_at_z`, "
+            f"{tuple(grad_at_z.shape)}. Got {tuple(grad_at_quantized.shape)}."
+        )
+    a = grad_at_z.flatten().to(wide_dtype(grad_at_z))
+    b = grad_at_quantized.flatten().to(a.dtype)
+    norm, norm_a, norm_b = (a - b).norm(), a.norm(), b.norm()
+    # Each side is normalised by itself: a product of two small norms could underflow.
+    cosine = (ratio(a, norm_a) * ratio(b, norm_b)).sum().clamp(-1, 1)
+    cosine = torch.where((norm_a == 0) & (norm_b == 0), 1.0, cosine)
+    dtype = result_dtype(grad_at_z)
+    return GradientGap(norm.to(dtype), ratio(norm, norm_a).to(dtype), cosine.to(dtype))
+
+
+def estimator_gap(head: Callable[[Tensor], Tensor], z: Tensor, quantized: Tensor) -> GradientGap:
+    """`gradient_gap` of a head: runs it at the embeddings and at the quantized vectors, on the same target.
+
+    Gradients are taken with respect to the latent only: none is left in a parameter, and whatever made `z` and
+    `quantized` is not asked. A head that draws random numbers, as dropout does, draws the same ones both times, and
+    the random state is left as it was found. Put the head in evaluation mode if that is what is to be measured.
+
+    Args:
+        head: maps a latent to the task loss, a scalar: the rest of the network, target and loss included.
+        z: embeddings, in the layout that the head takes.
+        quantized: what the quantizer makes of them.
+
+    Shape:
+        z, quantized: Float, any one shape.
+
+    Raises:
+        ValueError: if the shapes differ or the head's loss is not a scalar that depends on the latent.
+
+    Source:
+        The paper's gradient gap: dL(G(F(x)))/dF(x) - dL(G(h(F(x))))/dh(F(x)).
+
+    Example:
+        >>> gap = estimator_gap(lambda u: u.square().sum() / 2, torch.tensor([3.0, 4.0]), torch.zeros(2))
+        >>> gap.norm, estimator_gap(torch.sum, torch.tensor([3.0, 4.0]), torch.zeros(2)).norm
+        (tensor(5.), tensor(0.))
+    """
+    if z.shape != quantized.shape:
+        raise ValueError(
+            f"`estimator_gap`: `quantized` must have the shape of `z`, {tuple(z.shape)}. Got {tuple(quantized.shape)}."
+        )
+    return gradient_gap(_head_gradient(head, z), _head_gradient(head, quantized))
+
+
+def _head_gradient(head: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
+    at = latent.detach().clone().requires_grad_()
+    with torch.random.fork_rng(devices=[at.device] if at.is_cuda else []), torch.enable_grad():
+        loss = head(at)
+    if loss.ndim or not loss.requires_grad:
+        raise ValueError(
+            "`estimator_gap`: `head` must return a scalar loss that depends on the latent. "
+            f"Got the shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}."
+        )
+    return torch.autograd.grad(loss, at)[0]
+
+
+def gradient_sparsity(grad: Tensor) -> Tensor:
+    """Fraction of the codes that receive a gradient in a step: rows with a non-zero entry.
+
+    Without a unit; from 0 to its maximum 1. A plain codebook gets (assigned codes)/k, which cannot exceed
+    n/k; with shared affine parameters every *effective* code moves although the raw table's gradient stays
+    this sparse. That shows in the codes themselves: given `codes_after - codes_before` instead of a gradient, it is
+    the fraction of the codes that a step moved, by whatever rule.
+
+    Shape:
+        grad: Float (k, dim), the gradient of the code table, or its change.
+
+    Returns:
+        Float ().
+
+    Raises:
+        ValueError: if `grad` is not a table of at least one row.
+
+    Example:
+        >>> gradient_sparsity(torch.tensor([[0.0, 0.1], [0.0, 0.0], [2.0, 0.0], [0.0, 0.0]]))
+        tensor(0.5000)
+    """
+    if grad.ndim != 2 or not len(grad):
+        raise ValueError(
+            f"`gradient_sparsity`: `grad` must have the shape (codebook_size, dim) with at least one row. "
+            f"Got {tuple(grad.shape)}."
+        )
+    return (grad != 0).any(-1).float().mean()
+
+
+def update_delay(
+    z_before: Tensor,
+    z_after: Tensor,
+    codes_before: Tensor,
+    codes_after: Tensor,
+    *,
+    distance: Literal["euclidean", "cosine"] = "euclidean",
+) -> UpdateDelay:
+    """How far the codebook lags behind the encoder: quantization errors of the same inputs around a training step.
+
+    before = d(z^t, C^t), aimed = d(z^t, C^(t+1)), after = d(z^(t+1), C^(t+1)), with
+    d(z, C) = mean ||z - nearest code||^2 / mean ||z^t - mean z^t||^2.
+
+    Codes are trained against the embeddings of the step, `aimed` for them, and are used with those that the encoder
+    makes once it has stepped too. `delay = after - aimed` is what that costs: near 0 is normal, negative means
+    that the commitment pulls the embeddings towards their codes faster than the task moves them away, and a
+    positive delay larger than `before - aimed`, which is what the codebook's own step gained, means that the step
+    left the codebook worse off than it was. Without a unit; unchanged when vectors and codes are shifted or
+    scaled together.
+
+    Args:
+        z_before, z_after: embeddings of a fixed set of inputs before and after the step.
+        codes_before, codes_after: effective codes.
+        distance: by which codes are assigned; see `straightvq.functional.nearest_code`.
+
+    Shape:
+        z_before, z_after: Float (*batch, dim).
+        codes_before, codes_after: Float (k, dim).
+
+    Raises:
+        ValueError: if the shapes do not fit or there is no vector.
+
+    Source:
+        The paper: the codebook "is always delayed by a single iteration". The measure is ours.
+
+    Example:
+        >>> z = torch.tensor([[-1.0], [1.0]])  # variance 1, one code at 2 that moves half way to the mean
+        >>> delay = update_delay(z, z - 1, torch.tensor([[2.0]]), torch.tensor([[1.0]]))
+        >>> [float(error) for error in delay], float(delay.delay)
+        ([5.0, 2.0, 5.0], 3.0)
+    """
+    if z_after.shape != z_before.shape or codes_after.shape != codes_before.shape or codes_before.ndim != 2:
+        raise ValueError(
+            "`update_delay`: `z_after` and `codes_after` must have the shapes of `z_before` (*batch, dim) and "
+            f"`codes_before` (k, dim). Got {tuple(z_after.shape)} and {tuple(z_before.shape)}, "
+            f"{tuple(codes_after.shape)} and {tuple(codes_before.shape)}."
+        )
+    start, end = flatten(z_before, "update_delay"), flatten(z_after, "update_delay")
+    if start.shape[1] != codes_before.shape[1]:
+        raise ValueError(
+            f"`update_delay`: codes must have the last axis of `z_before`, {start.shape[1]}. "
+            f"Got {codes_before.shape[1]}."
+        )
+    spread = mean_and_variance(start)[1].sum()
+
+    def error(z: Tensor, codes: Tensor) -> Tensor:
+        codes = codes.detach().to(z.dtype)
+        missed = z - codes[nearest_code(z, codes, distance=distance)]
+        return ratio(missed.square().sum(-1).mean(), spread).to(result_dtype(z_before))
+
+    return UpdateDelay(error(start, codes_before), error(start, codes_after), error(end, codes_after))

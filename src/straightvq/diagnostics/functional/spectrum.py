@@ -1,0 +1,75 @@
+"""Directions of the embeddings: how many they use, and the widest of them."""
+
+import torch
+from torch import Tensor
+
+from straightvq.diagnostics.functional.vectors import deviations, flatten, ratio, result_dtype
+
+
+def effective_dimension(z: Tensor) -> Tensor:
+    """Number of directions the embeddings really use: exp of the entropy of the covariance's spectrum.
+
+    exp(-sum_j p_j log p_j), p = eigenvalues of the covariance / their sum.
+
+    Unit "dimensions". Between 1 (all on a line) and its maximum, the smaller of dim and n - 1; 0 if all
+    vectors are equal. Encoders commonly use far fewer directions than they have channels; codebooks of a
+    smaller `codebook_dim` then lose little. Costs O(n dim^2 + dim^3).
+
+    Shape:
+        z: Float (*batch, dim).
+
+    Returns:
+        Float ().
+
+    Raises:
+        ValueError: if there is no vector.
+
+    Example:
+        >>> cross = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])  # spectrum (1/2, 1/2, 0)
+        >>> effective_dimension(torch.cat([cross, -cross]))
+        tensor(2.)
+    """
+    flat = flatten(z, "effective_dimension")
+    centred = deviations(flat)[1]
+    # Rounding may leave an eigenvalue slightly below 0.
+    spectrum = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0)
+    total = spectrum.sum()
+    p = ratio(spectrum, total)
+    return torch.where(total > 0, torch.special.entr(p).sum().exp(), 0.0).to(result_dtype(z))
+
+
+def principal_plane(z: Tensor, k: int = 2) -> tuple[Tensor, Tensor]:
+    """Mean and first k principal directions of the embeddings, the frame of the scatter pictures.
+
+    `(z - mean) @ basis` are the coordinates, the widest first. Signs are fixed: the largest entry of each
+    direction is positive (the first among equals), so that two runs draw the same picture.
+
+    Args:
+        z: the vectors.
+        k: number of directions, 1 to dim.
+
+    Shape:
+        z: Float (*batch, dim).
+
+    Returns:
+        mean Float (dim,) in the unit of z, basis Float (dim, k) with orthonormal columns.
+
+    Raises:
+        ValueError: if there is no vector or k is not in 1..dim.
+
+    Example:
+        >>> mean, basis = principal_plane(torch.tensor([[1.0, 2.0], [1.0, 6.0]]), k=1)
+        >>> mean.tolist(), basis.flatten().abs().tolist()
+        ([1.0, 4.0], [0.0, 1.0])
+    """
+    flat = flatten(z, "principal_plane")
+    if not 1 <= k <= flat.shape[1]:
+        raise ValueError(f"`principal_plane`: `k` must be an integer from 1 to dim={flat.shape[1]}. Got {k}.")
+    mean, centred = deviations(flat)
+    basis = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(-1)[:, :k]
+    # "First among equals" up to rounding: argmax alone would let noise choose between +1/sqrt 2 and -1/sqrt
+    # 2.
+    size = basis.abs()
+    leading = (size >= size.amax(0) * (1 - 1e-6)).int().argmax(0, keepdim=True)
+    basis = basis * basis.gather(0, leading).sign()
+    return mean.to(result_dtype(z)), basis.to(result_dtype(z))

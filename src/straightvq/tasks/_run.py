@@ -1,0 +1,169 @@
+"""A finished run as `straightvq fit` leaves it: its configuration, its checkpoints, its log."""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml  # type: ignore[import-untyped]
+from lightning.pytorch.cli import LightningArgumentParser
+
+KEPT = "checkpoints"
+"""Subfolder of the checkpoints that ``--keep_every`` writes."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One state of the training.
+
+    Attributes:
+        path: its file.
+        names: all files of the run that hold this step, without suffix.
+        step: optimizer steps done.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    step: int
+
+
+class RunFolder:
+    """What is in a run's folder.
+
+    Args:
+        folder: the folder, with ``config.yaml`` and at least one checkpoint, in it or in ``checkpoints/``.
+        owner: who asks, for messages.
+
+    Attributes:
+        config: the configuration of the training, all defaults included.
+        checkpoints: in the order of training, one per step.
+
+    Raises:
+        ValueError: if it is no such folder or a checkpoint cannot be read.
+    """
+
+    def __init__(self, folder: Path, owner: str = "analyze") -> None:
+        self.folder, self.owner = folder, owner
+        if not folder.is_dir():
+            raise ValueError(f"`{owner}`: there is no folder {str(folder)!r}. Pass the one that `straightvq fit` made.")
+        self.config = self._read_config()
+        files = sorted([*folder.glob("*.ckpt"), *folder.glob(f"{KEPT}/*.ckpt")])
+        if not files:
+            raise ValueError(
+                f"`{owner}`: {str(folder)!r} has no checkpoint: neither last.ckpt, nor best.ckpt, nor any in {KEPT}/. "
+                "Train until the first is written (--save_every)."
+            )
+        by_step: dict[int, list[Path]] = {}
+        for file in files:
+            by_step.setdefault(int(read_checkpoint(file, owner)["global_step"]), []).append(file)
+        self.checkpoints = [
+            Checkpoint(same[0], tuple(file.stem for file in same), step) for step, same in sorted(by_step.items())
+        ]
+
+    def _read_config(self) -> dict[str, Any]:
+        file = self.folder / "config.yaml"
+        hint = "Pass a folder that `straightvq fit` made, such as runs/photos."
+        if not file.is_file():
+            here = f"{str(self.folder)!r} is not a run's folder"
+            raise ValueError(f"`{self.owner}`: {here}: it has no config.yaml. {hint}")
+        try:
+            config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"`{self.owner}`: {str(file)!r} is not readable as YAML. {hint}") from error
+        if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("model", "data")):
+            raise ValueError(f"`{self.owner}`: {str(file)!r} configures no model and data. {hint}")
+        return config
+
+    def checkpoint(self, name: str | None = None) -> Checkpoint:
+        """The one of that file name, without suffix; None takes the best, or the last where there is no best.
+
+        Raises:
+            ValueError: if there is none of that name.
+        """
+        for wanted in ("best", "last") if name is None else (name,):
+            for checkpoint in self.checkpoints:
+                if wanted in checkpoint.names:
+                    return checkpoint
+        if name is None:
+            return self.checkpoints[-1]
+        known = ", ".join(name for checkpoint in self.checkpoints for name in checkpoint.names)
+        raise ValueError(f"`{self.owner}`: {str(self.folder)!r} has no checkpoint {name!r}. It has {known}.")
+
+    def build(self) -> tuple[lightning.LightningModule, lightning.LightningDataModule]:
+        """Task and data as the configuration describes them, the weights still those of a new network."""
+        parser = LightningArgumentParser(exit_on_error=False)
+        parser.add_lightning_class_args(lightning.LightningModule, "model", subclass_mode=True)
+        parser.add_lightning_class_args(lightning.LightningDataModule, "data", subclass_mode=True)
+        parsed = parser.parse_object({key: self.config[key] for key in ("model", "data")})
+        built = parser.instantiate_classes(parsed)
+        return built.model, built.data
+
+    def log(self, name: str) -> tuple[list[float], list[float]]:
+        """Steps and values of one column of the run's CSV logs, resumed parts included; empty if there is none."""
+        values = {
+            step: value
+            for row in self._rows()
+            if (step := _number(row.get("step"))) is not None and (value := _number(row.get(name))) is not None
+        }
+        steps = sorted(values)
+        # The loggers count a step from 0, the checkpoints from 1.
+        return [step + 1 for step in steps], [values[step] for step in steps]
+
+    def _rows(self) -> Iterator[dict[str, str]]:
+        files = self.folder.glob("metrics/version_*/metrics.csv")
+        for file in sorted(files, key=lambda f: (len(f.parent.name), f.parent.name)):
+            with file.open(newline="", encoding="utf-8") as lines:
+                yield from csv.DictReader(lines)
+
+
+def read_checkpoint(file: Path, owner: str = "analyze") -> dict[str, Any]:
+    """A checkpoint of Lightning's, by the loader that runs no code of the file. Tensors stay on disk until used.
+
+    Raises:
+        ValueError: if it is damaged, holds other objects than tensors and plain values, or is not one.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # what torch.load raises for damaged files is not documented
+        raise ValueError(
+            f"`{owner}`: {str(file)!r} cannot be read as a checkpoint: it is damaged, or holds other objects than "
+            "tensors and plain values, which are not loaded."
+        ) from error
+    if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
+        raise ValueError(f"`{owner}`: {str(file)!r} is not a checkpoint of a training run.")
+    return content
+
+
+def load_weights(task: lightning.LightningModule, checkpoint: Checkpoint, owner: str = "analyze") -> None:
+    """Loads the network's weights strictly.
+
+    Raises:
+        ValueError: if the checkpoint is of another network than the configuration's.
+    """
+    state = read_checkpoint(checkpoint.path, owner)["state_dict"]
+    own = task.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    other = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    found = [f"{word} {_some(keys)}" for word, keys in (("lacks", missing), ("also has", extra)) if keys]
+    found += [f"has {key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}" for key in other[:2]]
+    if found:
+        raise ValueError(
+            f"`{owner}`: {str(checkpoint.path)!r} is of another network, or another version of it, than config.yaml "
+            f"describes: it {'; it '.join(found)}. Use the version that trained it; config.yaml names it."
+        )
+    task.load_state_dict(state)
+
+
+def _some(keys: list[str]) -> str:
+    shown = ", ".join(keys[:3])
+    return shown if len(keys) <= 3 else f"{shown} and {len(keys) - 3} more"
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None

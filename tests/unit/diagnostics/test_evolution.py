@@ -1,0 +1,175 @@
+"""What the pictures of a training show: the drawn data, not their pixels, and the degenerate cases."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from straightvq import diagnostics as dx
+from straightvq.diagnostics import evolution, panels
+
+
+def snapshot(step, dim=6, n=300, k=16, shift=0.0, used=8):
+    generator = torch.Generator().manual_seed(step)
+    counts = torch.zeros(k, dtype=torch.int64)
+    counts[:used] = 5
+    return dx.Snapshot(
+        step, torch.randn(n, dim, generator=generator) + shift, torch.randn(k, dim, generator=generator), counts
+    )
+
+
+def render(figure):
+    figure.draw_without_rendering()
+
+
+def overlapping(figure):
+    """Pairs of panels whose labels, titles or legends touch, and what leaves the page."""
+    render(figure)
+    boxes = [(ax.get_title(loc="left"), ax.get_tightbbox()) for ax in figure.axes]
+    boxes += [(text.get_text(), text.get_window_extent()) for text in figure.texts]
+    outside = [name for name, box in boxes if box.x1 > figure.bbox.x1 or box.y1 > figure.bbox.y1 or box.x0 < 0]
+    return outside + [(a, b) for (a, x), (b, y) in itertools.combinations(boxes, 2) if x.overlaps(y)]
+
+
+class TestSnapshot:
+    def test_assigned_are_the_codes_with_a_count(self):
+        codes = torch.arange(6.0).reshape(3, 2)
+        taken = dx.Snapshot(1, torch.ones(1, 2), codes, torch.tensor([2, 0, 1])).assigned
+        assert taken.tolist() == [[0.0, 1.0], [4.0, 5.0]]
+
+    @pytest.mark.parametrize("shapes", [((3, 2), (4, 3), (4,)), ((3, 2), (4, 2), (3,)), ((0, 2), (4, 2), (4,))])
+    def test_shapes_that_do_not_fit_are_refused(self, shapes):
+        with pytest.raises(ValueError, match="`Snapshot`: `z`, `codes` and `counts` must have the shapes"):
+            dx.Snapshot(1, *(torch.ones(shape) for shape in shapes))
+
+
+class TestDivergence:
+    def test_has_three_panels_with_a_curve_for_each_snapshot(self):
+        figure = dx.divergence_over_time([snapshot(10 * i) for i in (1, 2, 3)], title="a run")
+        assert overlapping(figure) == []
+        assert [len(ax.lines) for ax in figure.axes] == [3, 3, 3]
+        assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["30", "20", "10"]
+
+    def test_curves_stand_over_the_projections_on_the_last_embeddings_first_component(self):
+        # The last embeddings spread along the first channel around 5; codes sit at 5 - 4 and 5 + 2, one unassigned.
+        z = torch.tensor([[1.0, 0.0], [9.0, 0.0], [5.0, 1.0], [5.0, -1.0]])
+        last = dx.Snapshot(9, z, torch.tensor([[1.0, 0.0], [7.0, 0.0]]), torch.tensor([4, 0]))
+        figure = dx.divergence_over_time([last])
+        (all_codes,), (assigned,) = figure.axes[1].lines, figure.axes[2].lines
+        for line, peaks in ((all_codes, (-4, 2)), (assigned, (-4,))):
+            x, y = line.get_data()
+            rising = np.flatnonzero((y[1:-1] > y[:-2]) & (y[1:-1] >= y[2:])) + 1
+            np.testing.assert_allclose(x[rising], peaks, atol=0.1)
+
+    def test_the_last_curve_is_the_darkest(self):
+        figure = dx.divergence_over_time([snapshot(1), snapshot(2)])
+        light, dark = (sum(int(line.get_color()[i : i + 2], 16) for i in (1, 3, 5)) for line in figure.axes[1].lines)
+        assert dark < light
+
+    def test_far_codes_are_counted_and_do_not_squash_the_view(self):
+        far = snapshot(1, k=200)
+        far.codes[:2] = 1e4
+        figure = dx.divergence_over_time([far])
+        assert np.ptp(figure.axes[0].get_xlim()) < 30
+        assert [text.get_text() for text in figure.axes[1].texts] == ["2 outside the view at the end"]
+
+    @pytest.mark.parametrize("used", [0, 1])
+    @pytest.mark.parametrize("dim", [1, 3])
+    def test_degenerate_codebooks_are_drawn(self, used, dim):
+        equal = dx.Snapshot(0, torch.full((5, dim), 0.1), torch.full((2, dim), 0.1), torch.tensor([used, 0]))
+        render(dx.divergence_over_time([equal, equal]))
+
+    def test_many_snapshots_keep_readable_steps(self):
+        figure = dx.divergence_over_time([snapshot(i, n=20) for i in range(40)])
+        assert 8 <= len(figure.axes[0].get_yticks()) <= 14
+        assert overlapping(figure) == []
+
+    def test_none_or_two_widths_are_refused(self):
+        with pytest.raises(ValueError, match="`divergence_over_time`: `snapshots` must be at least one"):
+            dx.divergence_over_time([])
+        with pytest.raises(ValueError, match=r"Got 2 of the widths \[3, 6\]"):
+            dx.divergence_over_time([snapshot(1), snapshot(2, dim=3)])
+
+
+class TestTsne:
+    def test_is_deterministic_and_keeps_apart_what_is_apart(self):
+        z, codes = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)), torch.randn(30, 5) + 50
+        state = np.random.get_state()[1].copy()
+        first, second = dx.joint_tsne(z, codes, perplexity=10), dx.joint_tsne(z, codes, perplexity=10)
+        assert torch.equal(first[0], second[0])
+        assert torch.equal(first[1], second[1])
+        assert np.array_equal(np.random.get_state()[1], state)
+        centre_z, centre_codes = (x.mean(0) for x in first)
+        spread = (first[0] - centre_z).norm(dim=1).mean()
+        assert (centre_z - centre_codes).norm() > 2 * spread
+
+    @pytest.mark.parametrize(("n", "k", "dim"), [(3, 1, 2), (9, 2, 1), (6, 6, 3)])
+    def test_few_or_equal_vectors_are_placed(self, n, k, dim):
+        z, codes = dx.joint_tsne(torch.ones(n, dim), torch.ones(k, dim))
+        assert z.shape == (n, 2)
+        assert codes.shape == (k, 2)
+        assert torch.isfinite(z).all()
+
+    def test_shapes_that_do_not_fit_are_refused(self):
+        with pytest.raises(ValueError, match=r"n \+ k >= 4\. Got \(2, 3\) and \(1, 3\)"):
+            dx.joint_tsne(torch.ones(2, 3), torch.ones(1, 3))
+
+    def test_map_draws_each_set_in_each_panel(self):
+        figure = dx.tsne_map([snapshot(1, n=40), snapshot(2, n=40, used=16)], title="a run")
+        assert overlapping(figure) == []
+        assert [[len(c.get_offsets()) for c in ax.collections] for ax in figure.axes] == [[40, 8, 8], [40, 0, 16]]
+        assert figure.axes[0].get_title(loc="left") == "Step 1: 8 of 16 codes assigned"
+
+    def test_map_thins_large_sets(self):
+        figure = dx.tsne_map([snapshot(1, n=100, k=50)], max_vectors=20)
+        assert len(figure.axes[0].collections[0].get_offsets()) == 20
+        assert sum(len(c.get_offsets()) for c in figure.axes[0].collections) == 40
+
+    def test_map_of_four_is_refused(self):
+        with pytest.raises(ValueError, match=r"`tsne_map`: `snapshots` must be 1 to 3, of one width\. Got 4"):
+            dx.tsne_map([snapshot(1)] * 4)
+
+
+class TestCurves:
+    def test_draws_finite_values_and_shares_as_percent(self):
+        plot = dx.CurvePanel("usage", "%", {"log": ([1, 2, 3], [0.5, float("nan"), 1.0])}, 0.75, is_share=True)
+        figure = dx.curves_over_time([plot])
+        render(figure)
+        line, reference = figure.axes[0].lines
+        assert line.get_xydata().tolist() == [[1, 50], [3, 100]]
+        assert list(reference.get_ydata()) == [75, 75]
+
+    def test_plots_share_the_axis_of_steps_and_fit_the_page(self):
+        plots = [dx.CurvePanel(f"plot {i}", "unit", {"one": ([i], [1.0]), "two": ([50], [0.1])}) for i in range(7)] + [
+            dx.CurvePanel("nothing", "unit")
+        ]
+        figure = dx.curves_over_time(plots, title="a run")
+        assert overlapping(figure) == []
+        assert {ax.get_xlim() for ax in figure.axes} == {(0, 52.0)}
+        assert [text.get_text() for text in figure.axes[-1].texts] == ["not measured"]
+
+    def test_a_dense_log_has_no_markers(self):
+        figure = dx.curves_over_time([dx.CurvePanel("a", "b", {"log": (range(100), np.ones(100)), "few": ([1], [1])})])
+        assert [line.get_marker() for line in figure.axes[0].lines] == ["None", "o"]
+
+    def test_what_does_not_fit_is_refused(self):
+        with pytest.raises(ValueError, match="`curves_over_time`: `plots` must be at least one"):
+            dx.curves_over_time([])
+        with pytest.raises(ValueError, match="at most 6 lines"):
+            dx.curves_over_time([dx.CurvePanel("a", "b", {str(i): ([1], [1]) for i in range(7)})])
+        with pytest.raises(ValueError, match=r"'x' of 'a' must have as many steps as values\. Got 2 and 1"):
+            dx.curves_over_time([dx.CurvePanel("a", "b", {"x": ([1, 2], [1])})])
+
+
+def test_pictures_are_saved_whole(tmp_path):
+    for number, figure in enumerate(
+        (dx.divergence_over_time([snapshot(1)]), dx.curves_over_time([dx.CurvePanel("a", "b", {"c": ([1], [2])})]))
+    ):
+        assert dx.save(figure, tmp_path / f"{number}.png").stat().st_size > 1000
+
+
+def test_colours_are_lightened_towards_white():
+    assert panels.lighten("#000000", 0.0) == "#000000"
+    assert panels.lighten("#000000", 1.0) == "#ffffff"
+    assert {evolution.P_COLOR, evolution.C_COLOR, evolution.Q_COLOR} >= {panels.PALETTE[0], panels.PALETTE[1]}
