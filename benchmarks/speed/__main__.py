@@ -34,7 +34,7 @@ from benchmarks.speed.report import WIDTH as D
 from tqdm import tqdm
 
 VECTORS, CODES, WIDTHS = (4096, 16384, 65536, 262144), (512, 1024, 8192, 65536, 262144), (8, 32, 64, 256)
-# Along each axis through the middle of the grid, with the doublings that show that the cost is linear.
+# Along each axis through the middle of the grid.
 LINES = (
     [(N, k, D) for k in (512, 1024, 8192, 16384, 32768, 65536)]
     + [(n, K, D) for n in (4096, 32768, 65536, 262144)]
@@ -159,6 +159,8 @@ def main() -> None:
     for kind in options.kinds:
         if kind == "share":
             todo.append((kind, Problem(*SHARE_OF[options.device], options.device)))
+        elif kind == "growth":
+            todo.append((kind, Problem(N, K, D, options.device)))
         else:
             todo += [(kind, Problem(*size, options.device)) for size in sizes]
 

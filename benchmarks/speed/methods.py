@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["search", "sums", "step", "share"]
+Kind = Literal["search", "sums", "step", "growth", "share"]
 
 
 class Problem(NamedTuple):
@@ -252,6 +252,16 @@ class _Stopwatch:
         self.seconds += self._now() - self.start
 
 
+def _growing(make: Callable[[Problem], Once], what: str) -> dict[str, Method]:
+    """The same work at one, two and four times the vectors or codes: rows that take turns."""
+
+    def scaled(vectors: int, codes: int) -> Method:
+        return Method(lambda p: make(p._replace(vectors=p.vectors * vectors, codes=p.codes * codes)))
+
+    sizes = {"": (1, 1), ", 2 x vectors": (2, 1), ", 4 x vectors": (4, 1), ", 2 x codes": (1, 2), ", 4 x codes": (1, 4)}
+    return {what + name: scaled(*size) for name, size in sizes.items()}
+
+
 METHODS: dict[Kind, dict[str, Method]] = {
     "search": {
         "straightvq": Method(_ours("auto"), package="straightvq"),
@@ -275,6 +285,7 @@ METHODS: dict[Kind, dict[str, Method]] = {
         "straightvq, alternated": Method(_our_step("AlternatedUpdate")),
         "vector-quantize-pytorch": Method(_peer_step, package="vector-quantize-pytorch"),
     },
+    "growth": {**_growing(_ours("auto"), "search"), **_growing(_our_step("EMAUpdate"), "step")},
     "share": {
         "step": Method(_share(part=False), is_warm=True),
         "quantizer in it": Method(_share(part=True), is_warm=True),
