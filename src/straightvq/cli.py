@@ -1,13 +1,14 @@
 """The command `straightvq`."""
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import inspect
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -22,6 +23,9 @@ TRAINING = {
 OTHERS = {
     "demo": "plain VQ against ours on two photographs: minutes on a CPU, no download",
     "recipes": "list the packaged recipes, or show one",
+    "analyze": "measure a run's checkpoints: divergence, gradients, pictures, a report",
+    "reproduce": "run a comparison of methods, small on a CPU or full on a GPU, and write its report",
+    "generate": "draw pictures from a trained generation run, or fill a region of one",
 }
 USAGE = "straightvq <command> [options]"
 EXAMPLES = """\
@@ -31,6 +35,9 @@ examples:
   straightvq fit --config photos --config plain_vq --model.lr 3e-4
   straightvq fit --config folder --data.source /path/to/images
   straightvq test --config photos --ckpt_path best
+  straightvq analyze runs/photos
+  straightvq reproduce toy
+  straightvq generate --run runs/maskgit_digits
 `straightvq <command> --help` lists the options of a command."""
 
 
@@ -45,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes those of the process.
 
     Returns:
-        Exit status: 0, or 2 for a mistake on the command line or in a configuration, which is explained on the
-        standard error stream.
+        Exit status: 0; 2 for a mistake on the command line or in a configuration, which is explained on the
+        standard error stream; 130 when stopped by Ctrl-C.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("-h", "--help"):
@@ -58,7 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(f"straightvq {straightvq.__version__}\n")
         return 0
     command, rest = args[0], args[1:]
-    runners: dict[str, Callable[[list[str]], None]] = {"demo": _demo, "recipes": _recipes}
+    runners: dict[str, Callable[[list[str]], None]] = {
+        "demo": _demo,
+        "recipes": _recipes,
+        "analyze": _analyze,
+        "reproduce": _reproduce,
+        "generate": _generate,
+    }
     try:
         if command in TRAINING:
             _train(command, rest)
@@ -71,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         sys.stderr.write(f"straightvq: {error}\n")
         return 2
+    except KeyboardInterrupt as stop:
+        sys.stderr.write(f"straightvq: {stop or 'stopped'}\n")
+        return 130
     return 0
 
 
@@ -132,33 +148,42 @@ def _train(command: str, args: list[str]) -> None:
             f"Packaged: {', '.join(recipe_names())}."
         )
     try:
-        from jsonargparse import ArgumentError
-
         from straightvq.tasks.command_line import TrainingCLI, quiet
     except ImportError as error:
         raise UsageError(f'{error}. Training needs the extra: pip install "straightvq[train]"') from error
-    with quiet():
-        try:
-            cli = TrainingCLI([command, *args], "-".join(names) or "run", typed)
-        except ArgumentError as error:
-            raise UsageError(str(error) if is_verbose else _shortened(str(error))) from error
-        except (ValueError, TypeError) as error:
-            # The library's own sentences name their owner first; anything else is a fault and needs its traceback.
-            if is_verbose or not (sentence := str(_root(error))).startswith("`"):
-                raise
-            raise UsageError(sentence) from error
+    with quiet(), _explained(is_verbose):
+        cli = TrainingCLI([command, *args], "-".join(names) or "run", typed)
     sys.stdout.write(cli.summary())
+
+
+@contextlib.contextmanager
+def _explained(is_verbose: bool = False) -> Iterator[None]:
+    """Turns mistakes in a configuration into usage errors."""
+    from jsonargparse import ArgumentError
+
+    try:
+        yield
+    except ArgumentError as error:
+        raise UsageError(str(error) if is_verbose else _shortened(str(error))) from error
+    except (ValueError, TypeError) as error:
+        # The library's own sentences name their owner first; anything else is a fault and needs its traceback.
+        sentence = next((text for text in reversed(_chain(error)) if text.startswith("`")), None)
+        if is_verbose or sentence is None:
+            raise
+        raise UsageError(sentence) from error
 
 
 _VERBOSE = "--verbose_errors"
 _MORE = f"Add {_VERBOSE} to see the whole message."
 
 
-def _root(error: BaseException) -> BaseException:
-    """The error that led to this one."""
-    while error.__cause__ is not None:
+def _chain(error: BaseException | None) -> list[str]:
+    """What this error says, and the one that led to it, and so on."""
+    texts = []
+    while error is not None:
+        texts.append(str(error))
         error = error.__cause__
-    return error
+    return texts
 
 
 def _with_recipes(args: list[str]) -> tuple[list[str], list[str]]:
@@ -243,6 +268,116 @@ def _demo(args: list[str]) -> None:
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
     run_demo(options.out, settings)
+
+
+# --- analysis -----------------------------------------------------------------------------------------------------
+
+
+def _analyze(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="straightvq analyze",
+        description="Measures the checkpoints of a run on a fixed part of its test split: usage, divergence of "
+        "embeddings and codes, gradients, update delay. Writes numbers, pictures and a one-page report.",
+    )
+    parser.add_argument("run", type=Path, help="folder that `straightvq fit` made, such as runs/photos")
+    parser.add_argument(
+        "--num-images", type=int, default=512, help="test examples to measure on (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=None, help="folder of the results (default: analysis in the run's)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of vectors chosen and of the t-SNE (default: %(default)s)")
+    options = parser.parse_args(args)
+    try:
+        from straightvq.tasks.analysis import analyze
+    except ImportError as error:
+        raise UsageError(f'{error}. The analysis needs the extra: pip install "straightvq[train]"') from error
+    with _explained():
+        analyze(options.run, out=options.out, num_images=options.num_images, device=options.device, seed=options.seed)
+
+
+# --- generation ---------------------------------------------------------------------------------------------------
+
+
+def _generate(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="straightvq generate",
+        description="Draws pictures from a run that trained a generation task, or fills a region of a picture.",
+    )
+    parser.add_argument("--run", type=Path, required=True, help="folder of the run, such as runs/maskgit_digits")
+    parser.add_argument("--num", type=int, default=64, help="pictures (default: %(default)s)")
+    parser.add_argument("--classes", default=None, help="numbers or names, such as 3,5, or any (default: all in turn)")
+    parser.add_argument("--steps", type=int, default=None, help="of decoding (default: the run's)")
+    parser.add_argument("--temperature", type=float, default=None, help="more is more varied (default: the run's)")
+    parser.add_argument("--guidance", type=float, default=None, help="more is truer to the class (default: the run's)")
+    parser.add_argument("--seed", type=int, default=0, help="of all random numbers (default: %(default)s)")
+    parser.add_argument("--inpaint", type=Path, default=None, metavar="IMAGE", help="fill a region of this picture")
+    parser.add_argument("--box", default=None, metavar="X0,Y0,X1,Y1", help="the region, in pixels as the network sees")
+    parser.add_argument("--mask", type=Path, default=None, metavar="IMAGE", help="the region, white where new")
+    parser.add_argument("--tokenizer", default=None, help="its run, if it is no longer where it was in training")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the results (default: samples in the run's)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
+    options = parser.parse_args(args)
+    try:
+        from straightvq.tasks.generate import Sampling, generate
+    except ImportError as error:
+        raise UsageError(f'{error}. Generation needs the extra: pip install "straightvq[train]"') from error
+    with _explained():
+        sampling = Sampling(
+            num=options.num,
+            classes=None if options.classes is None else options.classes.split(","),
+            steps=options.steps,
+            temperature=options.temperature,
+            guidance=options.guidance,
+            seed=options.seed,
+        )
+        generate(
+            options.run,
+            sampling,
+            inpaint=options.inpaint,
+            box=None if options.box is None else _box(options.box),
+            mask=options.mask,
+            tokenizer=options.tokenizer,
+            out=options.out,
+            device=options.device,
+        )
+
+
+def _box(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"`--box` must be four whole numbers X0,Y0,X1,Y1. Got {text!r}.") from None
+
+
+# --- studies ------------------------------------------------------------------------------------------------------
+
+
+def _reproduce(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="straightvq reproduce",
+        description="Runs what is missing of a study (methods x networks x sets x seeds) and writes its tables and "
+        "figures. Finished runs are not repeated; a stopped one goes on where it was.",
+    )
+    parser.add_argument("study", help="name of a packaged study (classification, autoencoder, toy), or a YAML file")
+    parser.add_argument("--size", default="small", help="small, paper or tiny (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: studies/NAME-SIZE)")
+    parser.add_argument(
+        "--data", type=Path, help="folder that holds the sets, such as cifar10/ (default: embedded data)"
+    )
+    parser.add_argument("--sets", nargs="+", help="sets to run on (default: those of the size)")
+    parser.add_argument("--models", nargs="+", help="networks to run (default: all)")
+    parser.add_argument("--rows", nargs="+", help="methods to run (default: all)")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: that of the size)")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and estimate the time")
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished runs")
+    parser.add_argument("--rerun", action="store_true", help="repeat runs that failed or have other settings")
+    options = parser.parse_args(args)
+    try:
+        from straightvq.studies import reproduce
+    except ImportError as error:
+        raise UsageError(f'{error}. Studies need the extra: pip install "straightvq[train]"') from error
+    with _explained():
+        reproduce(options.study, **{key: value for key, value in vars(options).items() if key != "study"})
 
 
 def _help() -> str:

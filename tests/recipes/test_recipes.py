@@ -19,9 +19,15 @@ from straightvq.cli import main, recipe_names, recipe_path
 # A few steps of a tiny network may well use few codes.
 pytestmark = pytest.mark.filterwarnings("ignore::straightvq.tasks.monitor.CodebookWarning")
 
-BASES = ("digits", "folder", "photos")
+BASES = ("digits", "fashion", "folder", "photos")
+# With the tokenizer that they are trained on.
+MASKED = {"maskgit_digits": "digits", "maskgit_fashion": "fashion"}
+FROM_A_FOLDER = ("fashion", "folder")
 OVERLAYS = ("ema", "plain_vq", "vq_ste_pp")
 SHRINKING = "tiny"
+SHRINKING_MASKED = "tiny_maskgit"
+FEATURES = "features"
+CLASSIFIERS = ("classify_digits", "classify_folder", "tiny_classify")  # tests/recipes/test_classifiers.py
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +41,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(command: str, recipes: Sequence[str], *options: Any, runs: Path) -> int:
+def run(command: str, recipes: Sequence[str], *options: Any, runs: Path, shrinking: str = SHRINKING) -> int:
     """Later words win: recipes, the overlay that shrinks them, options."""
-    configs = [word for name in (*recipes, SHRINKING) for word in ("--config", name)]
+    configs = [word for name in (*recipes, shrinking) for word in ("--config", name)]
     return main([command, *configs, "--runs", str(runs), *map(str, options)])
 
 
@@ -46,10 +52,11 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def test_every_recipe_is_tested() -> None:
-    assert sorted([*BASES, *OVERLAYS, SHRINKING]) == recipe_names()
+    tested = [*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, FEATURES, *CLASSIFIERS]
+    assert sorted(tested) == recipe_names()
 
 
-@pytest.mark.parametrize("name", [*BASES, *OVERLAYS, SHRINKING])
+@pytest.mark.parametrize("name", [*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, FEATURES])
 def test_every_field_of_a_recipe_has_a_comment(name: str) -> None:
     text = Path(recipe_path(name)).read_text()
     assert isinstance(yaml.safe_load(text), dict)
@@ -60,7 +67,7 @@ def test_every_field_of_a_recipe_has_a_comment(name: str) -> None:
 
 @pytest.mark.parametrize("names", [*[(base,) for base in BASES], *[("photos", overlay) for overlay in OVERLAYS]])
 def test_recipe_trains(names: tuple[str, ...], pictures: Path, tmp_path: Path) -> None:
-    options = ("--data.source", pictures, "--data.val_fraction", 0.25) if names == ("folder",) else ()
+    options = ("--data.source", pictures, "--data.val_fraction", 0.25) if names[0] in FROM_A_FOLDER else ()
     assert run("fit", names, *options, runs=tmp_path) == 0
     folder = tmp_path / "-".join([*names, SHRINKING])
     kept = load(folder / "last.ckpt")
@@ -70,6 +77,20 @@ def test_recipe_trains(names: tuple[str, ...], pictures: Path, tmp_path: Path) -
     assert resolved["seed_everything"] == 0
     rows = list(csv.DictReader((folder / "metrics" / "version_0" / "metrics.csv").read_text().splitlines()))
     assert {"train/loss", "val/mse", "val/psnr", "val/perplexity", "val/codes_used"} <= set(rows[0])
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_recipe_of_a_masked_model_trains_on_its_tokenizer(name: str, pictures: Path, tmp_path: Path) -> None:
+    tokenizer = MASKED[name]
+    options = ("--data.source", pictures, "--data.val_fraction", 0.25) if tokenizer in FROM_A_FOLDER else ()
+    assert run("fit", [tokenizer], *options, runs=tmp_path) == 0
+    options += ("--model.init_args.tokenizer", str(tmp_path / f"{tokenizer}-tiny"))
+    assert run("fit", [name], *options, runs=tmp_path, shrinking=SHRINKING_MASKED) == 0
+    folder = tmp_path / f"{name}-{SHRINKING_MASKED}"
+    assert {path.name for path in folder.glob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
+    rows = list(csv.DictReader((folder / "metrics" / "version_0" / "metrics.csv").read_text().splitlines()))
+    assert {"train/loss", "val/cross_entropy", "val/accuracy"} <= set(rows[0])
+    assert {"val/mse"}.isdisjoint(rows[0])
 
 
 def test_a_trained_model_is_measured_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,5 +3,6 @@
 from straightvq.data.decode import UnreadableImageError
 from straightvq.data.loader import EpochSampler
 from straightvq.data.module import Images
+from straightvq.data.tokens import Tokens
 
-__all__ = ["EpochSampler", "Images", "UnreadableImageError"]
+__all__ = ["EpochSampler", "Images", "Tokens", "UnreadableImageError"]

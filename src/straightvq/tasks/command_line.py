@@ -17,7 +17,7 @@ from torch import Tensor
 
 import straightvq
 from straightvq.tasks.monitor import CodebookMonitor
-from straightvq.tasks.resume import ExactResume, LastCheckpoint
+from straightvq.tasks.resume import ExactResume, KeptCheckpoints, LastCheckpoint
 
 __all__ = ["TrainingCLI", "quiet", "run_directory"]
 
@@ -27,9 +27,10 @@ PREDICTIONS = "predictions.safetensors"
 class TrainingCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict` from YAML and command-line options.
 
-    A run lives in ``<runs>/<name>``: ``config.yaml``, ``best.ckpt``, ``last.ckpt``, TensorBoard's files, and
-    ``metrics/version_*/metrics.csv``. Training again without ``--ckpt_path`` takes a new folder, ``<name>-2`` and
-    so on. ``--ckpt_path last`` and ``best`` mean those of the newest run of that name.
+    A run lives in ``<runs>/<name>``: ``config.yaml``, ``best.ckpt``, ``last.ckpt``, TensorBoard's files,
+    ``metrics/version_*/metrics.csv``, and with ``--keep_every`` the folder ``checkpoints``. Training again without
+    ``--ckpt_path`` takes a new folder, ``<name>-2`` and so on. ``--ckpt_path last`` and ``best`` mean those of the
+    newest run of that name.
 
     Args:
         args: command line, the subcommand first.
@@ -60,6 +61,12 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, default=None, help="of the run; default: that of the recipe")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--save_every", type=int, default=500, help="steps between two writes of last.ckpt")
+        parser.add_argument(
+            "--keep_every",
+            type=int | None,
+            default=None,
+            help="steps between checkpoints that are all kept, in checkpoints/, for `straightvq analyze`",
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(CodebookMonitor, "monitor")
         parser.set_defaults(
@@ -103,8 +110,10 @@ class TrainingCLI(LightningCLI):
             kwargs["enable_model_summary"] = False
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit":
-            every = self.config_init["fit"]["save_every"]
-            cast(Any, trainer).callbacks.append(LastCheckpoint(self.directory / "last.ckpt", every))
+            options, callbacks = self.config_init["fit"], cast(Any, trainer).callbacks
+            callbacks.append(LastCheckpoint(self.directory / "last.ckpt", options["save_every"]))
+            if options["keep_every"] is not None:
+                callbacks.append(KeptCheckpoints(self.directory / "checkpoints", options["keep_every"]))
         return trainer
 
     def summary(self) -> str:

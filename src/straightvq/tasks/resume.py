@@ -111,8 +111,8 @@ class KeptCheckpoints(Checkpoint):
 def _find_place(loop: Any) -> None:
     """Gives the training loader its state if Lightning has not.
 
-    A schedule over ``max_epochs`` asks for the number of batches (``Trainer.estimated_stepping_batches``). The loader is
-    then made before the checkpoint is read, and Lightning 2.6 loads the states of new loaders only.
+    A schedule over ``max_epochs`` asks for the number of batches (``Trainer.estimated_stepping_batches``). The loader
+    is then made before the checkpoint is read, and Lightning 2.6 loads the states of new loaders only.
     """
     states, loader = loop._combined_loader_states_to_load, loop._combined_loader
     if states and loader is not None:

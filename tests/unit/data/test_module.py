@@ -154,6 +154,30 @@ def test_flips_mirror_about_half_of_the_training_pictures_anew_each_epoch():
     assert torch.equal(data.on_after_batch_transfer(dict(batch), 0)["image"], batch["image"] / 255)
 
 
+def test_crops_shift_training_pictures_by_every_distance_up_to_the_padding():
+    data, plain = digit_images(crop_padding=1, num_train=None), digit_images(num_train=None)
+    shifts = []
+    for shifting, unchanged in zip((data.train_dataloader(),) * 2, (plain.train_dataloader(),) * 2, strict=True):
+        found = {}
+        for a, b in zip(shifting, unchanged, strict=True):
+            index = a["index"].tolist()
+            image, original = data.on_after_batch_transfer(a, 0)["image"], b["image"] / 255
+            padded = torch.nn.functional.pad(original, (1, 1, 1, 1))
+            size = original.shape[-1]
+            for place, number in enumerate(index):
+                tried = [(y, x) for y in range(3) for x in range(3)]
+                equal = [at for at in tried if torch.equal(
+                    image[place], padded[place, :, at[0] : at[0] + size, at[1] : at[1] + size]
+                )]  # fmt: skip
+                assert equal, "not a crop of the padded picture"
+                found[number] = equal[0]
+        shifts.append([found[i] for i in sorted(found)])
+    assert set(shifts[0]) == {(y, x) for y in range(3) for x in range(3)}
+    assert shifts[0] != shifts[1]
+    batch = next(iter(data.val_dataloader()))
+    assert torch.equal(data.on_after_batch_transfer(dict(batch), 0)["image"], batch["image"] / 255)
+
+
 def test_bad_files_are_skipped_with_one_warning_that_counts_and_names_five(folder):
     (folder / "a" / "cut.jpg").write_bytes(noise_jpeg()[:-400])
     (folder / "notes.txt").write_text("words")

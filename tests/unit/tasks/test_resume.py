@@ -60,5 +60,6 @@ def test_a_second_fit_without_checkpoint_starts_from_the_callers_seed() -> None:
     callback.on_train_start(SimpleNamespace(ckpt_path=None), None)
     assert callback.state_dict() == {}
     callback.on_train_batch_end()
-    callback.on_train_start(SimpleNamespace(ckpt_path="last.ckpt"), None)
+    loop = SimpleNamespace(_combined_loader_states_to_load=[], _combined_loader=None)
+    callback.on_train_start(SimpleNamespace(ckpt_path="last.ckpt", fit_loop=loop), None)
     assert callback.state_dict() != {}

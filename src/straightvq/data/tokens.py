@@ -1,0 +1,120 @@
+"""Token grids in batches: a set of images, encoded once by the tokenizer of the task that trains on them."""
+
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from straightvq.data.loader import EpochSampler, TrainLoader, eval_loader, train_loader
+from straightvq.data.module import Images
+from straightvq.data.sets import Batch, ImageTensor
+
+
+@runtime_checkable
+class HasTokenizer(Protocol):
+    """What a task offers so that its images can be encoded before the training."""
+
+    def encode_all(self, images: Tensor) -> Tensor:
+        """Images, UInt8 (n, C, H, W) -> tokens, Int32 (n, h, w), on the CPU."""
+
+
+class TokenGrids(Dataset[Batch]):
+    """Token grids in memory.
+
+    Args:
+        tokens: Int32 ``(n, h, w)``.
+        mirrored: those of the mirrored images, or None.
+        labels: Int64 ``(n,)``, -1 where there is none.
+    """
+
+    def __init__(self, tokens: Tensor, mirrored: Tensor | None, labels: Tensor) -> None:
+        self.tokens, self.mirrored, self.labels = tokens, mirrored, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> Batch:
+        return {name: value[0] for name, value in self.__getitems__([i]).items()}
+
+    def __getitems__(self, rows: list[int]) -> Batch:
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        batch = {"tokens": self.tokens[index], "label": self.labels[index], "index": index}
+        if self.mirrored is not None:
+            batch["mirrored"] = self.mirrored[index]
+        return batch
+
+
+class Tokens(Images):
+    """`Images` for a generative model: training and validation batches are token grids, test batches images.
+
+    Batches are ``{"tokens": Int32 (B, h, w), "label": Int64 (B)}`` in training and validation,
+    ``{"image", "label"}`` as of `Images` in the test. The task encodes each set once, and each image of the training
+    set also mirrored if ``flip`` is set; which of the two a batch gets is decided as in `Images`. Splits, order and
+    their resumption are those of `Images`, and so are the arguments.
+
+    Sets larger than ``memory_limit_mb`` are refused, and so are shifts (``crop_padding``): train on `Images` then,
+    whose batches are encoded in every step.
+
+    Example:
+        >>> class Task:                                                  # one token: the mean grey
+        ...     def encode_all(self, images):
+        ...         return images.float().mean((1, 2, 3)).int()[:, None, None]
+        >>> data = Tokens(source="digits", size=8, batch_size=16, channels=1)
+        >>> data.encode(Task())
+        >>> next(iter(data.train_dataloader()))["tokens"].shape
+        torch.Size([16, 1, 1])
+    """
+
+    @cached_property
+    def _grids(self) -> dict[str, TokenGrids]:
+        return {}
+
+    def encode(self, task: HasTokenizer) -> None:
+        """Encodes the training and validation sets; what is there already is not encoded again."""
+        if self.crop_padding:
+            raise ValueError(
+                "`Tokens`: `crop_padding` must be 0: the images are encoded once, not in each place. For shifts "
+                f"take `Images`, which is encoded in every step. Got {self.crop_padding}."
+            )
+        for split in ("train", "validation"):
+            if split not in self._grids:
+                images = self._set(split, "fit")
+                if not isinstance(images, ImageTensor):
+                    raise ValueError(
+                        "`Tokens`: the set must fit into `memory_limit_mb` as bytes of pixels. Raise it, or take "
+                        f"`Images`, which is encoded in every step. Got {self.memory_limit_mb}."
+                    )
+                mirror = self.flip and split == "train"
+                mirrored = task.encode_all(images.images.flip(-1)) if mirror else None
+                self._grids[split] = TokenGrids(task.encode_all(images.images), mirrored, images.labels)
+
+    def train_dataloader(self) -> TrainLoader:
+        grids = self._encoded("train")
+        return self._resuming(train_loader(grids, self.batch_size, EpochSampler(grids, self.seed, **self._ranks())))
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        grids = self._encoded("validation")
+        return eval_loader(grids, self.batch_size) if len(grids) else []
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Chooses the mirrored tokens where the epoch says so; images as in `Images`."""
+        if "tokens" not in batch:
+            return super().on_after_batch_transfer(batch, dataloader_idx)
+        tokens = batch["tokens"]
+        if "mirrored" in batch:
+            chosen = self._mirrored(int(batch["epoch"]), tokens.device)[batch["index"]]
+            tokens = torch.where(chosen[:, None, None], batch["mirrored"], tokens)
+        return {"tokens": tokens, "label": batch["label"]}
+
+    def _encoded(self, split: str) -> TokenGrids:
+        if split not in self._grids:
+            task = getattr(self.trainer, "lightning_module", None)
+            if not isinstance(task, HasTokenizer):
+                raise TypeError(
+                    "`Tokens`: the task must have a tokenizer, as `straightvq.tasks.Generation` has. "
+                    f"Got {type(task).__name__}; take `straightvq.data.Images` for it."
+                )
+            self.encode(task)
+        return self._grids[split]

@@ -1,0 +1,7 @@
+"""Comparisons of methods that run by themselves: study files, the runner, the report."""
+
+from straightvq.studies.methods import ablation
+from straightvq.studies.runner import reproduce
+from straightvq.studies.study import Study, study_names
+
+__all__ = ["Study", "ablation", "reproduce", "study_names"]

@@ -1,0 +1,139 @@
+"""The figures of a study: every run as a dot, and the course of training. matplotlib is imported by the functions."""
+
+import csv
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from straightvq.diagnostics import panels, save
+from straightvq.studies.report import Context
+from straightvq.studies.results import Results
+from straightvq.studies.study import FINAL, Cell, Study
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw", "read_curve"]
+
+# More rows than colours: the second round is dashed.
+STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))
+
+
+def draw(folder: Path, context: Context, results: Results, cells: Sequence[Cell]) -> None:
+    """Writes ``results.png`` and ``curves.png`` of whatever is finished."""
+    places = [
+        (place, [cell for cell in cells if (cell.set, cell.model) == place])
+        for place in dict.fromkeys((cell.set, cell.model) for cell in cells)
+    ]
+    shown = [here for _, here in places if any(results.of(cell, FINAL) for cell in here)]
+    if shown:
+        save(_dots(context.study, results, shown), folder / "results.png")
+        save(_curves(context.study, folder, results, shown), folder / "curves.png")
+
+
+def _dots(study: Study, results: Results, places: Sequence[Sequence[Cell]]) -> "Figure":
+    """One panel per network and measure; a dot is a run, the bar the mean."""
+    measures, rows = study.measures[:2], len(places[0])
+    height = 1.6 + 0.42 * rows
+    figure = panels.new_figure(8.0 * len(measures), 0.8 + height * len(places))
+    panels.headline(figure, study.title)
+    for place, cells in enumerate(places):
+        for column, measure in enumerate(measures):
+            ax = _axes(figure, place, column, len(places), len(measures), left=2.0, height=height)
+            for number, cell in enumerate(cells):
+                found = [r.metrics[measure.name] for r in results.of(cell, FINAL) if measure.name in r.metrics]
+                values = [measure.scale * value for value in found]
+                if not values:
+                    continue
+                color = _color(number)
+                y = rows - 1 - number
+                ax.scatter(values, [y] * len(values), s=34, color=color, alpha=0.7, linewidths=0, zorder=3)
+                mean = statistics.mean(values)
+                ax.plot([mean, mean], [y - 0.3, y + 0.3], color=color, linewidth=2.4, zorder=4)
+            ax.set_yticks(list(range(rows)), [panels.clip(cell.row, 22) for cell in reversed(cells)])
+            ax.set_ylim(-0.6, rows - 0.4)
+            ax.set_xlabel(measure.heading)
+            panels.finish(ax, {}, f"{cells[0].model} on {cells[0].set}")
+    return figure
+
+
+def _curves(study: Study, folder: Path, results: Results, places: Sequence[Sequence[Cell]]) -> "Figure":
+    """The headline measure on the validation set over the steps, mean of the seeds that are there."""
+    measure = study.measures[0]
+    name = f"val/{measure.name.partition('/')[2]}"
+    height = 6.0
+    figure = panels.new_figure(8.0 * len(places), 0.8 + height)
+    panels.headline(figure, f"{study.title}: {name}")
+    for place, cells in enumerate(places):
+        ax = _axes(figure, 0, place, 1, len(places), left=1.0, height=height, above=2.2)
+        handles = {}
+        for number, cell in enumerate(cells):
+            runs = [cell.folder / f"seed{r.number}" for r in results.of(cell, FINAL)]
+            steps, values = mean_curve([read_curve(folder / "runs" / run, name) for run in runs])
+            if steps:
+                (handles[cell.row],) = ax.plot(
+                    steps,
+                    [measure.scale * value for value in values],
+                    color=_color(number),
+                    linestyle=STYLES[number // len(panels.PALETTE) % len(STYLES)],
+                    linewidth=1.8,
+                )
+        ax.set_xlabel("training step")
+        ax.set_ylabel(measure.heading)
+        panels.finish(ax, handles, f"{cells[0].model} on {cells[0].set}")
+    return figure
+
+
+def read_curve(run: Path, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a column of a run's CSV logs, those of resumed parts included."""
+    found: dict[int, float] = {}
+    files = run.glob("metrics/version_*/metrics.csv")
+    for file in sorted(files, key=lambda f: (len(f.parent.name), f.parent.name)):
+        with file.open(newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
+                if row.get(name) and row.get("step"):
+                    found[int(row["step"]) + 1] = float(row[name])  # loggers count from 0
+    return list(found), list(found.values())
+
+
+def mean_curve(curves: Sequence[tuple[list[int], list[float]]]) -> tuple[list[int], list[float]]:
+    """The mean over the steps that all curves have.
+
+    Example:
+        >>> mean_curve([([1, 2], [1.0, 2.0]), ([2, 3], [4.0, 5.0])])
+        ([2], [3.0])
+    """
+    known = [dict(zip(*curve, strict=True)) for curve in curves if curve[0]]
+    steps = sorted(set.intersection(*(set(curve) for curve in known))) if known else []
+    return steps, [float(np.mean([curve[step] for curve in known])) for step in steps]
+
+
+def _color(number: int) -> str:
+    return panels.PALETTE[number % len(panels.PALETTE)]
+
+
+def _axes(
+    figure: "Figure",
+    row: int,
+    column: int,
+    rows: int,
+    columns: int,
+    *,
+    left: float,
+    height: float,
+    above: float = 0.55,
+) -> "Axes":
+    """Axes in a grid of panels, lengths in inches."""
+    page_width, page_height = figure.get_size_inches()
+    width = (page_width - 0.3) / columns
+    box = (
+        (column * width + left) / page_width,
+        ((rows - 1 - row) * height + 0.75) / page_height,
+        (width - left - 0.3) / page_width,
+        (height - 0.75 - above) / page_height,
+    )
+    return panels.prepare(figure.add_axes(box))

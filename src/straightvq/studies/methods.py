@@ -1,0 +1,77 @@
+"""The rows of the paper's tables as one function of what is switched on."""
+
+from straightvq.nn import (
+    Affine,
+    AlternatedUpdate,
+    Chain,
+    Codebook,
+    CodebookLoss,
+    CommitmentLoss,
+    DeadCodeReset,
+    GradientUpdate,
+    KMeansInit,
+    Parametrization,
+    StraightThrough,
+    UnitNorm,
+    UnitNormCodes,
+    VectorQuantizer,
+)
+from straightvq.nn.part import check_bool
+
+__all__ = ["ablation"]
+
+
+def ablation(
+    dim: int,
+    codebook_size: int,
+    *,
+    channel_dim: int = -1,
+    lr_scale: float | None = None,
+    groups: int = 1,
+    sync: float = 0.0,
+    fraction: float | None = None,
+    patience: int | None = None,
+    l2: bool = False,
+    commitment: float = 0.25,
+) -> VectorQuantizer:
+    """Plain VQ with a k-means start, plus any of the paper's methods.
+
+    All of them together, with the values of `straightvq.presets.vq_ste_pp`, are that preset. Every row starts from
+    k-means, plain VQ too: a row differs from the first one in what it switches on and in nothing else.
+
+    Args:
+        dim: channels of ``z``.
+        codebook_size: number of codes.
+        channel_dim: axis of the channels.
+        lr_scale: learning-rate multiplier of affine codes; None for codes without a map.
+        groups: affine groups.
+        sync: weight of the synchronised update, the paper's nu; 0 for none.
+        fraction: of the way to the cluster mean, per step of alternated optimisation; None for a codebook that is
+            trained by gradient.
+        patience: steps without use before a code is replaced; None for no replacement.
+        l2: unit-norm embeddings and codes.
+        commitment: weight of the commitment loss.
+
+    Source: arXiv 2305.08842, the rows of its tables.
+
+    Example:
+        >>> ablation(8, 16, lr_scale=2.0, patience=20).codebook.parametrization
+        Affine(lr_scale=2, groups=1)
+    """
+    check_bool("ablation", "l2", l2)
+    parts: list[Parametrization] = [] if lr_scale is None else [Affine(lr_scale, groups)]
+    parts += [UnitNormCodes()] if l2 else []
+    return VectorQuantizer(
+        dim,
+        Codebook(
+            codebook_size,
+            parametrization=Chain(parts) if len(parts) > 1 else parts[0] if parts else None,
+            init=KMeansInit(),
+            update=GradientUpdate() if fraction is None else AlternatedUpdate(fraction=fraction),
+            reset=None if patience is None else DeadCodeReset(patience),
+        ),
+        transform=UnitNorm() if l2 else None,
+        estimator=StraightThrough(sync),
+        losses=[CommitmentLoss(commitment), CodebookLoss()],
+        channel_dim=channel_dim,
+    )

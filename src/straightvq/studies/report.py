@@ -1,0 +1,310 @@
+"""The report of a study: tables in Markdown and LaTeX, each row against the first and against the paper."""
+
+import datetime
+import math
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import straightvq
+from straightvq.studies.results import Result, Results, write_text
+from straightvq.studies.study import FINAL, TUNE, Cell, Measure, Size, Study
+
+__all__ = ["Comparison", "Context", "Table", "compare", "spread", "write_report"]
+
+FIGURES = {"results.png": "every run, and the mean of each row", "curves.png": "the course of training"}
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the report says about the study as a whole.
+
+    Attributes:
+        study, size: what was run.
+        command: how.
+        remark: on the data, or "".
+        seeds: per row.
+    """
+
+    study: Study
+    size: Size
+    command: str
+    remark: str
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row against the first one, seed by seed.
+
+    Attributes:
+        difference: mean of the paired differences, nan if no seed is common.
+        error: its standard error, nan with fewer than two.
+        verdict: "better", "worse", "tied", or "" where it cannot be told.
+    """
+
+    difference: float
+    error: float
+    verdict: str
+
+
+def compare(own: Mapping[int, float], first: Mapping[int, float], better: str) -> Comparison:
+    """Paired differences over the seeds that both have; "tied" is within two standard errors of zero.
+
+    Args:
+        own: values of the row by seed.
+        first: values of the first row by seed.
+        better: "higher" or "lower", or "" for no verdict.
+
+    Example:
+        >>> compare({0: 3.0, 1: 5.0}, {0: 1.0, 1: 2.0}, "higher")
+        Comparison(difference=2.5, error=0.5, verdict='better')
+        >>> compare({0: 3.0, 1: 1.0}, {0: 1.0, 1: 2.0}, "higher").verdict
+        'tied'
+    """
+    differences = [own[seed] - first[seed] for seed in sorted(own.keys() & first.keys())]
+    if not differences:
+        return Comparison(math.nan, math.nan, "")
+    mean = statistics.mean(differences)
+    if len(differences) < 2:
+        return Comparison(mean, math.nan, "")
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    if abs(mean) <= 2 * error:
+        return Comparison(mean, error, "tied" if better else "")
+    return Comparison(mean, error, ("better" if (mean > 0) == (better == "higher") else "worse") if better else "")
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation.
+
+    Example:
+        >>> spread([1.0, 2.0, 3.0], 1), spread([1.25], 1), spread([], 1)
+        ('2.0 ± 1.0', '1.2', '–')
+    """
+    if not values:
+        return NONE
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be written in both languages.
+
+    Attributes:
+        title: above it.
+        header: one cell per column; the first column is text, the others are numbers.
+        rows: of cells; what starts and ends with ``**`` is bold.
+    """
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+    def markdown(self) -> str:
+        lines = [" | ".join(self.header), "|".join(["---", *["---:"] * (len(self.header) - 1)])]
+        lines += [" | ".join(row) for row in self.rows]
+        return "\n".join(f"| {line} |" if number != 1 else f"|{line}|" for number, line in enumerate(lines))
+
+    def latex(self) -> str:
+        """A ``tabular`` that needs no package.
+
+        Example:
+            >>> print(Table("A", ["row", "%"], [["x_1", "2 ± 1"]]).latex())
+            % A
+            \\begin{tabular}{lr}
+            \\hline
+            row & \\% \\\\
+            \\hline
+            x\\_1 & 2 $\\pm$ 1 \\\\
+            \\hline
+            \\end{tabular}
+        """
+        body = [" & ".join(_tex(cell) for cell in row) + r" \\" for row in self.rows]
+        columns = "l" + "r" * (len(self.header) - 1)
+        head = " & ".join(_tex(cell) for cell in self.header) + r" \\"
+        return "\n".join(
+            [
+                f"% {self.title}",
+                rf"\begin{{tabular}}{{{columns}}}",
+                r"\hline",
+                head,
+                r"\hline",
+                *body,
+                r"\hline",
+                r"\end{tabular}",
+            ]
+        )
+
+
+def write_report(folder: Path, context: Context, results: Results, cells: Sequence[Cell]) -> None:
+    """Writes ``report.md`` and ``report.tex`` of whatever is finished."""
+    places = list(dict.fromkeys((cell.set, cell.model) for cell in cells))
+    tables, tuned = [], []
+    for place in places:
+        here = [cell for cell in cells if (cell.set, cell.model) == place]
+        if any(results.of(cell, FINAL) for cell in here):
+            tables.append(main_table(context.study, here, results))
+        if any(results.of(cell, TUNE) for cell in here):
+            tuned.append(tuning_table(context.study, here, results))
+    write_text(folder / "report.md", _page(folder, context, results, cells, tables, tuned))
+    write_text(folder / "report.tex", "\n\n".join(table.latex() for table in [*tables, *tuned]) + "\n")
+
+
+def _page(
+    folder: Path, context: Context, results: Results, cells: Sequence[Cell], tables: list[Table], tuned: list[Table]
+) -> str:
+    study, size = context.study, context.size
+    first, headline = next(iter(study.rows)), study.measures[0]
+    finals = [r for cell in cells for r in results.of(cell, FINAL)]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} thread(s)"
+    lines = [f"# {study.title}", "", study.about.strip(), ""]
+    lines += [
+        f"Size `{size.name}`: {size.about.strip()}" if size.about else f"Size `{size.name}`.",
+        f"`{context.command}`, straightvq {straightvq.__version__}, torch {torch.__version__}, "
+        f"{platform.machine()} {device}, {datetime.date.today()}. {len(finals)} of {len(cells) * context.seeds} runs "
+        "are finished.",
+        "",
+    ]
+    lines += [context.remark, ""] if context.remark else []
+    lines += [
+        "Values are mean ± standard deviation over seeds, on the test set. "
+        f"**Against {first}** is the mean of the paired differences in {headline.label} over common seeds ± its "
+        "standard error; *tied* is within two standard errors.",
+        "",
+    ]
+    for table in tables:
+        lines += [f"## {table.title}", "", table.markdown(), ""]
+    for name, text in FIGURES.items():
+        if (folder / name).is_file():
+            lines += [f"![{text}]({name})", ""]
+    if tuned:
+        lines += [
+            "## Tuning",
+            "",
+            f"Each row tried the same number of settings with seed 0 and was measured by `{study.tune_by}` on the "
+            "validation set; the best, in bold, was used for all seeds.",
+            "",
+        ]
+        for table in tuned:
+            lines += [f"### {table.title}", "", table.markdown(), ""]
+    failed = [r for cell in cells for kind in (TUNE, FINAL) for r in results.of(cell, kind) if r.error]
+    if failed:
+        lines += ["## Failed runs", ""]
+        lines += [f"- {r.set} {r.model} {r.row}, {r.kind} {r.number}: {r.error}" for r in failed] + [""]
+    lines += [
+        "All metrics of every run: `results.csv`. One again: `straightvq fit --config` with its `config.yaml`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main_table(study: Study, cells: Sequence[Cell], results: Results) -> Table:
+    """One network on one set: all rows, the paper's values beside ours."""
+    headline = study.measures[0]
+    by_row = {cell.row: [r for r in results.of(cell, FINAL) if not r.error] for cell in cells}
+    paper = {cell.row: _paper(study, cell) for cell in cells}
+    has_paper = any(paper.values())
+    first = cells[0].row
+    header = ["row"]
+    for measure in study.measures:
+        header += [measure.heading, *(["paper"] if _known(paper, measure) else [])]
+    header += [f"against {first}", "verdict", *(["paper", "direction"] if has_paper else []), "seeds", "s per run"]
+    lines = []
+    for cell in cells:
+        own = by_row[cell.row]
+        line = [cell.row]
+        for measure in study.measures:
+            line.append(spread([measure.scale * v for v in _by_seed(own, measure).values()], measure.digits))
+            if _known(paper, measure):
+                value = paper[cell.row].get(measure.label)
+                line.append(NONE if value is None else f"{value:.{measure.digits}f}")
+        values, reference = _by_seed(own, headline), _by_seed(by_row[first], headline)
+        against = compare(values, reference, headline.better)
+        line += ["", ""] if cell.row == first else [_against(headline, against, values, reference), against.verdict]
+        if has_paper:
+            theirs, base = paper[cell.row].get(headline.label), paper[first].get(headline.label)
+            if theirs is None or base is None or cell.row == first:
+                line += ["", ""]
+            else:
+                line += [_paper_against(headline, theirs, base), _direction(headline, against, theirs - base)]
+        seconds = [r.seconds for r in own]
+        line += [str(len(own)), f"{statistics.mean(seconds):.0f}" if seconds else NONE]
+        lines.append(line)
+    return Table(f"{cells[0].model} on {cells[0].set}", header, lines)
+
+
+def tuning_table(study: Study, cells: Sequence[Cell], results: Results) -> Table:
+    """What each row tried and found."""
+    sign = 1 if study.measures[0].better == "higher" else -1
+    width = max(len(results.of(cell, TUNE)) for cell in cells)
+    lines = []
+    for cell in cells:
+        tried = results.of(cell, TUNE)
+        values = [sign * r.metrics.get(study.tune_by, -sign * math.inf) for r in tried]
+        texts = [
+            f"{r.setting}: " + (f"{r.metrics[study.tune_by]:.4g}" if study.tune_by in r.metrics else "failed")
+            for r in tried
+        ]
+        if values:
+            best = values.index(max(values))
+            texts[best] = f"**{texts[best]}**"
+        lines.append([cell.row, *texts, *[NONE] * (width - len(texts))])
+    return Table(f"{cells[0].model} on {cells[0].set}, tuning", ["row", *[""] * width], lines)
+
+
+def _by_seed(results: Sequence[Result], measure: Measure) -> dict[int, float]:
+    return {r.number: r.metrics[measure.name] for r in results if measure.name in r.metrics}
+
+
+def _paper(study: Study, cell: Cell) -> dict[str, float]:
+    """The paper's values of a row, given by network or by set."""
+    known = study.rows[cell.row].paper
+    return known.get(cell.model) or known.get(cell.set) or {}
+
+
+def _known(paper: Mapping[str, Mapping[str, float]], measure: Measure) -> bool:
+    return any(measure.label in values for values in paper.values())
+
+
+def _against(headline: Measure, against: Comparison, own: Mapping[int, float], first: Mapping[int, float]) -> str:
+    if math.isnan(against.difference):
+        return NONE
+    common = own.keys() & first.keys()
+    text = f"{headline.scale * against.difference:+.{headline.digits}f}"
+    if not math.isnan(against.error):
+        text += f" ± {headline.scale * against.error:.{headline.digits}f}"
+    if headline.compare == "ratio":
+        base = statistics.mean(first[seed] for seed in common)
+        text += f" (x {statistics.mean(own[seed] for seed in common) / base:.2f})" if base else ""
+    return text
+
+
+def _paper_against(headline: Measure, theirs: float, base: float) -> str:
+    text = f"{theirs - base:+.{headline.digits}f}"
+    return f"{text} (x {theirs / base:.2f})" if headline.compare == "ratio" else text
+
+
+def _direction(headline: Measure, against: Comparison, theirs: float) -> str:
+    """Whether ours goes where the paper's goes."""
+    if not against.verdict:
+        return NONE
+    if against.verdict == "tied":
+        return "tied here"
+    expected = "better" if (theirs > 0) == (headline.better == "higher") else "worse"
+    return "agrees" if against.verdict == expected else "disagrees"
+
+
+def _tex(text: str) -> str:
+    if len(text) > 4 and text.startswith("**") and text.endswith("**"):
+        return rf"\textbf{{{_tex(text[2:-2])}}}"
+    for sign in "&%$#_{}":
+        text = text.replace(sign, f"\\{sign}")
+    for sign, macro in (("±", r"$\pm$"), ("–", "--"), ("(x ", r"($\times$ ")):
+        text = text.replace(sign, macro)
+    return text

@@ -1,0 +1,144 @@
+"""What is known of a study's runs: one file per finished run, one table of all."""
+
+import csv
+import io
+import json
+import os
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from straightvq.studies.study import Cell, Run
+
+__all__ = ["Result", "Results", "write_text"]
+
+FILE = "result.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        set, model, row: what was trained.
+        kind: "tune" or "final".
+        number: of the setting in tuning, else the seed.
+        setting: name of the setting, "" where nothing was tuned.
+        settings: fingerprint of the configuration.
+        seconds: of training, interruptions left out.
+        error: why there are no metrics, or "".
+        metrics: by logged name.
+    """
+
+    set: str
+    model: str
+    row: str
+    kind: str
+    number: int
+    setting: str
+    settings: str
+    seconds: float
+    error: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, run: Run, seconds: float, metrics: dict[str, float], error: str = "") -> "Result":
+        cell = run.cell
+        return cls(
+            cell.set,
+            cell.model,
+            cell.row,
+            run.kind,
+            run.number,
+            run.setting,
+            run.settings,
+            round(seconds, 1),
+            error,
+            metrics,
+        )
+
+
+class Results:
+    """All finished runs below a folder.
+
+    Each run's result is a file in the run's own folder, written in one piece, so that a full disk or a killed process
+    can damage no other. ``results.csv`` is made from them.
+
+    Args:
+        folder: of the study.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[Path, Result] = {}
+        for file in sorted((folder / "runs").glob(f"*/*/*/*/{FILE}")):
+            self._known[file.parent] = self._read(file)
+
+    def place(self, run: Run) -> Path:
+        """Folder of a run."""
+        return self.folder / "runs" / run.cell.folder / run.name
+
+    def get(self, run: Run) -> Result | None:
+        """The result of a run with these very settings."""
+        found = self._known.get(self.place(run))
+        return found if found is not None and found.settings == run.settings else None
+
+    def is_stale(self, run: Run) -> bool:
+        """Whether there is a result of other settings."""
+        return self.place(run) in self._known and self.get(run) is None
+
+    def of(self, cell: Cell, kind: str) -> list[Result]:
+        """The results of a cell, by number."""
+        found = [
+            r for r in self._known.values() if (r.set, r.model, r.row, r.kind) == (cell.set, cell.model, cell.row, kind)
+        ]
+        return sorted(found, key=lambda r: r.number)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, run: Run, result: Result) -> None:
+        """Writes a result and the table of all."""
+        place = self.place(run)
+        write_text(place / FILE, json.dumps(asdict(result), indent=1) + "\n")
+        self._known[place] = result
+        write_text(self.folder / "results.csv", self.table())
+
+    def forget(self, run: Run) -> bool:
+        """Drops what is known of a run, whatever its settings; returns whether there was something."""
+        return self._known.pop(self.place(run), None) is not None
+
+    def table(self) -> str:
+        """All results as CSV, one line per run, in an order that does not depend on that of running."""
+        rows: list[dict[str, Any]] = []
+        for result in self._known.values():
+            row = asdict(result)
+            rows.append({**row, **row.pop("metrics")} | {"metrics": None})
+        rows.sort(key=lambda r: (r["set"], r["model"], r["row"], r["kind"], r["number"]))
+        named = [name for name in Result.__dataclass_fields__ if name != "metrics"]
+        metrics = sorted({key for result in self._known.values() for key in result.metrics})
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [*named, *metrics], extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def _read(self, file: Path) -> Result:
+        try:
+            return Result(**json.loads(file.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"`reproduce`: {str(file)!r} is not a result of this version. Remove it to repeat the run."
+            ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that it holds either the whole text or what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

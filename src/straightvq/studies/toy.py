@@ -1,0 +1,165 @@
+"""The paper's toy figure through the real layer: five ways to combine the commitment and the task gradient."""
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+import straightvq as svq
+from straightvq.diagnostics import panels, save
+from straightvq.studies.report import Table
+from straightvq.studies.results import write_text
+from straightvq.tasks.alternated import alternated_step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["RULES", "draw_toy", "trajectory"]
+
+# Constants of the authors' figure, read off its pixels.
+LR, SPLIT, SYNC = 0.55, 0.7, 0.3
+Z_START, CODE_START = (-0.9, -0.9), (0.0, -0.9)
+
+Step = Callable[[nn.Parameter, svq.VectorQuantizer, torch.optim.Optimizer], None]
+
+
+def trajectory(rule: str, steps: int = 60) -> tuple[Tensor, Tensor]:
+    """Embedding and code after each step of a rule, both start at the figure's places.
+
+    The task loss is ½ |z_q|², the network's head the identity, the optimizer plain gradient descent.
+
+    Args:
+        rule: one of `RULES`.
+        steps: how many.
+
+    Returns:
+        Float (steps + 1, 2) and (steps + 1, 2), the start first.
+
+    Example:
+        >>> z, code = trajectory("alternated + synchronised", 1)
+        >>> [round(v, 4) for v in z[1].tolist()], [round(v, 4) for v in code[1].tolist()]
+        ([-0.5609, -0.405], [-0.2893, -0.7515])
+    """
+    step, sync = RULES[rule]
+    layer = svq.VectorQuantizer(
+        2,
+        # A mean over two elements makes the losses half squares. The second code is never chosen.
+        svq.Codebook(2),
+        estimator=svq.StraightThrough(sync),
+        losses=[svq.CommitmentLoss(1 - SPLIT), svq.CodebookLoss(SPLIT)],
+    )
+    layer.set_codes(torch.tensor([CODE_START, (100.0, 100.0)]))
+    z = nn.Parameter(torch.tensor([Z_START]))
+    optimizer = torch.optim.SGD([z, *layer.parameters()], lr=LR)
+    path = [(z.detach()[0].clone(), layer.codes()[0].clone())]
+    for _ in range(steps):
+        step(z, layer, optimizer)
+        path.append((z.detach()[0].clone(), layer.codes()[0].clone()))
+    return torch.stack([p[0] for p in path]), torch.stack([p[1] for p in path])
+
+
+def _task(quantized: Tensor) -> Tensor:
+    return 0.5 * quantized.square().sum()
+
+
+def _unquantized(z: nn.Parameter, layer: svq.VectorQuantizer, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    with svq.bypass(layer):
+        _task(layer(z).quantized).backward()
+    optimizer.step()
+
+
+def _joint(z: nn.Parameter, layer: svq.VectorQuantizer, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    out = layer(z)
+    (_task(out.quantized) + out.loss).backward()
+    optimizer.step()
+
+
+def _alternated(z: nn.Parameter, layer: svq.VectorQuantizer, optimizer: torch.optim.Optimizer) -> None:
+    alternated_step(lambda: layer(z).loss, lambda: _task(layer(z).quantized), optimizer, optimizer)
+
+
+def _as_drawn(z: nn.Parameter, layer: svq.VectorQuantizer, optimizer: torch.optim.Optimizer) -> None:
+    """The first phase's gradient is still there in the second, and counts twice."""
+    optimizer.zero_grad()
+    layer(z).loss.backward()
+    optimizer.step()
+    _task(layer(z).quantized).backward()
+    optimizer.step()
+
+
+RULES: dict[str, tuple[Step, float]] = {
+    "no quantizer": (_unquantized, 0.0),
+    "joint": (_joint, 0.0),
+    "synchronised": (_joint, SYNC),
+    "alternated": (_alternated, 0.0),
+    "alternated + synchronised": (_alternated, SYNC),
+    "the same as the authors draw it": (_as_drawn, SYNC),
+}
+
+# Of the recursions that fit the authors' figure, with plain gradient descent: steps until |z| stays below 0.01, and
+# length of the path over 40 steps.
+REFERENCE = {
+    "no quantizer": (7, 1.273),
+    "joint": (22, 2.657),
+    "synchronised": (15, 1.933),
+    "alternated": (11, 1.578),
+    "alternated + synchronised": (10, 1.434),
+    "the same as the authors draw it": (6, 1.273),
+}
+
+
+def steps_until_still(z: Tensor) -> int:
+    """The first step from which on |z| stays below 0.01; z with the start, Float (steps + 1, 2)."""
+    return int((z.norm(dim=1) >= 0.01).nonzero().max()) + 1
+
+
+def path_length(z: Tensor, steps: int = 40) -> float:
+    return float((z[1 : steps + 1] - z[:steps]).norm(dim=1).sum())
+
+
+def draw_toy(folder: Path, title: str, about: str) -> None:
+    """Writes ``toy.png``, ``report.md``, ``report.tex`` and ``results.csv`` (all points) into a folder."""
+    paths = {rule: trajectory(rule) for rule in RULES}
+    save(_figure(paths, title), folder / "toy.png")
+    lines = []
+    for rule, (z, _) in paths.items():
+        steps, length = REFERENCE[rule]
+        lines.append([rule, str(steps_until_still(z)), str(steps), f"{path_length(z):.3f}", f"{length:.3f}"])
+    header = ["rule", "steps until still", "authors' figure", "length of the path", "authors' figure"]
+    table = Table(title, header, lines)
+    page = [f"# {title}", "", about.strip(), "", table.markdown(), "", "![trajectories](toy.png)", ""]
+    write_text(folder / "report.md", "\n".join(page))
+    write_text(folder / "report.tex", table.latex() + "\n")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["rule", "step", "z_0", "z_1", "code_0", "code_1"])
+    for rule, (z, code) in paths.items():
+        for step, values in enumerate(torch.cat([z, code], 1).tolist()):
+            writer.writerow([rule, step, *(f"{value:.6f}" for value in values)])
+    write_text(folder / "results.csv", text.getvalue())
+
+
+def _figure(paths: dict[str, tuple[Tensor, Tensor]], title: str) -> "Figure":
+    figure = panels.new_figure(16.0, 11.4)
+    panels.headline(figure, title)
+    for number, (rule, (z, code)) in enumerate(paths.items()):
+        row, column = divmod(number, 3)
+        ax = panels.prepare(figure.add_axes((0.05 + 0.325 * column, 0.52 - 0.475 * row, 0.275, 0.34)))
+        for radius in (0.3, 0.6, 0.9, 1.2):  # where the task loss is the same
+            around = torch.linspace(0, 2 * torch.pi, 90)
+            ax.plot(radius * around.cos(), radius * around.sin(), color=panels.RULE, linewidth=0.9, zorder=1)
+        (line,) = ax.plot(*z[:30].T, color=panels.PALETTE[0], marker="o", markersize=4, linewidth=1.6, zorder=3)
+        handles = {"embedding": line}
+        if rule != "no quantizer":
+            (line,) = ax.plot(*code[:30].T, color=panels.PALETTE[1], marker="s", markersize=4, linewidth=1.6, zorder=2)
+            handles["code"] = line
+        ax.plot(0, 0, marker="+", markersize=12, color=panels.INK, zorder=4)
+        ax.set(xlim=(-1.05, 0.45), ylim=(-1.05, 0.45), aspect="equal")
+        panels.finish(ax, handles, f"{rule}: {steps_until_still(z)} steps")
+    return figure

@@ -1,0 +1,205 @@
+"""Masking schedule and parallel decoding of a masked token model, as pure functions.
+
+Tokens are a grid of integers, -1 where masked. Nothing here knows a network: it is passed as a function from tokens
+to logits.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from straightvq.nn.part import check_float, check_int
+
+__all__ = ["decode_step", "decode_tokens", "guided_logits", "mask_counts", "masked_share", "random_mask"]
+
+
+def masked_share(progress: Tensor) -> Tensor:
+    """The cosine schedule: cos(pi/2 * progress), the share of tokens that is masked, from 1 at 0 to 0 at 1.
+
+    Args:
+        progress: in [0, 1]; a uniform draw in training, the share of steps done in decoding.
+
+    Source: arXiv 2202.04200, section 3.3.
+
+    Example:
+        >>> masked_share(torch.tensor([0.0, 0.5])).tolist()
+        [1.0, 0.7071067690849304]
+    """
+    return torch.cos(math.pi / 2 * progress)
+
+
+def random_mask(progress: Tensor, order: Tensor) -> Tensor:
+    """Which tokens training masks: the ceil(masked_share * N) of each grid that draw the lowest numbers, at least one.
+
+    Args:
+        progress: one draw in [0, 1) per grid.
+        order: one draw in [0, 1) per token.
+
+    Shape:
+        progress: Float (B,).
+        order: Float (B, h, w).
+        returns: Bool (B, h, w), True where masked.
+
+    Source: arXiv 2202.04200, section 3.2.
+
+    Example:
+        >>> random_mask(torch.tensor([0.5]), torch.tensor([[[0.9, 0.1, 0.4, 0.7]]]))   # ceil(0.707 * 4) = 3
+        tensor([[[False,  True,  True,  True]]])
+    """
+    flat = order.flatten(1)
+    counts = (masked_share(progress) * flat.shape[1]).ceil().clamp(min=1)
+    places = flat.argsort(1).argsort(1)
+    return (places < counts[:, None]).view_as(order)
+
+
+def mask_counts(num_masked: int, steps: int) -> list[int]:
+    """How many tokens are still masked after each decoding step; the last entry is 0.
+
+    floor(num_masked * cos(pi/2 * t/steps)) after step t, but each step decides one token at least: fewer tokens than
+    steps take fewer steps.
+
+    Args:
+        num_masked: masked tokens at the start, at least 0.
+        steps: decoding steps, at least 1.
+
+    Source: arXiv 2202.04200, section 3.2.
+
+    Example:
+        >>> mask_counts(16, 4), mask_counts(2, 8), mask_counts(0, 8)
+        ([14, 11, 6, 0], [1, 0], [])
+    """
+    num_masked = check_int("mask_counts", "num_masked", num_masked, 0)
+    steps = check_int("mask_counts", "steps", steps, 1)
+    counts, left = [], num_masked
+    for step in range(1, steps + 1):
+        if left == 0:
+            break
+        left = min(left - 1, math.floor(num_masked * math.cos(math.pi / 2 * step / steps)))
+        counts.append(left)
+    return counts
+
+
+def guided_logits(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
+    """(1 + guidance) * conditional - guidance * unconditional; 0 is no guidance.
+
+    Source: classifier-free guidance, arXiv 2207.12598, on logits as in arXiv 2301.00704, section 2.7.
+
+    Example:
+        >>> guided_logits(torch.tensor([2.0]), torch.tensor([1.0]), 0.5)
+        tensor([2.5000])
+    """
+    return torch.lerp(unconditional, conditional, 1 + guidance)
+
+
+def decode_step(
+    logits: Tensor, tokens: Tensor, draws: Tensor, *, num_masked: Tensor, temperature: float = 0.0
+) -> Tensor:
+    """Draws a token for every masked position and keeps those of the highest confidence.
+
+    The confidence is log p(token) + temperature * g, with Gumbel noise g = -log(-log(u)); of each grid the
+    ``num_masked`` drawn tokens of the lowest confidence are masked again. A token that was there stays.
+
+    Args:
+        logits: of the next tokens at all positions.
+        tokens: the grid so far, -1 where masked.
+        draws: two uniform numbers in [0, 1) per position: [:, 0] chooses the token, by the inverse of the cumulative
+            distribution over the codes in their order; [:, 1] is u of the confidence.
+        num_masked: of each grid, how many positions are masked afterwards.
+        temperature: of the noise, at least 0; 0 keeps the most probable of the drawn tokens.
+
+    Shape:
+        logits: Float (B, h, w, K).
+        tokens: Int64 (B, h, w), in and out.
+        draws: Float (B, 2, h, w).
+        num_masked: Int64 (B,).
+
+    Source: arXiv 2202.04200, section 3.2 and its code, whose noise has the same form.
+
+    Example:
+        >>> logits = torch.tensor([[[[0.2, 0.5, 0.3], [0.1, 0.1, 0.8]]]]).log()       # two positions, three codes
+        >>> draws = torch.tensor([[[[0.6, 0.9]], [[0.5, 0.5]]]])                      # 0.2 <= 0.6 < 0.7: code 1
+        >>> decode_step(logits, torch.tensor([[[-1, -1]]]), draws, num_masked=torch.tensor([1]))
+        tensor([[[-1,  2]]])
+    """
+    # Apple's GPU has no float64.
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    log_p = logits.to(wide).log_softmax(-1)
+    cdf = log_p.exp().cumsum(-1)
+    # Scaled by the last entry, which rounding keeps from being exactly 1.
+    drawn = torch.searchsorted(cdf, draws[:, 0, ..., None].to(wide) * cdf[..., -1:], right=True)
+    drawn = drawn.clamp(max=logits.shape[-1] - 1)
+    confidence = log_p.gather(-1, drawn)[..., 0]
+    if temperature > 0:
+        u = draws[:, 1].to(wide).clamp(min=torch.finfo(wide).tiny)
+        confidence = confidence - temperature * (-u.log()).log()
+    is_masked = tokens < 0
+    confidence = confidence.masked_fill(~is_masked, math.inf)
+    # Two sorts: the place of each confidence in ascending order; ties go by position, so that counts are exact.
+    places = confidence.flatten(1).argsort(dim=1, stable=True).argsort(1)
+    again = (places < num_masked[:, None]).view_as(tokens)
+    return torch.where(is_masked & ~again, drawn[..., 0], tokens)
+
+
+@torch.no_grad()
+def decode_tokens(
+    predict: Callable[[Tensor], Tensor],
+    tokens: Tensor,
+    *,
+    steps: int,
+    temperature: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """Fills the masked positions of token grids in a few parallel steps; given tokens stay as they are.
+
+    The cosine schedule says how many tokens are masked after each step; the temperature falls linearly to 0 at the
+    last one. Each grid has random numbers of its own, from a seed that ``generator`` draws for it: a grid comes out
+    the same (up to the rounding of the network) whatever else is in the batch, and a batch in two halves like the
+    whole.
+
+    Args:
+        predict: tokens (B, h, w) -> logits (B, h, w, K), such as a `straightvq.models.MaskGIT` with its labels bound.
+        tokens: the grids, -1 at the positions to fill.
+        steps: decoding steps, at least 1: calls of ``predict``, fewer if there are fewer masked tokens.
+        temperature: of the noise on the confidences at the first step, at least 0. 0 gives typical grids, larger
+            values more varied ones.
+        generator: where the seeds of the grids come from.
+
+    Returns:
+        Int64 (B, h, w), all in [0, K).
+
+    Source: arXiv 2202.04200, section 3.2.
+
+    Example:
+        >>> def predict(tokens):                                   # knows one thing: position j has token j
+        ...     return 50 * torch.eye(4).expand(len(tokens), 1, 4, 4)
+        >>> decode_tokens(predict, torch.tensor([[[-1, 3, -1, -1]]]), steps=2, temperature=1.0,
+        ...               generator=torch.Generator().manual_seed(0))
+        tensor([[[0, 3, 2, 3]]])
+    """
+    steps = check_int("decode_tokens", "steps", steps, 1)
+    temperature = check_float("decode_tokens", "temperature", temperature, minimum=0)
+    tokens = tokens.long()
+    draws = _draws(len(tokens), (steps, 2, *tokens.shape[1:]), generator)
+    for step, num_masked in enumerate(_counts(tokens, steps)):
+        noise = temperature * (1 - (step + 1) / steps)
+        tokens = decode_step(
+            predict(tokens), tokens, draws[:, step].to(tokens.device), num_masked=num_masked, temperature=noise
+        )
+    return tokens
+
+
+def _counts(tokens: Tensor, steps: int) -> Tensor:
+    """Masked positions of each grid after each step, Int64 (steps needed, B)."""
+    rows = [mask_counts(number, steps) for number in (tokens < 0).flatten(1).sum(1).tolist()]
+    longest = max(map(len, rows), default=0)
+    table = [row + [0] * (longest - len(row)) for row in rows]
+    return torch.tensor(table, dtype=torch.int64, device=tokens.device).view(len(rows), longest).t()
+
+
+def _draws(batch: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Uniform numbers, (batch, *shape), each row's from a seed of its own. Drawn on the CPU: the same anywhere."""
+    seeds = [int(torch.randint(2**62, (), generator=generator, device=generator.device)) for _ in range(batch)]
+    rows = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows) if rows else torch.empty(0, *shape)

@@ -1,0 +1,144 @@
+"""Numbers of the report, worked out by hand, and its two languages."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from straightvq.studies import Study
+from straightvq.studies.report import Context, Table, compare, main_table, spread, tuning_table, write_report
+from straightvq.studies.results import Results
+from straightvq.studies.study import Cell
+
+STUDY: dict[str, Any] = {
+    "title": "A study",
+    "about": "What it is.",
+    "measures": {
+        "test/mse": {"label": "MSE", "better": "lower", "compare": "ratio", "scale": 1000, "digits": 2},
+        "test/perplexity": {"label": "perplexity"},
+    },
+    "tune": {"by": "val/mse", "settings": {"low": {"a": 1}, "high": {"a": 2}}},
+    "base": {"a": 0},
+    "sets": {"digits": {"config": {}}},
+    "rows": {
+        "VQ": {"config": {}, "paper": {"digits": {"MSE": 6.0}}},
+        "half": {"config": {"b": 1}, "paper": {"digits": {"MSE": 3.0, "perplexity": 7.0}}},
+        "same": {"config": {"b": 2}, "paper": {"digits": {"MSE": 5.0}}},
+        "none": {"config": {"b": 3}},
+    },
+    "sizes": {
+        "s": {"sets": ["digits"], "seeds": 2, "models": {"net": {"config": {}}}, "config": {}, "tune": {"short": 1}}
+    },
+}
+# MSE by row and seed: `half` wins by 2e-3 and 2.2e-3; `same` loses and wins 1e-4.
+VALUES = {"VQ": [0.0040, 0.0044], "half": [0.0020, 0.0022], "same": [0.0041, 0.0043]}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    return Study.load(str(file))
+
+
+@pytest.fixture
+def results(study: Study, tmp_path: Path) -> Results:
+    from straightvq.studies.results import Result
+
+    found = Results(tmp_path / "out")
+    size = study.sizes["s"]
+    for row, values in VALUES.items():
+        cell = Cell("digits", "net", row)
+        for seed, mse in enumerate(values):
+            run = study.final(size, cell, seed, "low", None)
+            found.add(run, Result.of(run, 10.0 + seed, {"test/mse": mse, "test/perplexity": 4.0 + seed}))
+        for run, mse in zip(study.tuning(size, cell, None), (0.5, 0.25), strict=True):
+            found.add(run, Result.of(run, 5.0, {"val/mse": mse}))
+    return found
+
+
+def cells(study: Study) -> list[Cell]:
+    return study.cells(study.sizes["s"], ["digits"], None, None)
+
+
+def test_paired_difference_by_hand() -> None:
+    """Differences 1, 2, 3: mean 2, standard deviation 1, error 1 / sqrt(3)."""
+    found = compare({0: 2.0, 1: 4.0, 2: 6.0, 5: 100.0}, {0: 1.0, 1: 2.0, 2: 3.0, 7: -50.0}, "higher")
+    assert found.difference == 2.0
+    assert found.error == pytest.approx(1 / math.sqrt(3))
+    assert found.verdict == "better"
+    assert compare({0: 2.0, 1: 4.0, 2: 6.0}, {0: 1.0, 1: 2.0, 2: 3.0}, "lower").verdict == "worse"
+
+
+def test_tied_is_within_two_standard_errors() -> None:
+    """Differences 0 and 2: mean 1, error 1; then 1 and 3: mean 2 is just two errors; then 1.1 and 3."""
+    assert compare({0: 0.0, 1: 2.0}, {0: 0.0, 1: 0.0}, "higher").verdict == "tied"
+    assert compare({0: 1.0, 1: 3.0}, {0: 0.0, 1: 0.0}, "higher").verdict == "tied"
+    assert compare({0: 1.1, 1: 3.0}, {0: 0.0, 1: 0.0}, "higher").verdict == "better"
+    assert compare({0: 1.0}, {0: 0.0}, "higher").verdict == ""
+    assert math.isnan(compare({0: 1.0}, {1: 0.0}, "higher").difference)
+
+
+def test_equal_runs_are_tied() -> None:
+    assert compare({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}, "lower").verdict == "tied"
+
+
+def test_spread_is_mean_and_sample_deviation() -> None:
+    assert spread([1.0, 3.0], 2) == "2.00 ± 1.41"
+    assert spread([], 2) == "–"
+
+
+def test_main_table(study: Study, results: Results) -> None:
+    table = main_table(study, cells(study), results)
+    assert table.title == "net on digits"
+    assert table.header == [
+        "row", "MSE", "paper", "perplexity", "paper", "against VQ", "verdict", "paper", "direction", "seeds",
+        "s per run",
+    ]  # fmt: skip
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["VQ"] == ["4.20 ± 0.28", "6.00", "4.5 ± 0.7", "–", "", "", "", "", "2", "10"]
+    # Differences -2.0 and -2.2: mean -2.1, error 0.1; 2.1 / 4.2 = 0.5.
+    assert rows["half"][4:8] == ["-2.10 ± 0.10 (x 0.50)", "better", "-3.00 (x 0.50)", "agrees"]
+    # Differences 0.1 and -0.1.
+    assert rows["same"][4:8] == ["+0.00 ± 0.10 (x 1.00)", "tied", "-1.00 (x 0.83)", "tied here"]
+    assert rows["none"] == ["–", "–", "–", "–", "–", "", "", "", "0", "–"]
+
+
+def test_tuning_table_marks_the_best(study: Study, results: Results) -> None:
+    rows = {row[0]: row[1:] for row in tuning_table(study, cells(study), results).rows}
+    assert rows["half"] == ["low: 0.5", "**high: 0.25**"]
+    assert rows["none"] == ["–", "–"]
+
+
+def test_both_languages_have_every_number(study: Study, results: Results, tmp_path: Path) -> None:
+    context = Context(study, study.sizes["s"], "straightvq reproduce mine", "A remark.", 2)
+    write_report(tmp_path, context, results, cells(study))
+    page, tex = (tmp_path / "report.md").read_text(), (tmp_path / "report.tex").read_text()
+    assert page.startswith("# A study\n\nWhat it is.\n")
+    assert "A remark." in page
+    assert "6 of 8 runs are finished" in page
+    assert "| half | 2.10 ± 0.14 | 3.00 |" in page
+    assert r"half & 2.10 $\pm$ 0.14 & 3.00" in tex
+    assert r"(\textbf" not in tex
+    assert r"\textbf{high: 0.25}" in tex
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
+
+
+def test_failed_runs_are_named_and_not_counted(study: Study, results: Results, tmp_path: Path) -> None:
+    from straightvq.studies.results import Result
+
+    run = study.final(study.sizes["s"], Cell("digits", "net", "none"), 0, "low", None)
+    results.add(run, Result.of(run, 1.0, {}, error="`VectorQuantizer`: `z` must be finite."))
+    context = Context(study, study.sizes["s"], "", "", 2)
+    write_report(tmp_path, context, results, cells(study))
+    page = (tmp_path / "report.md").read_text()
+    assert "- digits net none, final 0: `VectorQuantizer`: `z` must be finite." in page
+    assert "| none | – |" in page
+
+
+def test_latex_escapes_what_it_must() -> None:
+    text = Table("t", ["a_b", "%"], [["l2 & c", "– x"]]).latex()
+    assert r"a\_b & \% \\" in text
+    assert r"l2 \& c & -- x \\" in text

@@ -1,0 +1,166 @@
+"""Study files: what they say, which runs follow, and the mistakes in them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import straightvq as svq
+from straightvq.studies import Study, ablation, study_names
+from straightvq.studies.study import Cell
+
+CLASSIFICATION = Study.load("classification")
+
+SMALL: dict[str, Any] = {
+    "title": "A study",
+    "measures": {"test/accuracy": {"label": "accuracy", "better": "higher"}},
+    "tune": {"by": "val/accuracy", "settings": {"low": {"a.b": 1}, "high": {"a.b": 2}}},
+    "base": {"a": {"b": 0, "c": 0}},
+    "sets": {"digits": {"config": {"data": 1}}, "cifar": {"folder": "cifar", "config": {}}},
+    "rows": {
+        "first": {"config": {}},
+        "second": {"config": {"a.c": 5}, "settings": {"one": {"a.d": 1}, "two": {"a.d": 2}}},
+    },
+    "sizes": {
+        "s": {
+            "sets": ["cifar"],
+            "without_data": ["digits"],
+            "seeds": 2,
+            "models": {"net": {"config": {"net": 1}}},
+            "config": {"trainer.max_epochs": 4},
+            "tune": {"trainer.max_epochs": 2},
+        }
+    },
+}
+
+
+def load(tmp_path: Path, content: Any) -> Study:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+    return Study.load(str(file))
+
+
+def edited(**changes: Any) -> dict[str, Any]:
+    """The small study with values at dotted paths replaced; None removes a key."""
+    content: dict[str, Any] = yaml.safe_load(yaml.safe_dump(SMALL))
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place = content
+        for key in parents:
+            place = place[key]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    return content
+
+
+def test_packaged_studies_are_read() -> None:
+    assert study_names() == ["autoencoder", "classification", "toy"]
+    for name in study_names():
+        study = Study.load(name)
+        assert study.title
+        assert study.script or {"tiny", "small", "paper"} == set(study.sizes)
+
+
+def test_shipped_rows_are_those_of_the_paper_and_the_baselines() -> None:
+    rows = ["VQ", "affine", "sync", "alternated", "replace", "all", "EMA + reset", "straight", "unquantized"]
+    assert list(CLASSIFICATION.rows) == rows
+    assert list(CLASSIFICATION.sizes["small"].models) == ["AlexNet", "ResNet-18", "ViT"]
+    assert CLASSIFICATION.rows["all"].paper["AlexNet"] == {"accuracy": 57.9, "perplexity": 753.8}
+    table3 = ["VQ", "affine", "OPT", "affine + OPT", "replace", "l2 + replace", "all"]
+    assert list(Study.load("autoencoder").rows) == [*table3, "EMA + reset", "straight", "unquantized"]
+    assert Study.load("autoencoder").rows["all"].paper["cifar10"] == {"MSE": 1.74, "perplexity": 608.6}
+
+
+@pytest.mark.parametrize("l2", [False, True])
+def test_all_methods_together_are_the_preset(l2: bool) -> None:
+    own = ablation(8, 16, channel_dim=1, lr_scale=2.0, sync=0.2, fraction=0.1, patience=20, l2=l2)
+    preset = svq.presets.vq_ste_pp(8, 16, channel_dim=1, l2=l2)
+    assert repr(own) == repr(preset)
+    for name, value in preset.state_dict().items():
+        assert own.state_dict()[name].shape == value.shape
+
+
+def test_each_method_changes_one_part() -> None:
+    plain = repr(ablation(8, 16))
+    assert "GradientUpdate" in plain
+    assert "DeadCodeReset" not in plain
+    assert "AlternatedUpdate(" in repr(ablation(8, 16, fraction=0.1))
+    assert "DeadCodeReset(" in repr(ablation(8, 16, patience=20))
+    assert ablation(8, 16, l2=True)(torch.randn(4, 8)).quantized.norm(dim=1).allclose(torch.ones(4), atol=1e-5)
+
+
+def test_overlays_come_in_the_order_of_their_generality(tmp_path: Path) -> None:
+    study = load(tmp_path, SMALL)
+    size, cell = study.sizes["s"], Cell("cifar", "net", "second")
+    run = study.final(size, cell, 1, "two", "/data/cifar")
+    assert list(run.overlays) == ["base", "model-s-net", "size-s", "row-second", "setting-second-two"]
+    assert run.overlays["setting-second-two"] == {"a": {"d": 2}}
+    assert run.options[:4] == ["--seed_everything", "1", "--data.init_args.seed", "1"]
+    assert run.options[4:] == ["--data.init_args.source", "/data/cifar"]
+    tuning = study.tuning(size, cell, None)
+    assert [(r.kind, r.number, r.setting, r.seed) for r in tuning] == [("tune", 0, "one", 0), ("tune", 1, "two", 0)]
+    assert tuning[0].overlays["s-tune"] == {"trainer": {"max_epochs": 2}}
+
+
+def test_every_row_tries_the_same_number_of_settings() -> None:
+    for name in ("classification", "autoencoder"):
+        study = Study.load(name)
+        size = study.sizes["small"]
+        counts = {len(study.tuning(size, cell, None)) for cell in study.cells(size, ["cifar10"], None, None)}
+        assert counts == {3}
+
+
+def test_fingerprint_depends_on_settings_and_seed_but_not_on_the_place_of_the_data(tmp_path: Path) -> None:
+    study = load(tmp_path, SMALL)
+    size, cell = study.sizes["s"], Cell("cifar", "net", "first")
+    here = study.final(size, cell, 0, "", "/here").settings
+    assert here == study.final(size, cell, 0, "", "/there").settings
+    assert here != study.final(size, cell, 1, "", "/here").settings
+    assert here != study.final(size, cell, 0, "low", "/here").settings
+    changed = load(tmp_path, edited(sizes__s__config={"trainer.max_epochs": 5}))
+    assert here != changed.final(changed.sizes["s"], cell, 0, "", "/here").settings
+
+
+def test_rows_and_models_can_be_chosen(tmp_path: Path) -> None:
+    study = load(tmp_path, SMALL)
+    cells = study.cells(study.sizes["s"], ["cifar"], None, ["second"])
+    assert cells == [Cell("cifar", "net", "second")]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("clasification", r"`reproduce`: the study 'clasification' is not there. Did you mean 'classification'\?"),
+        ("nowhere/mine.yaml", r"`reproduce`: there is no file 'nowhere/mine.yaml'"),
+    ],
+)
+def test_unknown_study(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Study.load(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1, 2", r"mine.yaml' is not readable as YAML"),
+        ("- a list", r"`the study` must be a section with keys. Got \['a list'\]"),
+        ({**SMALL, "rwos": {}}, r"`the study` has no key 'rwos'. Did you mean 'rows'\? It takes about, base"),
+        (edited(base=None), r"`the study` must have the key 'base'"),
+        (edited(rows__first__confg={}), r"`rows.first` has no key 'confg'. Did you mean 'config'\?"),
+        (edited(rows__first__config=3), r"`rows.first.config` must be a section with keys. Got 3"),
+        (edited(sizes__s__seeds=0), r"`sizes.s.seeds` must be an integer >= 1. Got 0"),
+        (edited(sizes__s__sets=["cifar11"]), r"`sizes.s` names the set 'cifar11'"),
+        (edited(tune={"settings": {"low": {}, "high": {}}}), r"`tune.by` does not say by which value"),
+        (edited(rows__second__settings={"one": {}}), r"`rows.second.settings` must be as many .* fair comparison: 2"),
+        (edited(measures={"test/a": {"label": "a"}}), r"the first of `measures` must say with `better`"),
+        (edited(measures={"test/a": {"label": "a", "better": "more"}}), r"must be higher or lower. Got 'more'"),
+        (edited(rows={"a b": {"config": {}}, "a+b": {"config": {}}}), r"`rows` has names that differ in signs only"),
+    ],
+)
+def test_mistakes_in_a_study_file_are_explained(content: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, content)
