@@ -56,7 +56,7 @@ def ablation(
 
     Example:
         >>> ablation(8, 16, lr_scale=2.0, patience=20).codebook.parametrization
-        Affine(lr_scale=2, groups=1)
+        Affine(lr_scale=2.0, groups=1)
     """
     check_bool("ablation", "l2", l2)
     parts: list[Parametrization] = [] if lr_scale is None else [Affine(lr_scale, groups)]
