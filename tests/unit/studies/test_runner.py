@@ -349,27 +349,6 @@ def test_toy_is_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert main(["reproduce", "toy", "--seeds", "3"]) == 2
 
 
-def test_a_study_may_build_upon_another(study: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one's runs get the folders of the first one's, of the same row and seed, with checkpoints."""
-    no_tuning = {"by": "val/accuracy", "settings": {}}
-    first = edited(tune=no_tuning)
-    Path("first.yaml").write_text(yaml.safe_dump(first, sort_keys=False))
-    second = edited(tune=no_tuning, follows={"study": "first.yaml", "option": "trainer.default_root_dir"})
-    assert study("--rows", "VQ", "--seeds", "1", content=second) == 0
-    place = Path("out/first/runs/digits/net/VQ/seed0")
-    assert (place / "last.ckpt").is_file()
-    config = yaml.safe_load(Path("out/runs/digits/net/VQ/seed0/config.yaml").read_text())
-    assert config["trainer"]["default_root_dir"] == str(place)
-    assert not list(Path("out/runs").rglob("last.ckpt"))
-    # Other settings of the first make the results of the second stale.
-    first["base"]["save_every"] = 4
-    Path("first.yaml").write_text(yaml.safe_dump(first, sort_keys=False))
-    assert study("--rows", "VQ", "--seeds", "1", content=second) == 2
-    counter = Counter(monkeypatch)
-    assert study("--rows", "VQ", "--seeds", "1", "--rerun", content=second) == 0
-    assert len(counter.titles) == 2
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["classification", "autoencoder"])
 def test_shipped_study_runs_in_its_tiny_size(name: str, tmp_path: Path) -> None:
