@@ -28,14 +28,14 @@ from straightvq.models import Autoencoder
 from straightvq.tasks import Reconstruction
 from straightvq.tasks.command_line import quiet
 
-# Every preset as it is shipped, and the baselines with the width and commitment of `straight`; EMA at the better of two
+# Every preset as it is shipped, and the baselines with the narrow codes of `straight`; EMA at the better of two
 # learning rates.
 ARMS = [
     "vq_vae@lr=3e-3",
-    "vq_vae:codebook_dim=8,commitment=1.0@lr=3e-3",
+    "vq_vae:codebook_dim=8@lr=3e-3",
     "ema@lr=1e-3",
     "ema@lr=3e-3",
-    "ema:codebook_dim=8,commitment=1.0@lr=3e-3",
+    "ema:codebook_dim=8@lr=3e-3",
     "vq_ste_pp@lr=3e-3",
     "straight@lr=3e-3",
 ]

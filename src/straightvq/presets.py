@@ -155,9 +155,9 @@ def straight(
     codebook_dim: int | None = 8,
     fraction: float = 0.2,
     sync: float = 0.0,
-    commitment: float = 1.0,
+    commitment: float = 0.25,
     patience: int = 20,
-    reassign: bool = True,
+    reassign: bool = False,
 ) -> VectorQuantizer:
     """Our recommendation: alternated optimisation of narrow codes, with k-means init and reset of dead codes.
 
@@ -173,7 +173,7 @@ def straight(
         sync: the paper's nu.
         commitment: weight of the commitment loss.
         patience: steps without use before a code is reset.
-        reassign: whether vectors are assigned again after the step, which costs a second search.
+        reassign: whether vectors are assigned again after the step: a second search, and no lower error where measured.
 
     Source: arXiv 2305.08842 for alternation, replacement and k-means; arXiv 2110.04627 for narrow codes.
 
