@@ -1,5 +1,6 @@
 """For tests of what several ranks do together: real processes with gloo on this machine, or pretended ones."""
 
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
@@ -24,8 +25,10 @@ def run_on_ranks(body: Body, ranks: int = 2) -> list[Any]:
 
     ``body`` is a module's function, and its result something that ``torch.load`` takes.
     """
+    # The ranks are copies of one process, which has imported everything.
+    multiprocessing.set_forkserver_preload(["straightvq", "torch.distributed.fsdp", "pytest"])
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_process, args=(ranks, folder, body), nprocs=ranks)
+        mp.start_processes(_process, args=(ranks, folder, body), nprocs=ranks, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt") for rank in range(ranks)]
 
 

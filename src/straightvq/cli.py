@@ -170,7 +170,7 @@ def _explained(is_verbose: bool = False) -> Iterator[None]:
         sentence = next((text for text in reversed(_chain(error)) if text.startswith("`")), None)
         if is_verbose or sentence is None:
             raise
-        raise UsageError(sentence) from error
+        raise UsageError("\n".join([sentence, *getattr(error, "__notes__", [])])) from error
 
 
 _VERBOSE = "--verbose_errors"
@@ -218,8 +218,9 @@ def _shortened(message: str) -> str:
     if len(nested) < 2:
         return message
     depth = [len(line) - len(line.lstrip()) for line in nested]
-    # What a union's other members would have accepted is noise.
-    depth = [0 if "<class 'NoneType'>" in line else d for line, d in zip(nested, depth, strict=True)]
+    # What a union's other members would have accepted is noise, and so is the place in a nameless text.
+    noise = ("<class 'NoneType'>", 'in "<unicode string>"')
+    depth = [0 if any(word in line for word in noise) else d for line, d in zip(nested, depth, strict=True)]
     deepest = depth.index(max(depth))
     where = [m.group(1) for line in nested[:deepest] if (m := re.search(r"Parser key \"([^\"]+)\"", line))]
     owner = [m.group(1) for line in nested[:deepest] if (m := re.search(r"class_path '([^']+)'", line))]
@@ -358,7 +359,7 @@ def _reproduce(args: list[str]) -> None:
         description="Runs what is missing of a study (methods x networks x sets x seeds) and writes its tables and "
         "figures. Finished runs are not repeated; a stopped one goes on where it was.",
     )
-    parser.add_argument("study", help="name of a packaged study (classification, autoencoder, toy), or a YAML file")
+    parser.add_argument("study", help="a packaged study (classification, autoencoder, maskgit, toy), or a YAML file")
     parser.add_argument("--size", default="small", help="small, paper or tiny (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="folder of the results (default: studies/NAME-SIZE)")
     parser.add_argument(

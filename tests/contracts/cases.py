@@ -1,7 +1,7 @@
 """The table of quantizers that every law is tested on: all presets, and every part in some combination.
 
 Each factory takes ``channel_dim``, makes a layer of width ``DIM`` with ``SIZE`` codes, and draws its start from torch's
-global generator.
+global generator. ``EXCEPTIONS`` is the table's column of laws that say nothing about a case, or are not kept by it.
 """
 
 from collections.abc import Callable
@@ -48,6 +48,9 @@ PRESETS: dict[str, Factory] = {
     ),
     "straight": lambda channel_dim=-1: svq.presets.straight(DIM, SIZE, channel_dim=channel_dim, patience=4),
     "straight-sync": lambda channel_dim=-1: svq.presets.straight(DIM, SIZE, channel_dim=channel_dim, sync=0.5),
+    "straight-narrow": lambda channel_dim=-1: svq.presets.straight(
+        DIM, SIZE, channel_dim=channel_dim, codebook_dim=3, patience=4, reassign=True
+    ),
 }
 
 CASES: dict[str, Factory] = PRESETS | {
@@ -117,4 +120,53 @@ CASES: dict[str, Factory] = PRESETS | {
         losses=[svq.CodebookLoss(), svq.CommitmentLoss()],
     ),
     "gradient+explicit": lambda channel_dim=-1: _layer(channel_dim, update=svq.GradientUpdate()),
+    "gradient+chain_of_statistics+cosine": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.Chain([svq.RunningAffine(0.5, groups=2), svq.UnitNormCodes()]),
+        assigner=svq.Nearest("cosine"),
+        init=svq.SampleInit(),
+    ),
+    "gradient+affine+sync_alone": lambda channel_dim=-1: _layer(
+        channel_dim, parametrization=svq.Affine(groups=4), losses=[svq.CommitmentLoss()], sync=1.0
+    ),
+    "gradient+codebook_alone": lambda channel_dim=-1: _layer(
+        channel_dim,
+        init=svq.KMeansInit(0),
+        losses=[svq.CodebookLoss(0.5), svq.CommitmentLoss(0.0)],
+        reset=svq.DeadCodeReset(2, noise=0.0),
+    ),
+    "ema+unit_norm+sample+no_memory": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.UnitNormCodes(),
+        transform=svq.UnitNorm(),
+        init=svq.SampleInit(),
+        update=svq.EMAUpdate(0.0),
+        reset=svq.DeadCodeReset(3),
+    ),
+    "alternated+affine+groups+sgd": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.Affine(2.0, groups=4),
+        init=svq.KMeansInit(),
+        update=svq.AlternatedUpdate(steps=2, lr=1.0, momentum=0.9, reassign=False),
+        reset=svq.DeadCodeReset(3),
+    ),
+    "alternated+unit_norm+projection+cosine": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.UnitNormCodes(),
+        transform=svq.Projection(4),
+        assigner=svq.Nearest("cosine"),
+        init=svq.KMeansInit(),
+        update=svq.AlternatedUpdate(fraction=1.0),
+        reset=svq.DeadCodeReset(3),
+    ),
+}
+
+_PROJECTION = {"codes_quantize_to_themselves": "a projection does not return to its argument"}
+
+# case -> law -> reason
+EXCEPTIONS: dict[str, dict[str, str]] = {
+    "straight-narrow": _PROJECTION,
+    "gradient+uniform+projection": _PROJECTION,
+    "ema+unit_norm+projection": _PROJECTION,
+    "alternated+unit_norm+projection+cosine": _PROJECTION,
 }

@@ -1,4 +1,4 @@
-"""Law 9: training and evaluation compile without a graph break and agree with eager; encode and decode export."""
+"""Law 9: training and evaluation compile without a graph break and agree with eager. Exports: test_export.py."""
 
 import copy
 import shutil
@@ -139,32 +139,64 @@ def test_small_batches_initialise_over_several_compiled_steps() -> None:
     assert train_both(CASES["straight"], sizes=6 * (20,)) == 2
 
 
-class Encode(nn.Module):
-    def __init__(self, layer: svq.VectorQuantizer) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.layer.encode(z)
+# --- built without memory -------------------------------------------------------------------------------------------
 
 
-class Decode(Encode):
-    def forward(self, z: Tensor) -> Tensor:
-        return self.layer.decode(z)
+def without_memory(make: Factory) -> svq.VectorQuantizer:
+    with torch.device("meta"):
+        layer = make(channel_dim=-1)
+    assert all(tensor.is_meta for tensor in layer.state_dict().values())
+    return layer
 
 
-@every_preset
-def test_encode_and_decode_export(make: Factory) -> None:
-    layer = made(make)
+@every_case
+def test_layer_built_on_the_meta_device_starts_like_any_other(make: Factory) -> None:
+    layer = without_memory(make).to_empty(device="cpu")
+    for tensor in layer.state_dict().values():
+        tensor.fill_(77)  # memory holds anything
+    torch.manual_seed(0)
+    for module in layer.modules():
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+    usual = made(make)
+    assert list(layer.state_dict()) == list(usual.state_dict())
+    for name, value in usual.codebook.state_dict().items():
+        if name not in ("raw", "seed"):  # random
+            assert torch.equal(value, layer.codebook.state_dict()[name]), name
+    assert layer.codes().std() > 0.01
+    usual.load_state_dict(layer.state_dict())
+    for number in range(6):
+        assert torch.equal(layer(data(number)).quantized, usual(data(number)).quantized)
+    assert_close_states(layer, usual)
+
+
+def test_codebook_starts_over_with_the_numbers_of_its_making() -> None:
+    codebook = made(CASES["ema+running+groups"]).codebook
+    fresh = copy.deepcopy(codebook.state_dict())
+    layer = made(CASES["ema+running+groups"])
     layer(data(0))
-    layer.eval()
-    batch = torch.export.Dim("batch", min=2, max=4096)
-    encode = torch.export.export(Encode(layer), (data(1),), dynamic_shapes=({0: batch},)).module()
-    decode = torch.export.export(Decode(layer), (torch.arange(80) % SIZE,), dynamic_shapes=({0: batch},)).module()
-    z = data(2, 33)
-    indices = layer.encode(z)
-    assert torch.equal(encode(z), indices)
-    torch.testing.assert_close(decode(indices), layer.decode(indices), rtol=1e-6, atol=1e-6)
+    layer.codebook.freeze()
+    torch.manual_seed(0)
+    layer.codebook.reset_parameters()
+    assert not layer.codebook.is_still
+    assert all(torch.equal(value, fresh[name]) for name, value in layer.codebook.state_dict().items())
+
+
+@every_case
+@pytest.mark.parametrize("assign", [False, True], ids=["copied", "assigned"])
+def test_layer_built_on_the_meta_device_loads_a_state_and_goes_on(make: Factory, assign: bool) -> None:
+    usual = made(make)
+    usual(data(0))
+    layer = without_memory(make)
+    if not assign:
+        layer.to_empty(device="cpu")
+    layer.load_state_dict(copy.deepcopy(usual.state_dict()), assign=assign)
+    for number in range(1, 5):
+        assert torch.equal(layer(data(number)).quantized, usual(data(number)).quantized)
+    assert_close_states(layer, usual)
+
+
+# --- images ---------------------------------------------------------------------------------------------------------
 
 
 def test_compiled_forward_takes_images() -> None:

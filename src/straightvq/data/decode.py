@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 # About 300 MB once decoded to RGB. A few bytes of header can announce a picture of any size, so the header is
 # believed before a single pixel is unpacked.
 PIXEL_LIMIT = 100_000_000
+# A picture of so many pixels needs no more; a longer file is not even read.
+FILE_LIMIT = 1 << 30
+# What Pillow may take the bytes for, whatever their name says. Others of its formats start programs (EPS runs
+# Ghostscript), or hold no pixels at all.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 
 
 class UnreadableImageError(ValueError):
@@ -35,8 +40,8 @@ def decode_image(data: bytes, size: int, channels: int) -> NDArray[np.uint8]:
         returns: UInt8 ``(channels, size, size)``.
 
     Raises:
-        UnreadableImageError: Truncated, not a picture, larger than ``PIXEL_LIMIT`` pixels, or pixels of
-            floating point, whose range nobody states.
+        UnreadableImageError: Truncated, not a picture in one of ``FORMATS``, larger than ``PIXEL_LIMIT`` pixels,
+            or pixels of floating point, whose range nobody states.
     """
     from PIL import Image
 
@@ -46,7 +51,9 @@ def decode_image(data: bytes, size: int, channels: int) -> NDArray[np.uint8]:
             # pixels.
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
+            Image.init()
+            formats = [name for name in FORMATS if name in Image.OPEN]  # Pillow may be built without some
+            with Image.open(io.BytesIO(data), formats=formats) as image:
                 _refuse_bomb(image)
                 # JPEG can be unpacked at 1/2, 1/4 or 1/8: much faster for photographs of many megapixels.
                 # Twice the wanted side keeps the resize below free of visible loss.

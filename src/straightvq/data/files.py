@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from straightvq.data.decode import UnreadableImageError, decode_image
+from straightvq.data.decode import FILE_LIMIT, FORMATS, UnreadableImageError, decode_image
 from straightvq.data.sets import Records, Source
 
 SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -26,11 +27,20 @@ class ImageFiles(Records):
         return self.paths[i]
 
     def decode(self, i: int, size: int, channels: int) -> NDArray[np.uint8]:
-        try:
-            data = (self.root / self.paths[i]).read_bytes()
-        except OSError as error:
-            raise UnreadableImageError(error.strerror or str(error)) from error
-        return decode_image(data, size, channels)
+        return decode_image(_read(self.root / self.paths[i]), size, channels)
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a plain file of a reasonable size; a pipe or a device might never end."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UnreadableImageError("not a plain file")
+        if found.st_size > FILE_LIMIT:
+            raise UnreadableImageError(f"{found.st_size:,} bytes, more than the limit of {FILE_LIMIT:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(error.strerror or str(error)) from error
 
 
 class ParquetRows(Records):
@@ -99,7 +109,7 @@ def _folder(root: Path) -> Source:
     from PIL import Image
 
     names = list(_walk(root))
-    suffixes = Image.registered_extensions()
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
     # Without a suffix only the content can tell; it is tried.
     images = [name for name in names if (suffix := Path(name).suffix.lower()) == "" or suffix in suffixes]
     skipped = {name: "not an image by its suffix" for name in sorted(set(names) - set(images))}
@@ -173,11 +183,11 @@ def _parquet_split(path: Path) -> str:
 
 
 def _columns(files: list[Path]) -> tuple[str, str | None, list[str] | None]:
-    """Names of the image and label columns (checked in every file), and the class names of the first file."""
+    """Names of the image and label columns, the same in every file, and the class names of the first file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    image, label = IMAGE_COLUMNS[0], None
+    found: list[tuple[str, str | None]] = []
     for file in files:
         try:
             schema = pq.read_schema(file)
@@ -187,7 +197,7 @@ def _columns(files: list[Path]) -> tuple[str, str | None, list[str] | None]:
         if not image:
             raise ValueError(
                 f"`Images`: {file.name} must have a column 'image' with encoded pictures. "
-                f"Got the columns {', '.join(schema.names)}."
+                f"Got the columns {', '.join(schema.names) or 'none'}."
             )
         kind = schema.field(image).type
         inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
@@ -198,8 +208,17 @@ def _columns(files: list[Path]) -> tuple[str, str | None, list[str] | None]:
         label = "label" if "label" in schema.names else None
         if label and not pa.types.is_integer(schema.field(label).type):
             raise TypeError(f"`Images`: column 'label' of {file.name} must be integer. Got {schema.field(label).type}.")
-    schema = pq.read_schema(files[0])
-    return image, label, _class_names(schema.metadata or {})
+        found.append((image, label))
+        if found[-1] != found[0]:
+            raise ValueError(
+                f"`Images`: the Parquet files of one split must have the same columns. {files[0].name} has "
+                f"{_listed(found[0])}, {file.name} has {_listed(found[-1])}."
+            )
+    return *found[0], _class_names(pq.read_schema(files[0]).metadata or {})
+
+
+def _listed(columns: tuple[str, str | None]) -> str:
+    return " and ".join(repr(name) for name in columns if name)
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> list[str] | None:
@@ -218,11 +237,12 @@ def _read_parquet(files: list[Path], image: str, label: str | None) -> ParquetRo
     try:
         # `partitioning=None`: a folder named "a=b" is no column.
         tables = [pq.read_table(file, columns=columns, partitioning=None) for file in files]
+        columns_read = [table.column(image) for table in tables]
+        images = pa.chunked_array([c for column in columns_read for c in column.chunks], columns_read[0].type)
+        labels = np.full(len(images), -1, dtype=np.int64)
+        if label is not None:
+            values = [table.column(label).cast(pa.int64()).fill_null(-1).to_numpy() for table in tables]
+            labels = np.concatenate(values)
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"`Images`: {files[0].parent} holds a damaged Parquet file: {error}") from error
-    images = pa.chunked_array([chunk for table in tables for chunk in table.column(image).chunks])
-    labels = np.full(len(images), -1, dtype=np.int64)
-    if label is not None:
-        values = [table.column(label).cast(pa.int64()).fill_null(-1).to_numpy() for table in tables]
-        labels = np.concatenate(values)
     return ParquetRows(images, labels, [(file.name, table.num_rows) for file, table in zip(files, tables, strict=True)])

@@ -81,7 +81,12 @@ def map_parquet(files: list[Path], image: str, label: str | None) -> ArrowRows:
     import datasets
 
     columns = [image] if label is None else [image, label]
-    rows = datasets.Dataset.from_parquet([str(file) for file in files], columns=columns)
+    try:
+        rows = datasets.Dataset.from_parquet([str(file) for file in files], columns=columns)
+    except Exception as error:  # `datasets` wraps whatever it met
+        raise ValueError(
+            f"`Images`: {files[0].parent} holds a damaged Parquet file: {error.__cause__ or error}"
+        ) from error
     return _arrow_rows(rows, image, label, files[0].name)
 
 

@@ -22,6 +22,7 @@ from straightvq.data.sets import (
     ImageTensor,
     Records,
     Source,
+    check_labels,
     decode_all,
     divide,
     unreadable_error,
@@ -192,6 +193,7 @@ class Images(lightning.LightningDataModule):
                 source = local(Path(self.source).expanduser(), self.memory_limit_mb << 20)
             if source.skipped and self.on_error == "raise":
                 raise unreadable_error(*next(iter(source.skipped.items())))
+            check_labels(source)
             num_train = None if self.source == "photos" else self.num_train  # crops are made, not left out
             self._parts = divide(source, self.val_fraction, num_train, self.num_test, self.seed)
             self._source = source

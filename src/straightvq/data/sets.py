@@ -55,6 +55,18 @@ class Source:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
+def check_labels(source: Source) -> None:
+    """Refuses labels that would break off an epoch: below -1, or beyond the names of the classes."""
+    number = None if source.class_names is None else len(source.class_names)
+    for split, records in source.splits.items():
+        low, high = int(records.labels.min(initial=-1)), int(records.labels.max(initial=-1))
+        if low < -1 or (number is not None and high >= number):
+            names = f"[0, {number}), one for each class name" if number is not None else ">= 0"
+            raise ValueError(
+                f"`Images`: the labels of split {split!r} must be {names}, or -1 for none. Got {low} to {high}."
+            )
+
+
 def share(key: str, seed: int, use: str) -> float:
     """A number in [0, 1) that depends on nothing but its arguments: files that come or go never move the
     others."""

@@ -1,5 +1,6 @@
 """The codebook: the only owner of code vectors."""
 
+import copy
 import itertools
 import weakref
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from straightvq.functional.sums import code_sums
 from straightvq.nn.batch import Batch
 from straightvq.nn.inits import Init, NormalInit
 from straightvq.nn.parametrizations import Direct, Parametrization
-from straightvq.nn.part import Part, at_least_float32, check_int, check_part
+from straightvq.nn.part import Part, check_int, check_part, making_float32
 from straightvq.nn.ranks import Group, Message, copy_from_first_rank, rows_over_ranks
 from straightvq.nn.resets import Clock, Reset
 from straightvq.nn.updates import Assigned, GradientUpdate, Update
@@ -46,7 +47,8 @@ class Codebook(Part):
 
     Attributes:
         process_group: ranks that share the codebook: None for the default group of ``torch.distributed`` if there is
-            one at call time, a ``ProcessGroup``, or False for no synchronisation.
+            one at call time, a ``ProcessGroup`` that this process belongs to, or False for no synchronisation. It is
+            no part of the state: a copy shares the group, a saved state does not know it.
 
     Raises:
         TypeError, ValueError: for parts of the wrong kind and for combinations that contradict each other.
@@ -95,8 +97,11 @@ class Codebook(Part):
         self._ready = self._frozen = False
         self._handle = _register(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "process_group": _Shared(self.process_group)}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__({**state, "process_group": state["process_group"].group})
         self._handle = _register(self)  # a copy is another codebook
 
     def _check_learned(self) -> None:
@@ -109,6 +114,7 @@ class Codebook(Part):
 
     # --- construction -------------------------------------------------------------------------------------------
 
+    @making_float32()
     def bind(self, dim: int, *, raw_takes_gradient: bool) -> None:
         """Makes the table and all state. Called once, by the quantizer that owns this codebook.
 
@@ -128,8 +134,8 @@ class Codebook(Part):
         if self.reset is not None:
             self.reset.bind(self.size, dim)
         with torch.no_grad():
-            dtype = at_least_float32(torch.get_default_dtype())
-            raw = self.parametrization.adopt(self.init.start(self.size, dim).to(dtype))
+            start = self.init.start(self.size, dim).to(torch.get_default_dtype())
+            raw = self.parametrization.adopt(start)
         if raw_takes_gradient:
             self.raw = nn.Parameter(raw)
         else:
@@ -143,8 +149,31 @@ class Codebook(Part):
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self._read_flags()
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Starts over as if just made: with the start of the init, a new seed, no statistics, not frozen.
+
+        For a codebook that was made on torch's meta device and has been given memory by ``to_empty``.
+        """
+        self._require_bound()
+        twin = copy.deepcopy(self)
+        for module in twin.modules():
+            module._parameters.clear()
+            module._buffers.clear()
+            if isinstance(module, Part):
+                module._is_bound = False
+        with torch.device("cpu"):
+            twin.bind(self.raw.shape[1], raw_takes_gradient=isinstance(self.raw, nn.Parameter))
+        self.pool = self.pool[:0].clone()
+        fresh = twin.state_dict()
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(fresh[name])
+        self._read_flags()
+
     def _read_flags(self) -> None:
         """Python's copies of the two flags, so that no forward has to ask the device."""
+        if self.is_ready.is_meta:
+            return  # no values yet
         self._ready = bool(self.is_ready)
         was_frozen, self._frozen = self._frozen, bool(self.is_frozen)
         if self._frozen != was_frozen:
@@ -276,6 +305,8 @@ class Codebook(Part):
         Returns:
             what the update knows of the batch's assignment.
         """
+        if not (self._ready or self._frozen or torch.compiler.is_compiling()):
+            self._read_flags()  # a data-parallel wrapper copies the first rank's buffers to the others
         if self._frozen:
             return Assigned(None, None)
         batch = Batch(z, valid, self.process_group)
@@ -364,6 +395,16 @@ class Codebook(Part):
 
     def extra_repr(self) -> str:
         return f"size={self.size}" if self.dim is None else f"size={self.size}, dim={self.dim}"
+
+
+class _Shared:
+    """A process group on its way to a copy, which shares it."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
+        return self
 
 
 # Codebooks by handle: how an opaque op inside a compiled graph finds the one it belongs to.

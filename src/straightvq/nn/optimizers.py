@@ -29,6 +29,9 @@ def parameter_groups(
         One or two dicts with ``params``, ``lr``, ``weight_decay`` and ``name`` (``"network"``, ``"codebook"``);
         a group without parameters is left out.
 
+    Raises:
+        ValueError: for a table that ``fully_shard`` has taken apart and that training forwards write into.
+
     Example:
         >>> import straightvq as svq
         >>> net = nn.Sequential(nn.Linear(4, 8), svq.presets.vq_vae(8, 16))
@@ -36,6 +39,7 @@ def parameter_groups(
         [('network', 2, 0.1), ('codebook', 1, 0.0)]
     """
     check_module("parameter_groups", module)
+    _check_whole("parameter_groups", module)
     lr = check_float("parameter_groups", "lr", lr, minimum=0)
     weight_decay = check_float("parameter_groups", "weight_decay", weight_decay, minimum=0)
     if codebook_lr is not None:
@@ -69,6 +73,7 @@ def attach_optimizer(optimizer: Optimizer, module: nn.Module) -> RemovableHandle
 
     Raises:
         TypeError: if ``optimizer`` is not one.
+        ValueError: as ``parameter_groups``.
 
     Warns:
         UserWarning: if a codebook parameter that needs a gradient is missing from the optimizer: it would not move.
@@ -78,6 +83,7 @@ def attach_optimizer(optimizer: Optimizer, module: nn.Module) -> RemovableHandle
             f"`attach_optimizer`: `optimizer` must be a torch.optim.Optimizer. Got {type(optimizer).__name__}."
         )
     check_module("attach_optimizer", module)
+    _check_whole("attach_optimizer", module)
     held = {p for group in optimizer.param_groups for p in group["params"]}
     missing = [
         name for name, child in module.named_modules() if isinstance(child, Codebook)
@@ -108,3 +114,16 @@ def attach_optimizer(optimizer: Optimizer, module: nn.Module) -> RemovableHandle
 
 def _codebooks(module: nn.Module) -> list[Codebook]:
     return [m for m in module.modules() if isinstance(m, Codebook)]
+
+
+def _check_whole(owner: str, module: nn.Module) -> None:
+    for name, book in module.named_modules():
+        if not isinstance(book, Codebook):
+            continue
+        is_written = book.init.needs_data or book.reset is not None or not book.update.loss_trains_raw
+        if is_written and hasattr(book.raw, "device_mesh"):  # a DTensor, without importing its package
+            raise ValueError(
+                f"`{owner}`: the table of the codebook {name!r} must be whole, because training forwards write into "
+                "it and fully_shard loses what they write. Got a sharded one: pass "
+                "fully_shard(..., ignored_params=set(quantizer.parameters()))."
+            )

@@ -1,7 +1,8 @@
 """What all parts share: precision that survives ``.half()``, being bound once, and the error sentence."""
 
+import contextlib
 from abc import ABC
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -29,6 +30,9 @@ class Part(nn.Module, ABC):
             )
         self._is_bound = True
 
+    def reset_parameters(self) -> None:
+        """Does nothing: a part starts over with the codebook that owns it, see ``Codebook.reset_parameters``."""
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(_keep_float32(fn), recurse)
 
@@ -50,6 +54,24 @@ def can_ask(tensor: Tensor) -> bool:
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
+
+
+@contextlib.contextmanager
+def making_float32() -> Iterator[None]:
+    """While it lasts torch makes new tensors in at least float32, whatever its default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(at_least_float32(before))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Switches autocast off. A program that is exported where it is off gets no such region: it could not be saved."""
+    if torch.compiler.is_exporting() and not torch.is_autocast_enabled(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def check_int(owner: Any, name: str, value: Any, minimum: int) -> int:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from straightvq.nn.codebook import _count_not_finite
-from straightvq.nn.part import can_ask, check_int, check_module
+from straightvq.nn.part import at_least_float32, can_ask, check_int, check_module
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 class QuantizerOutput(NamedTuple):
@@ -32,8 +34,9 @@ class Quantizer(nn.Module, ABC):
     """Base of all quantizers: flattens ``z`` to channels-last rows and puts results back in place.
 
     Attributes:
-        check_finite: whether ``forward`` and ``encode`` refuse NaN and infinity (under ``torch.compile`` and on
-            accelerators by an asynchronous assertion). Switch it off by setting it to False on the instance.
+        check_finite: whether ``forward`` and ``encode`` refuse NaN, infinity, and values so large (2.8e14 in float32)
+            that sums of their squares would overflow (under ``torch.compile`` and on accelerators by an asynchronous
+            assertion). Switch it off by setting it to False on the instance.
     """
 
     check_finite: bool = True
@@ -108,20 +111,26 @@ class Quantizer(nn.Module, ABC):
     def _check_values(self, flat: Tensor) -> None:
         if not self.check_finite or torch.compiler.is_exporting() or flat.numel() == 0:
             return
-        low, high = flat.detach().aminmax()  # one pass; NaN comes through
-        finite = torch.isfinite(low) & torch.isfinite(high)
-        if not can_ask(finite):
-            torch._assert_async(finite, f"`{type(self).__name__}`: `z` must be finite. Got NaN or infinity.")
-        elif not finite:
+        dtype = at_least_float32(flat.dtype)
+        low, high = (v.to(dtype) for v in flat.detach().aminmax())  # one pass; NaN comes through
+        # Leaves room for four billion squares in a sum.
+        limit = torch.finfo(dtype).max ** 0.375
+        sound = (low >= -limit) & (high <= limit)
+        owner = f"`{type(self).__name__}`: `z` must be"
+        if not can_ask(sound):
+            torch._assert_async(sound, f"{owner} finite, and at most {limit:.2g} in size.")
+        elif not sound:
+            finite = bool(torch.isfinite(low + high))
+            expected = f"at most {limit:.2g} in size, so that sums of squares do not overflow" if finite else "finite"
+            got = _count_beyond(flat.detach(), limit) if finite else _count_not_finite(flat)
             raise ValueError(
-                f"`{type(self).__name__}`: `z` must be finite. Got {_count_not_finite(flat)} "
-                f"(rows of {self.dim} channels). Nothing was changed; "
+                f"{owner} {expected}. Got {got} (rows of {self.dim} channels). Nothing was changed; "
                 "set `check_finite = False` on the layer to skip this check."
             )
 
     def _check_indices(self, indices: Tensor, size: int) -> None:
         owner = type(self).__name__
-        if not isinstance(indices, Tensor) or indices.is_floating_point() or indices.dtype == torch.bool:
+        if not isinstance(indices, Tensor) or indices.dtype not in _INTEGERS:
             got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
             raise TypeError(f"`{owner}`: `indices` must be an integer tensor. Got {got}.")
         if torch.compiler.is_exporting() or indices.numel() == 0:
@@ -143,6 +152,11 @@ class Quantizer(nn.Module, ABC):
         zero = 0 * z.reshape(-1)[:0].to(torch.promote_types(z.dtype, torch.float32)).sum()
         indices = torch.full(shape, -1, dtype=torch.int64, device=z.device)
         return QuantizerOutput(z, indices, zero, dict.fromkeys(names, zero))
+
+
+def _count_beyond(x: Tensor, limit: float) -> str:
+    sizes = x.abs().double()
+    return f"{int((sizes > limit).sum())} of {x.numel()} values beyond, the largest {sizes.max().item():.2g}"
 
 
 @contextlib.contextmanager

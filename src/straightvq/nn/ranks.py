@@ -18,7 +18,13 @@ def num_ranks(group: Group) -> int:
     """Number of processes that share a codebook; 1 without a process group."""
     if group is False or not dist.is_available() or not dist.is_initialized():
         return 1
-    return dist.get_world_size(group)
+    ranks = dist.get_world_size(group)
+    if ranks < 1:
+        raise ValueError(
+            "`process_group` must be None, False, or a group that this process belongs to. "
+            f"Got one without rank {dist.get_rank()}."
+        )
+    return ranks
 
 
 def rank(group: Group) -> int:

@@ -11,7 +11,7 @@ from straightvq.nn.assigners import Assigner, Nearest
 from straightvq.nn.codebook import Codebook
 from straightvq.nn.estimators import Estimator, StraightThrough
 from straightvq.nn.losses import CodebookLoss, CommitmentLoss, Loss
-from straightvq.nn.part import check_part
+from straightvq.nn.part import check_part, making_float32, no_autocast
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput
 from straightvq.nn.transforms import Identity, Transform
 
@@ -83,7 +83,8 @@ class VectorQuantizer(Quantizer):
                 UserWarning,
                 stacklevel=2,
             )
-        self.transform.bind(dim)
+        with making_float32():
+            self.transform.bind(dim)
         self.codebook = codebook
 
     def _check_training(self, codebook: Codebook) -> None:
@@ -128,7 +129,7 @@ class VectorQuantizer(Quantizer):
             return self._pass_through(z, mask, [loss.name for loss in self._losses])
         if self.training and not self.codebook.is_still:
             self._check_not_recomputed()
-        with torch.autocast(z.device.type, enabled=False):
+        with no_autocast(z.device):
             flat, valid = self._flatten(z, mask)  # 0
             self._check_values(flat)
             x = self._transform(flat)  # 1
@@ -156,7 +157,7 @@ class VectorQuantizer(Quantizer):
             Int64, ``z``'s shape without the channel axis; -1 where masked.
         """
         self._check(z, mask)
-        with torch.autocast(z.device.type, enabled=False):
+        with no_autocast(z.device):
             flat, valid = self._flatten(z, mask)
             self._check_values(flat)
             return self._assign(self._transform(flat), self.codebook.codes(), valid).view(self._batch(z))
@@ -172,7 +173,7 @@ class VectorQuantizer(Quantizer):
         """
         self._check_indices(indices, self.codebook.size)
         flat = indices.reshape(-1).long()
-        with torch.autocast(indices.device.type, enabled=False):
+        with no_autocast(indices.device):
             rows = self._inverse(_rows(self.codebook.codes(), flat), flat >= 0)
         return rows.view(*indices.shape, self.dim).movedim(-1, self.channel_dim)
 

@@ -11,7 +11,7 @@ import numpy as np
 from straightvq.diagnostics import panels, save
 from straightvq.studies.report import Context
 from straightvq.studies.results import Results
-from straightvq.studies.study import FINAL, Cell, Study
+from straightvq.studies.study import FINAL, Cell, Measure, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,26 @@ def draw(folder: Path, context: Context, results: Results, cells: Sequence[Cell]
     shown = [here for _, here in places if any(results.of(cell, FINAL) for cell in here)]
     if shown:
         save(_dots(context.study, results, shown), folder / "results.png")
-        save(_curves(context.study, folder, results, shown), folder / "curves.png")
+        measure = _charted(context.study, folder, results, shown)
+        if measure is not None:
+            save(_curves(context.study, measure, folder, results, shown), folder / "curves.png")
+
+
+def _charted(study: Study, folder: Path, results: Results, places: Sequence[Sequence[Cell]]) -> Measure | None:
+    """The first measure that is also taken on the validation set; some are known at the end only."""
+    runs = [_runs(folder, results, cell) for cells in places for cell in cells]
+    for measure in study.measures:
+        if any(read_curve(run, _on_validation(measure))[0] for of_cell in runs for run in of_cell):
+            return measure
+    return None
+
+
+def _on_validation(measure: Measure) -> str:
+    return f"val/{measure.name.partition('/')[2]}"
+
+
+def _runs(folder: Path, results: Results, cell: Cell) -> list[Path]:
+    return [folder / "runs" / cell.folder / f"seed{r.number}" for r in results.of(cell, FINAL)]
 
 
 def _dots(study: Study, results: Results, places: Sequence[Sequence[Cell]]) -> "Figure":
@@ -61,10 +80,11 @@ def _dots(study: Study, results: Results, places: Sequence[Sequence[Cell]]) -> "
     return figure
 
 
-def _curves(study: Study, folder: Path, results: Results, places: Sequence[Sequence[Cell]]) -> "Figure":
-    """The headline measure on the validation set over the steps, mean of the seeds that are there."""
-    measure = study.measures[0]
-    name = f"val/{measure.name.partition('/')[2]}"
+def _curves(
+    study: Study, measure: Measure, folder: Path, results: Results, places: Sequence[Sequence[Cell]]
+) -> "Figure":
+    """A measure on the validation set over the steps, mean of the seeds that are there."""
+    name = _on_validation(measure)
     height = 6.0
     figure = panels.new_figure(8.0 * len(places), 0.8 + height)
     panels.headline(figure, f"{study.title}: {name}")
@@ -72,8 +92,7 @@ def _curves(study: Study, folder: Path, results: Results, places: Sequence[Seque
         ax = _axes(figure, 0, place, 1, len(places), left=1.0, height=height, above=2.2)
         handles = {}
         for number, cell in enumerate(cells):
-            runs = [cell.folder / f"seed{r.number}" for r in results.of(cell, FINAL)]
-            steps, values = mean_curve([read_curve(folder / "runs" / run, name) for run in runs])
+            steps, values = mean_curve([read_curve(run, name) for run in _runs(folder, results, cell)])
             if steps:
                 (handles[cell.row],) = ax.plot(
                     steps,

@@ -172,6 +172,9 @@ def _page(
         "",
     ]
     lines += [context.remark, ""] if context.remark else []
+    if size.follows:
+        before = [f"[{name}]({name}/report.md)" for name in (Path(name).stem for name in size.follows.values())]
+        lines += [f"Built upon {', '.join(before)}, whose checkpoints are kept.", ""]
     lines += [
         "Values are mean ± standard deviation over seeds, on the test set. "
         f"**Against {first}** is the mean of the paired differences in {headline.label} over common seeds ± its "
@@ -193,6 +196,7 @@ def _page(
         ]
         for table in tuned:
             lines += [f"### {table.title}", "", table.markdown(), ""]
+    lines += _samples(folder, cells)
     failed = [r for cell in cells for kind in (TUNE, FINAL) for r in results.of(cell, kind) if r.error]
     if failed:
         lines += ["## Failed runs", ""]
@@ -202,6 +206,16 @@ def _page(
         "",
     ]
     return "\n".join(lines)
+
+
+def _samples(folder: Path, cells: Sequence[Cell]) -> list[str]:
+    """What models of images drew, of seed 0."""
+    lines = []
+    for cell in cells:
+        grid = Path("runs") / cell.folder / "seed0" / "samples" / "grid.png"
+        if (folder / grid).is_file():
+            lines += [f"### {cell.title}", "", f"![{cell.title}]({grid.as_posix()})", ""]
+    return ["## Samples", "", *lines] if lines else []
 
 
 def main_table(study: Study, cells: Sequence[Cell], results: Results) -> Table:

@@ -39,7 +39,8 @@ def reproduce(
     """Runs what is missing of a study and writes its report.
 
     Finished runs are not repeated, a stopped one goes on from its last checkpoint, so the same call can be made until
-    nothing is left. Several processes may work on one folder if they are given different models or rows.
+    nothing is left. Several processes may work on one folder if they are given different models or rows, and if what
+    these share, such as a classifier in whose features all are measured, is finished.
 
     Args:
         name: of a packaged study, or a YAML file.
@@ -49,11 +50,12 @@ def reproduce(
         sets, models, rows: names of those to run; None for all.
         seeds: number of seeds, at least 1; None takes the size's.
         dry_run: only lists the runs, with an estimate of the time.
-        keep: whether the checkpoints of finished runs are kept.
+        keep: whether the checkpoints of finished runs are kept; those that other runs build upon always are.
         rerun: repeats runs that failed, and those of other settings than the study's, which are refused otherwise.
 
     Returns:
-        The folder of the results: ``report.md``, ``report.tex``, ``results.csv``, figures, and ``runs``.
+        The folder of the results: ``report.md``, ``report.tex``, ``results.csv``, figures, and ``runs``; and a folder
+        like it for each study that this one is built upon.
 
     Raises:
         ValueError: for what is not there, for a study file with mistakes, for results of other settings, and when a
@@ -69,17 +71,15 @@ def reproduce(
         raise unknown("the size", size, study.sizes)
     chosen = study.sizes[size]
     seeds = chosen.seeds if seeds is None else check_int("reproduce", "seeds", seeds, 1)
-    sources, remark = _sources(study, chosen, data, sets)
-    cells = study.cells(chosen, list(sources), models, rows)
+    names, remark = _sets(study, chosen, data, sets)
+    sources = _sources(study, names, data)
+    cells = study.cells(chosen, names, models, rows)
+    everything = study.cells(chosen, names, None, None)
     folder = Path("studies") / f"{study.name}-{size}" if out is None else out
-    work = _Work(study, chosen, folder, sources, cells, seeds, rerun=rerun)
-    if study.follows is not None:
-        # Its cells are the same; its checkpoints are what this study is about.
-        before = Study.load(study.follows.study)
-        if size not in before.sizes:
-            raise unknown(f"the size of {before.name},", size, before.sizes)
-        work.first = _Work(before, before.sizes[size], folder / before.name, sources, cells, seeds, rerun=rerun)
-    parts = [part for part in (work.first, work) if part is not None]
+    work = _Work(study, chosen, folder, sources, cells, everything, seeds, rerun=rerun)
+    for option, other in chosen.follows.items():
+        work.before[option] = _preparation(work, other, data)
+    parts = [*work.before.values(), work]
     if dry_run:
         sys.stdout.write("".join([remark + "\n" if remark else "", *(part.listing() for part in parts)]))
         return folder
@@ -89,20 +89,38 @@ def reproduce(
         sys.stdout.write(remark + "\n")
     command = shlex.join(["straightvq", "reproduce", name, "--size", size])
     for part in parts:
-        _run(part, Context(part.study, part.size, command, remark, seeds), keep=keep or part is not work)
+        # The checkpoints of what comes before are what the study is built upon.
+        _run(part, Context(part.study, part.size, command, remark, part.seeds), keep=keep or part is not work)
     return folder
+
+
+def _preparation(work: "_Work", name: str, data: Path | None) -> "_Work":
+    """The part of another study that a study is built upon."""
+    study = Study.load(name)
+    if work.size.name not in study.sizes:
+        raise unknown(f"the size of {study.name},", work.size.name, study.sizes)
+    size = study.sizes[work.size.name]
+    if size.follows:
+        raise ValueError(f"`reproduce`: {study.name} is built upon, and must not follow another study itself.")
+
+    def serving(cells: Sequence[Cell]) -> list[Cell]:
+        return list(dict.fromkeys(study.serving(size, cell, 0)[0] for cell in cells))
+
+    cells, everything = serving(work.cells), serving(work.everything)
+    seeds = 1 + max(study.serving(size, cell, work.seeds - 1)[1] for cell in work.cells)
+    sources = _sources(study, list(work.sources), data)
+    return _Work(study, size, work.folder / study.name, sources, cells, everything, seeds, rerun=work.rerun)
 
 
 def _run(work: "_Work", context: Context, *, keep: bool) -> None:
     folder = work.folder
-    everything = work.study.cells(work.size, list(work.sources), None, None)
     with _protected(folder, work.results):
         try:
-            work.run(keep, lambda: write_report(folder, context, work.results, everything))
+            work.run(keep, lambda: write_report(folder, context, work.results, work.everything))
         finally:
             if len(work.results):
-                draw(folder, context, work.results, everything)
-                write_report(folder, context, work.results, everything)
+                draw(folder, context, work.results, work.everything)
+                write_report(folder, context, work.results, work.everything)
     sys.stdout.write(f"{folder / 'report.md'}\n")
 
 
@@ -110,7 +128,9 @@ class _Work:
     """The runs that are due, in the order of running.
 
     Attributes:
-        first: the work that this one builds upon, or None.
+        cells: what is run.
+        everything: what is reported; other processes may run it.
+        before: what these runs are built upon, by the option that gets a folder.
     """
 
     def __init__(
@@ -120,14 +140,15 @@ class _Work:
         folder: Path,
         sources: dict[str, str | None],
         cells: list[Cell],
+        everything: list[Cell],
         seeds: int,
         *,
         rerun: bool,
     ) -> None:
         self.study, self.size, self.sources, self.cells, self.seeds = study, size, sources, cells, seeds
-        self.folder, self.rerun = folder, rerun
+        self.folder, self.everything, self.rerun = folder, everything, rerun
         self.results = Results(folder)
-        self.first: _Work | None = None
+        self.before: dict[str, _Work] = {}
         self._redone: set[Path] = set()
 
     def tuning(self, cell: Cell) -> list[Run]:
@@ -137,12 +158,16 @@ class _Work:
         return self._upon(self.study.final(self.size, cell, seed, self.best(cell), self.sources[cell.set]))
 
     def _upon(self, run: Run) -> Run:
-        """The same run with the predecessor of its cell and seed, where there is one."""
-        if self.first is None or self.study.follows is None:
-            return run
-        first = self.first.final(run.cell, run.seed)
-        words = (f"--{self.study.follows.option}", str(self.first.results.place(first)))
-        return dataclasses.replace(run, first=(words, first.settings))
+        """The same run with the folders of those that it is built upon."""
+        upon = {}
+        for option, work in self.before.items():
+            first = work.serving(run)
+            upon[option] = (str(work.results.place(first)), first.settings)
+        return dataclasses.replace(run, upon=upon)
+
+    def serving(self, run: Run) -> Run:
+        """The run of this work that one of another study is built upon."""
+        return self.final(*self.study.serving(self.size, run.cell, run.seed))
 
     def best(self, cell: Cell) -> str:
         """The setting that tuning chose; while it is not finished, the first."""
@@ -196,14 +221,29 @@ class _Work:
         def show(step: int, total: int) -> None:
             bar.set_postfix_str(f"step {step} of {total}", refresh=step % 10 == 0)
 
+        failed = self._failed_before(run)
         try:
-            result = train(run, place, self.folder / "configs", show, keep=keep)
+            result = failed or train(run, place, self.folder / "configs", show, keep=keep)
         except ValueError as error:
             if not str(error).startswith("`"):
                 raise
             raise ValueError(f"`reproduce`: {run.title} cannot be run: {error}") from None
         self.results.add(run, result)
         tqdm.write(f"{run.title}: {self._words(result)}, {result.seconds:.0f} s", file=sys.stdout)
+
+    def _failed_before(self, run: Run) -> Result | None:
+        """The result of a run that is built upon a failed one; an error if the other run's checkpoint is gone."""
+        for work in self.before.values():
+            first = work.serving(run)
+            found, place = work.results.get(first), work.results.place(first)
+            if found is not None and found.error:
+                return Result.of(run, 0.0, {}, error=f"its run of {work.study.name} failed: {found.error}")
+            if not any(place.glob("*.ckpt")):
+                raise ValueError(
+                    f"`reproduce`: {run.title} is built upon the checkpoint in {str(place)!r}, which is gone. Remove "
+                    "that folder, and the same command makes it anew."
+                )
+        return None
 
     def _words(self, result: Result) -> str:
         if result.error:
@@ -247,10 +287,8 @@ def best_setting(study: Study, results: Sequence[Result]) -> str:
     return max(values, key=lambda name: values[name]) if values else ""
 
 
-def _sources(
-    study: Study, size: Size, data: Path | None, sets: Sequence[str] | None
-) -> tuple[dict[str, str | None], str]:
-    """Place of each set, None for embedded ones; and a remark if embedded data take the place of others."""
+def _sets(study: Study, size: Size, data: Path | None, sets: Sequence[str] | None) -> tuple[list[str], str]:
+    """Names of the sets; and a remark if embedded data take the place of others."""
     names = list(size.sets)
     remark = ""
     outside = [name for name in names if study.sets[name].folder is not None]
@@ -271,6 +309,11 @@ def _sources(
             f"No --data was given: embedded {', '.join(names)} stand in for {', '.join(outside)}, so that the numbers "
             "cannot be compared with the paper's."
         )
+    return names, remark
+
+
+def _sources(study: Study, names: Sequence[str], data: Path | None) -> dict[str, str | None]:
+    """Place of each set, None for embedded ones."""
     places: dict[str, str | None] = {}
     for name in names:
         folder = study.sets[name].folder
@@ -280,7 +323,7 @@ def _sources(
                 f"`reproduce`: {study.name} needs the set {name} in {places[name]!r}, which is not there. "
                 "--data must be the folder that holds the sets' folders."
             )
-    return places, remark
+    return places
 
 
 @contextlib.contextmanager

@@ -105,6 +105,8 @@ class Size:
         seeds: number of seeds of each row.
         config: overlay.
         tune: overlay for the runs of tuning, usually half as long; None for no tuning.
+        follows: studies whose runs must be there first, by the option that gets a run's folder, such as
+            ``model.init_args.tokenizer``. Which run serves which says `Study.serving`.
     """
 
     name: str
@@ -115,19 +117,7 @@ class Size:
     seeds: int
     config: Config
     tune: Config | None
-
-
-@dataclass(frozen=True)
-class Follows:
-    """A study whose runs must be there first, such as the tokenizers of token models.
-
-    Attributes:
-        study: its name; it has the same sizes, sets, networks and rows.
-        option: key under which a run gets the folder of its predecessor, such as ``model.init_args.tokenizer``.
-    """
-
-    study: str
-    option: str
+    follows: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -159,7 +149,7 @@ class Run:
         setting: name of the setting, "" where nothing was tuned.
         overlays: configurations by name, each laid over the ones before.
         source: where the data lie, None for what the overlays say. It decides no result.
-        first: the run that this one builds upon, and where it is: words of the command line, and its fingerprint.
+        upon: the runs that this one builds upon: folder and fingerprint, by the option that gets the folder.
     """
 
     cell: Cell
@@ -168,7 +158,7 @@ class Run:
     setting: str
     overlays: dict[str, Config]
     source: str | None = None
-    first: tuple[tuple[str, str], str] | None = None
+    upon: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -187,12 +177,13 @@ class Run:
         """Words of the command line behind the overlays."""
         options = ["--seed_everything", str(self.seed), "--data.init_args.seed", str(self.seed)]
         options += [] if self.source is None else ["--data.init_args.source", self.source]
-        return options if self.first is None else [*options, *self.first[0]]
+        return [*options, *(word for name, (folder, _) in self.upon.items() for word in (f"--{name}", folder))]
 
     @property
     def settings(self) -> str:
         """Fingerprint of everything that decides the result."""
-        parts = [list(self.overlays.values()), self.seed, *([] if self.first is None else [self.first[1]])]
+        upon = {name: fingerprint for name, (_, fingerprint) in self.upon.items()}
+        parts = [list(self.overlays.values()), self.seed, *([upon] if upon else [])]
         content = json.dumps(parts, sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
@@ -210,7 +201,6 @@ class Study:
         settings: what tuning tries, overlays by name.
         base: configuration under all others.
         sets, rows, sizes: by name.
-        follows: the study whose runs these build upon, or None.
         script: instead of runs: the class path of a function that takes the folder of the results.
     """
 
@@ -224,7 +214,6 @@ class Study:
     sets: dict[str, DataSet]
     rows: dict[str, Row]
     sizes: dict[str, Size]
-    follows: Follows | None = None
     script: str | None = None
 
     @classmethod
@@ -239,11 +228,7 @@ class Study:
             ['VQ', 'affine', 'sync']
         """
         path = _find(name)
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"`reproduce`: {str(path)!r} is not readable as YAML: {_one_line(error)}.") from error
-        return _Reader(path).study(content)
+        return _Reader(path).study(_read(path))
 
     def cells(
         self, size: Size, sets: Sequence[str], models: Sequence[str] | None, rows: Sequence[str] | None
@@ -267,6 +252,25 @@ class Study:
     def final(self, size: Size, cell: Cell, seed: int, setting: str, source: str | None) -> Run:
         """The run of one seed with a setting, "" for that of the row."""
         return self._run(size, cell, FINAL, seed, setting, source, extra={})
+
+    def serving(self, size: Size, cell: Cell, seed: int) -> tuple[Cell, int]:
+        """Cell and seed of the run that one of another study builds upon.
+
+        It has the same set, network, row and seed. A study of a single network serves every network; one of a single
+        row serves every row, with seed 0.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        for what, name, known in (("set", cell.set, self.sets), ("network", cell.model, size.models)):
+            if name not in known and (what == "set" or len(known) > 1):
+                raise ValueError(f"`reproduce`: {self.name} is built upon, but has no {what} {name!r}.")
+        if cell.row not in self.rows and len(self.rows) > 1:
+            raise ValueError(f"`reproduce`: {self.name} is built upon, but has no row {cell.row!r}.")
+        model = cell.model if cell.model in size.models else next(iter(size.models))
+        if cell.row in self.rows:
+            return Cell(cell.set, model, cell.row), seed
+        return Cell(cell.set, model, next(iter(self.rows))), 0
 
     def _settings(self, row: str) -> dict[str, Config]:
         own = self.rows[row].settings
@@ -294,7 +298,7 @@ def study_names() -> list[str]:
 
     Example:
         >>> study_names()
-        ['autoencoder', 'classification', 'toy']
+        ['autoencoder', 'classification', 'maskgit', 'maskgit_features', 'maskgit_tokenizer', 'toy']
     """
     files = resources.files("straightvq.studies").iterdir()
     return sorted(item.name.removesuffix(".yaml") for item in files if item.name.endswith(".yaml"))
@@ -334,6 +338,16 @@ def _find(name: str) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
         raise ValueError(f"`reproduce`: there is no file {name!r}.")
     raise unknown("the study", name, study_names())
+
+
+def _read(path: Path) -> Any:
+    """What a file says; sections that it lacks are those of the study that it is ``like``."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"`reproduce`: {str(path)!r} is not readable as YAML: {_one_line(error)}.") from error
+    like = content.pop("like", None) if isinstance(content, dict) else None
+    return content if like is None else {**_read(_find(str(like))), **content}
 
 
 def expanded(config: Config) -> Config:
@@ -386,9 +400,6 @@ class _Reader:
             tune_by=str(tune.get("by", "")),
             settings=self._configs("tune.settings", tune.get("settings") or {}),
             base=self._config("base", content["base"]),
-            follows=Follows(**self._keys("follows", content["follows"], {"study", "option"}))
-            if "follows" in content
-            else None,
             sets={name: self._set(name, part) for name, part in self._items("sets", content["sets"])},
             rows={name: self._row(name, part) for name, part in self._items("rows", content["rows"])},
             sizes={name: self._size(name, part) for name, part in self._items("sizes", content["sizes"])},
@@ -438,7 +449,8 @@ class _Reader:
 
     def _size(self, name: str, part: Any) -> Size:
         where = f"sizes.{name}"
-        part = self._keys(where, part, {"sets", "models", "seeds", "config"}, {"about", "without_data", "tune"})
+        optional = {"about", "without_data", "tune", "follows"}
+        part = self._keys(where, part, {"sets", "models", "seeds", "config"}, optional)
         if not isinstance(part["seeds"], int) or part["seeds"] < 1:
             raise self._error(f"`{where}.seeds` must be an integer >= 1. Got {part['seeds']!r}")
         models = {}
@@ -454,6 +466,7 @@ class _Reader:
             part["seeds"],
             self._config(f"{where}.config", part["config"]),
             self._config(f"{where}.tune", part["tune"]) if "tune" in part else None,
+            {option: str(study) for option, study in self._items(f"{where}.follows", part.get("follows") or {})},
         )
 
     def _configs(self, where: str, part: Any) -> dict[str, Config]:

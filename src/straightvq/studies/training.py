@@ -12,20 +12,24 @@ from typing import Any
 import lightning
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.callbacks import Callback
+from rich.console import Console
 
 from straightvq.studies.results import Result, write_text
 from straightvq.studies.study import FINAL, Run
 from straightvq.tasks.command_line import TrainingCLI, quiet
+from straightvq.tasks.generate import Sampling, generate
+from straightvq.tasks.generation import Generation
 from straightvq.tasks.monitor import CodebookWarning
 
 __all__ = ["train"]
 
 CHECKPOINTS = ("last.ckpt", "best.ckpt")
+SAMPLES = 100  # drawn from a model of images
 Show = Callable[[int, int], None]
 
 
 def train(run: Run, place: Path, configs: Path, show: Show, *, keep: bool) -> Result:
-    """Trains, or goes on from the last checkpoint, and measures.
+    """Trains, or goes on from the last checkpoint, and measures; a model of images draws some, too.
 
     Args:
         run: what to train.
@@ -90,8 +94,10 @@ def _header(place: Path) -> str:
 def _measure(run: Run, place: Path, words: list[str]) -> dict[str, float]:
     command, stage = ("test", "test/") if run.kind == FINAL else ("validate", "val/")
     words = [*words, "--ckpt_path", str(place / CHECKPOINTS[0]), "--verbose", "false", "--trainer.logger", "false"]
-    measured = _RunCLI([command, *words], "", None).trainer.callback_metrics
-    return {name: float(value) for name, value in measured.items() if name.startswith(stage)}
+    cli = _RunCLI([command, *words], "", None)
+    if run.kind == FINAL and isinstance(cli.model, Generation):
+        generate(place, Sampling(num=SAMPLES), console=Console(quiet=True))
+    return {name: float(v) for name, v in cli.trainer.callback_metrics.items() if name.startswith(stage)}
 
 
 class _RunCLI(TrainingCLI):

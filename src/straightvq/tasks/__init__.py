@@ -2,6 +2,7 @@
 
 from straightvq.tasks.alternated import alternated_step
 from straightvq.tasks.classification import Classification
+from straightvq.tasks.finite import NonFiniteError, StopOnNonFinite
 from straightvq.tasks.generation import Generation
 from straightvq.tasks.monitor import CodebookMonitor, CodebookWarning, HasHead
 from straightvq.tasks.reconstruction import Reconstruction
@@ -16,7 +17,9 @@ __all__ = [
     "Generation",
     "HasHead",
     "LastCheckpoint",
+    "NonFiniteError",
     "Reconstruction",
+    "StopOnNonFinite",
     "Tokenizer",
     "alternated_step",
 ]

@@ -1,5 +1,6 @@
 """A finished run as `straightvq fit` leaves it: its configuration, its checkpoints, its log."""
 
+import contextlib
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 import lightning
 import torch
 import yaml  # type: ignore[import-untyped]
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
 KEPT = "checkpoints"
@@ -94,6 +96,7 @@ class RunFolder:
 
     def build(self) -> tuple[lightning.LightningModule, lightning.LightningDataModule]:
         """Task and data as the configuration describes them, the weights still those of a new network."""
+        deny_foreign_code()
         parser = LightningArgumentParser(exit_on_error=False)
         parser.add_lightning_class_args(lightning.LightningModule, "model", subclass_mode=True)
         parser.add_lightning_class_args(lightning.LightningDataModule, "data", subclass_mode=True)
@@ -132,9 +135,31 @@ def read_checkpoint(file: Path, owner: str = "analyze") -> dict[str, Any]:
             f"`{owner}`: {str(file)!r} cannot be read as a checkpoint: it is damaged, or holds other objects than "
             "tensors and plain values, which are not loaded."
         ) from error
-    if not isinstance(content, dict) or not {"state_dict", "global_step"} <= content.keys():
+    sound = isinstance(content, dict) and isinstance(content.get("state_dict"), dict)
+    if not sound or not isinstance(content.get("global_step"), int):
         raise ValueError(f"`{owner}`: {str(file)!r} is not a checkpoint of a training run.")
     return content
+
+
+def find_sound(folder: Path, *, other_than: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run's folder that can be read, leaving one out."""
+    sound = []
+    for file in sorted([*folder.glob("*.ckpt"), *folder.glob(f"{KEPT}/*.ckpt")]):
+        if file != other_than:
+            with contextlib.suppress(ValueError):
+                sound.append(Checkpoint(file, (file.stem,), read_checkpoint(file)["global_step"]))
+    return max(sound, key=lambda checkpoint: checkpoint.step, default=None)
+
+
+def deny_foreign_code() -> None:
+    """Configurations may name parts of networks, data and training; nothing that runs code, reads or writes files.
+
+    jsonargparse checks that a class fits its slot. Its list of denied modules (os, subprocess, pickle, functools, ...)
+    also covers slots for functions, but only warns unless it is switched on. Holds for the whole process.
+    """
+    set_parsing_settings(
+        import_path_denylist=["torch.hub", "torch.serialization", "torch.jit"], instantiate_subclass_spec_in_any=False
+    )
 
 
 def load_weights(task: lightning.LightningModule, checkpoint: Checkpoint, owner: str = "analyze") -> None:
@@ -146,15 +171,19 @@ def load_weights(task: lightning.LightningModule, checkpoint: Checkpoint, owner:
     state = read_checkpoint(checkpoint.path, owner)["state_dict"]
     own = task.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    other = sorted(key for key in own.keys() & state.keys() if own[key].shape != state[key].shape)
+    other = sorted(key for key in own.keys() & state.keys() if own[key].shape != getattr(state[key], "shape", None))
     found = [f"{word} {_some(keys)}" for word, keys in (("lacks", missing), ("also has", extra)) if keys]
-    found += [f"has {key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}" for key in other[:2]]
+    found += [f"has {key} {_size(state[key])} instead of {_size(own[key])}" for key in other[:2]]
     if found:
         raise ValueError(
             f"`{owner}`: {str(checkpoint.path)!r} is of another network, or another version of it, than config.yaml "
             f"describes: it {'; it '.join(found)}. Use the version that trained it; config.yaml names it."
         )
     task.load_state_dict(state)
+
+
+def _size(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _some(keys: list[str]) -> str:

@@ -12,12 +12,16 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
 from torch import Tensor
 
 import straightvq
+from straightvq.tasks._log import MetricsLog
+from straightvq.tasks._run import deny_foreign_code, find_sound, read_checkpoint
+from straightvq.tasks.finite import StopOnNonFinite
 from straightvq.tasks.monitor import CodebookMonitor
-from straightvq.tasks.resume import ExactResume, KeptCheckpoints, LastCheckpoint
+from straightvq.tasks.resume import ExactResume, KeptCheckpoints, LastCheckpoint, WholeFiles
 
 __all__ = ["TrainingCLI", "quiet", "run_directory"]
 
@@ -40,6 +44,7 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, args: list[str], default_name: str, command: str) -> None:
         self.default_name = default_name
+        deny_foreign_code()
         # Errors come back as exceptions, so that the caller can shorten them; a saved configuration says what made it.
         kwargs: dict[str, Any] = {"exit_on_error": False, "dump_header": _header(command)}
         super().__init__(
@@ -67,6 +72,12 @@ class TrainingCLI(LightningCLI):
             default=None,
             help="steps between checkpoints that are all kept, in checkpoints/, for `straightvq analyze`",
         )
+        parser.add_argument(
+            "--stop_on_non_finite",
+            type=bool,
+            default=True,
+            help="stop the training when the loss, a gradient or a weight is NaN or infinite",
+        )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(CodebookMonitor, "monitor")
         parser.set_defaults(
@@ -81,6 +92,9 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses ``args`` and nothing else; Lightning would warn of what ``sys.argv`` holds."""
         self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's would take settings over from the checkpoint, before anybody has looked whether it is sound."""
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
@@ -97,20 +111,45 @@ class TrainingCLI(LightningCLI):
             raise ValueError(f"`--ckpt_path`: there is no file {ckpt!r}.")
         elif ckpt is None and not is_new:
             raise ValueError(f"`straightvq {self.subcommand}` needs a trained model: --ckpt_path best, last or a file.")
-        config["weights_only"] = True if config["weights_only"] is None else config["weights_only"]
+        if config["weights_only"] is False:
+            raise ValueError(
+                "`weights_only` must be true: a checkpoint that is loaded otherwise may run any code. Got false."
+            )
+        config["weights_only"] = True
+        if config["ckpt_path"] is not None:
+            self._check_checkpoint(Path(config["ckpt_path"]))
         if config["checkpoint"]["dirpath"] is None:
             config["checkpoint"]["dirpath"] = str(self.directory)
+
+    def _check_checkpoint(self, file: Path) -> None:
+        """Refuses a damaged or unsafe file before anything is built, and names the newest one that can be used."""
+        try:
+            read_checkpoint(file, "--ckpt_path")
+        except ValueError as error:
+            other = find_sound(file.parent, other_than=file)
+            way_out = (
+                f"Pass --ckpt_path {other.path}, the newest sound one there (step {other.step})"
+                if other
+                else "There is no other one beside it: leave --ckpt_path out to train anew"
+            )
+            raise ValueError(f"{error} {way_out}.") from error.__cause__
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         options = self.config_init[self.subcommand]["trainer"]
         if options["logger"] in (None, True):
             board = TensorBoardLogger(self.directory.parent, name=self.directory.name, version="")
-            kwargs["logger"] = [board, CSVLogger(self.directory, name="metrics")]
+            kwargs["logger"] = [board, MetricsLog(self.directory, name="metrics")]
         if options["enable_model_summary"] is None:
             kwargs["enable_model_summary"] = False
+        plugins = options["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, WholeFiles()]
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == "fit":
             options, callbacks = self.config_init["fit"], cast(Any, trainer).callbacks
+            if options["stop_on_non_finite"]:
+                callbacks.append(StopOnNonFinite())
             callbacks.append(LastCheckpoint(self.directory / "last.ckpt", options["save_every"]))
             if options["keep_every"] is not None:
                 callbacks.append(KeptCheckpoints(self.directory / "checkpoints", options["keep_every"]))

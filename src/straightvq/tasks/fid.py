@@ -86,7 +86,7 @@ class ClassifierFeatures(FeatureNetwork):
             )
         checkpoint = folder.checkpoint()
         load_weights(task, checkpoint, "FID")
-        return cls(task, model, f"{type(model).__name__} of {folder.folder.resolve().name}")
+        return cls(task, model, f"{type(model).__name__} of {folder.folder}")
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

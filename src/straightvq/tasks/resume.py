@@ -1,18 +1,22 @@
 """Stopping and going on: the newest state on disk, and the random states that Lightning's checkpoints lack."""
 
+import os
 import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from straightvq.nn.part import check_int
 
-__all__ = ["ExactResume", "KeptCheckpoints", "LastCheckpoint"]
+__all__ = ["ExactResume", "KeptCheckpoints", "LastCheckpoint", "StepCheckpoint", "WholeFiles", "write_aside"]
 
 
 class ExactResume(Callback):
@@ -59,7 +63,51 @@ class ExactResume(Callback):
         self._state = state_dict or None
 
 
-class LastCheckpoint(Checkpoint):
+class StepCheckpoint(Checkpoint, ABC):
+    """Writes the state of every so many optimizer steps, together with all that belongs to the step.
+
+    A checkpoint says that a step is done, and a resumed run logs nothing of it again. Therefore the step's values are
+    in the logs before the checkpoint is written, and where a validation follows on the step, it comes first.
+
+    Args:
+        every_n_steps: optimizer steps between two writes, at least 1.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        self.every_n_steps = check_int(self, "every_n_steps", every_n_steps, 1)
+        self._saved = 0
+        self._waits = False  # for the end of the validation
+
+    @abstractmethod
+    def file(self, step: int) -> Path:
+        """Where the state after ``step`` optimizer steps is written."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Between two micro-batches of a step that was resumed there is nothing to save: their gradients would be lost.
+        self._saved, self._waits = trainer.global_step, False
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        step = trainer.global_step
+        # With gradient accumulation a step has several batches.
+        if step % self.every_n_steps or step == self._saved:
+            return
+        self._waits = _validation_follows(trainer)
+        if not self._waits:
+            _log_step(trainer)
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._waits:
+            self._waits = False
+            self._save(trainer)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        if trainer.global_step != self._saved and not getattr(trainer, "fast_dev_run", False):
+            self._saved = trainer.global_step
+            trainer.save_checkpoint(self.file(self._saved))
+
+
+class LastCheckpoint(StepCheckpoint):
     """Keeps the newest state in one file: every so many steps, and when training ends.
 
     Lightning's own "last" is written when the best one is, so never without validation.
@@ -70,24 +118,17 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, path: Path, every_n_steps: int) -> None:
+        super().__init__(every_n_steps)
         self.path = path
-        self.every_n_steps = check_int(self, "every_n_steps", every_n_steps, 1)
-        self._saved = 0
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if trainer.global_step % self.every_n_steps == 0:
-            self._save(trainer)
+    def file(self, step: int) -> Path:
+        return self.path
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._save(trainer)
 
-    def _save(self, trainer: lightning.Trainer) -> None:
-        if trainer.global_step != self._saved and not getattr(trainer, "fast_dev_run", False):
-            self._saved = trainer.global_step
-            trainer.save_checkpoint(self.path)
 
-
-class KeptCheckpoints(Checkpoint):
+class KeptCheckpoints(StepCheckpoint):
     """Keeps the state of every so many steps in a file of its own, for what looks back at the training.
 
     Args:
@@ -96,16 +137,55 @@ class KeptCheckpoints(Checkpoint):
     """
 
     def __init__(self, folder: Path, every_n_steps: int) -> None:
+        super().__init__(every_n_steps)
         self.folder = folder
-        self.every_n_steps = check_int(self, "every_n_steps", every_n_steps, 1)
-        self._saved = 0
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        step = trainer.global_step
-        # With gradient accumulation a step has several batches.
-        if step % self.every_n_steps == 0 and step != self._saved and not getattr(trainer, "fast_dev_run", False):
-            self._saved = step
-            trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt")
+    def file(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.ckpt"
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints aside and renames them when they are complete and on the disk.
+
+    Whoever is killed while writing leaves the previous file untouched, and ``.<name>.tmp`` beside it, which the next
+    write replaces. (Lightning writes into the folder for temporary files first; where that is another file system, its
+    "move" is a copy that can be cut.)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        write_aside(Path(path), lambda file: torch.save(checkpoint, file))
+
+
+def write_aside(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Calls ``write`` with an open file, which takes the place of ``path`` only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        with unfinished.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _validation_follows(trainer: lightning.Trainer) -> bool:
+    """Whether the Trainer validates between this batch and the next."""
+    loop: Any = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher) and sum(trainer.num_val_batches) > 0
+
+
+def _log_step(trainer: lightning.Trainer) -> None:
+    """Logs the step's values now and puts them on the disk; Lightning would do it after the callbacks."""
+    connector: Any = trainer._logger_connector
+    connector.update_train_step_metrics()
+    for logger in trainer.loggers:
+        logger.save()
 
 
 def _find_place(loop: Any) -> None:

@@ -3,6 +3,7 @@
 import csv
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,11 @@ import torch
 import yaml
 
 from straightvq.cli import main
-from straightvq.studies import runner, training
+from straightvq.studies import Study, runner, training
+from straightvq.studies.results import Result
 from straightvq.studies.study import Run
+from straightvq.tasks import Tokenizer
+from straightvq.tasks.command_line import TrainingCLI, quiet
 
 # Two rows in one network of toy size, tuned over two settings; a second or so for each run.
 STUDY: dict[str, Any] = {
@@ -260,7 +264,7 @@ def test_a_training_that_diverges_is_recorded_and_the_study_goes_on(
     assert study("--seeds", "1", content=content) == 0
     errors = {row["row"]: row["error"] for row in table()}
     assert errors["VQ"].startswith("`VectorQuantizer`: `z` must be finite")
-    assert errors["unquantized"] == "test/cross_entropy is not finite"
+    assert errors["unquantized"].startswith("`StopOnNonFinite`: the loss of step 2 is nan")
     assert "## Failed runs" in Path("out/report.md").read_text()
     counter = Counter(monkeypatch)
     assert study("--seeds", "1", content=content) == 0
@@ -349,6 +353,159 @@ def test_toy_is_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert main(["reproduce", "toy", "--seeds", "3"]) == 2
 
 
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """The runs that would be trained, in place of their training."""
+    runs: list[Run] = []
+
+    def train(run: Run, place: Path, *args: Any, **kwargs: Any) -> Result:
+        runs.append(run)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "last.ckpt").touch()
+        return Result.of(run, 1.0, {"test/accuracy": 0.5})
+
+    monkeypatch.setattr(runner, "train", train)
+    monkeypatch.setattr(runner, "draw", lambda *args: None)
+    return runs
+
+
+@pytest.fixture
+def built_upon(study: Callable[..., int]) -> Callable[..., int]:
+    """Like `study`, built upon two others: ``same`` has the same rows, ``single`` has one row, which serves all."""
+
+    def run(*options: str, lr: float = 1e-2, follows: str = "same.yaml") -> int:
+        contents = {
+            "same": edited(tune={}, base__model__init_args__lr=lr),
+            "single": edited(tune={}, rows={"classifier": STUDY["rows"]["unquantized"]}),
+            "mine": edited(tune={}),
+        }
+        for name, content in contents.items():
+            del content["sizes"]["s"]["tune"]
+            Path(f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        own = contents["mine"]
+        own["sizes"]["s"]["follows"] = {"model.init_args.tokenizer": follows, "model.init_args.features": "single.yaml"}
+        return study(*options, content=own)
+
+    return run
+
+
+def titles(runs: list[Run]) -> list[str]:
+    """Of the runs since the last call."""
+    found = [run.title for run in runs]
+    runs.clear()
+    return found
+
+
+def test_what_a_study_is_built_upon_runs_first_and_only_once(
+    built_upon: Callable[..., int], trained: list[Run]
+) -> None:
+    assert built_upon() == 0
+    runs = list(trained)
+    finals = [f"digits net {row} seed {seed}" for seed in (0, 1) for row in ("VQ", "unquantized")]
+    assert titles(trained) == [*finals, "digits net classifier seed 0", *finals]
+    upon = {run.title: {option: folder for option, (folder, _) in run.upon.items()} for run in runs[5:]}
+    assert upon["digits net VQ seed 1"] == {
+        "model.init_args.tokenizer": "out/same/runs/digits/net/VQ/seed1",
+        "model.init_args.features": "out/single/runs/digits/net/classifier/seed0",
+    }
+    page = Path("out/report.md").read_text()
+    assert "Built upon [same](same/report.md), [single](single/report.md)" in page
+    single = Path("out/single/report.md").read_text()
+    assert "`straightvq reproduce mine.yaml --size s`" in single
+    assert "1 of 1 runs are finished" in single
+    assert built_upon() == 0
+    assert titles(trained) == []
+
+
+def test_chosen_rows_need_only_what_serves_them(
+    built_upon: Callable[..., int], trained: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert built_upon("--rows", "unquantized", "--seeds", "1", "--dry-run") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "  digits net unquantized seed 0: due, about 2 s",
+        "1 runs in out/same; about 0 min to go",
+        "  digits net classifier seed 0: due, about 2 s",
+        "1 runs in out/single; about 0 min to go",
+        "  digits net unquantized seed 0: due, about 2 s",
+        "1 runs in out; about 0 min to go",
+    ]
+    assert titles(trained) == []
+    assert not Path("out").exists()
+
+
+def test_results_are_stale_when_what_they_are_built_upon_has_other_settings(
+    built_upon: Callable[..., int], trained: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert built_upon("--rows", "VQ", "--seeds", "1") == 0
+    titles(trained)
+    assert built_upon("--rows", "VQ", "--seeds", "1", "--dry-run", lr=1e-3) == 0
+    listed = capsys.readouterr().out
+    assert listed.count("digits net VQ seed 0: other settings") == 2
+    assert "digits net classifier seed 0: finished" in listed
+    assert built_upon("--rows", "VQ", "--seeds", "1", lr=1e-3) == 2
+    assert "1 result(s) in 'out/same' are of other settings" in capsys.readouterr().err
+    assert titles(trained) == []
+    assert built_upon("--rows", "VQ", "--seeds", "1", "--rerun", lr=1e-3) == 0
+    assert titles(trained) == ["digits net VQ seed 0", "digits net VQ seed 0"]
+
+
+def test_a_run_built_upon_a_failed_one_fails_with_it(
+    built_upon: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = runner.train
+
+    def failing(run: Run, *args: Any, **kwargs: Any) -> Result:
+        is_tokenizer = run.cell.row == "VQ" and not run.upon
+        return Result.of(run, 1.0, {}, error="diverged") if is_tokenizer else train(run, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "train", failing)
+        assert built_upon("--seeds", "1") == 0
+    assert titles(trained) == [
+        "digits net unquantized seed 0",
+        "digits net classifier seed 0",
+        "digits net unquantized seed 0",
+    ]
+    errors = {row["row"]: row["error"] for row in table()}
+    assert errors == {"VQ": "its run of same failed: diverged", "unquantized": ""}
+    assert built_upon("--seeds", "1", "--rerun") == 0
+    assert titles(trained) == ["digits net VQ seed 0", "digits net VQ seed 0"]
+    assert not any(row["error"] for row in table())
+
+
+def test_a_checkpoint_that_is_gone_is_named_and_can_be_made_anew(
+    built_upon: Callable[..., int], trained: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert built_upon("--rows", "VQ", "--seeds", "1") == 0
+    place = Path("out/same/runs/digits/net/VQ/seed0")
+    (place / "last.ckpt").unlink()
+    assert built_upon("--rows", "VQ", "--seeds", "1") == 0, "everything is finished"
+    Path("out/runs/digits/net/VQ/seed0/result.json").unlink()
+    assert built_upon("--rows", "VQ", "--seeds", "1") == 2
+    said = capsys.readouterr().err
+    assert f"digits net VQ seed 0 is built upon the checkpoint in '{place}', which is gone" in said
+    shutil.rmtree(place)
+    titles(trained)
+    assert built_upon("--rows", "VQ", "--seeds", "1") == 0
+    assert titles(trained) == ["digits net VQ seed 0", "digits net VQ seed 0"]
+
+
+@pytest.mark.parametrize(
+    ("follows", "message"),
+    [
+        ("sme", "the study 'sme' is not there. There are: autoencoder"),
+        ("toy", "the size of toy, 's' is not there."),
+        ("mine.yaml", "mine is built upon, and must not follow another study itself."),
+    ],
+)
+def test_mistakes_in_what_is_followed(
+    follows: str, message: str, built_upon: Callable[..., int], trained: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert built_upon(follows=follows) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["classification", "autoencoder"])
 def test_shipped_study_runs_in_its_tiny_size(name: str, tmp_path: Path) -> None:
@@ -358,12 +515,27 @@ def test_shipped_study_runs_in_its_tiny_size(name: str, tmp_path: Path) -> None:
     assert "straight" in page
 
 
-@pytest.mark.parametrize("name", ["classification", "autoencoder"])
-@pytest.mark.parametrize("size", ["small", "paper"])
-def test_every_configuration_of_a_shipped_study_builds(name: str, size: str, tmp_path: Path) -> None:
-    """All rows, and all networks, without a single step."""
-    from straightvq.studies import Study
-    from straightvq.tasks.command_line import TrainingCLI, quiet
+def test_maskgit_in_its_tiny_size_draws_what_it_learnt(tmp_path: Path) -> None:
+    assert main(["reproduce", "maskgit", "--size", "tiny", "--rows", "all", "--out", str(tmp_path)]) == 0
+    (row,) = table(tmp_path)
+    assert not row["error"]
+    assert float(row["test/rfid"]) > 0
+    assert float(row["test/fid"]) > 0
+    place = "runs/digits/MaskGIT/all/seed0"
+    page = (tmp_path / "report.md").read_text()
+    assert f"![digits MaskGIT all]({place}/samples/grid.png)" in page
+    assert (tmp_path / place / "samples/grid.png").is_file()
+    assert (tmp_path / "curves.png").is_file(), "FID has no course in training, the cross-entropy has"
+    # Only the checkpoints that something is built upon outlive the study.
+    kept = [tmp_path / name / "runs/digits" for name in ("maskgit_tokenizer", "maskgit_features")]
+    assert sorted(tmp_path.rglob("*.ckpt")) == [
+        kept[1] / "ResNet-18/classifier/seed0/last.ckpt",
+        kept[0] / "SQ-VAE-net/all/seed0/last.ckpt",
+    ]
+
+
+def built(run: Run, folder: Path, *options: str) -> Any:
+    """Task and data of a run, without a trainer and a single step."""
 
     class Parsed(TrainingCLI):
         def instantiate_trainer(self, **kwargs: Any) -> Any:
@@ -374,6 +546,15 @@ def test_every_configuration_of_a_shipped_study_builds(name: str, size: str, tmp
 
         def _run_subcommand(self, subcommand: str) -> None: ...
 
+    words = training._words(run, folder / "run", folder / "configs")
+    with quiet():
+        return Parsed(["fit", *words, *options], "x", "").config_init["fit"]
+
+
+@pytest.mark.parametrize("name", ["classification", "autoencoder"])
+@pytest.mark.parametrize("size", ["small", "paper"])
+def test_every_configuration_of_a_shipped_study_builds(name: str, size: str, tmp_path: Path) -> None:
+    """All rows, and all networks."""
     study = Study.load(name)
     chosen = study.sizes[size]
     rows, first = ("all", "unquantized"), next(iter(chosen.models))
@@ -383,9 +564,21 @@ def test_every_configuration_of_a_shipped_study_builds(name: str, size: str, tmp
         if cell.row in rows or (size == "small" and cell.model == first)
     ]
     for cell in kept:
-        words = training._words(study.final(chosen, cell, 1, "", "photos"), tmp_path / "run", tmp_path / "configs")
-        with quiet():
-            cli = Parsed(["fit", *words], "x", "")
-        task = cli.config_init["fit"]["model"]
-        assert task.quantize == (cell.row != "unquantized")
-        assert cli.config_init["fit"]["data"].seed == 1
+        config = built(study.final(chosen, cell, 1, "", "photos"), tmp_path)
+        assert config["model"].quantize == (cell.row != "unquantized")
+        assert config["data"].seed == 1
+
+
+@pytest.mark.parametrize("size", ["small", "paper"])
+def test_maskgit_fits_its_tokenizers(size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, tokenizers = Study.load("maskgit"), Study.load("maskgit_tokenizer")
+    chosen, served = study.sizes[size], tokenizers.sizes[size]
+    for cell in study.cells(chosen, [*chosen.sets, *chosen.without_data], None, ["all"]):
+        first = built(tokenizers.final(served, *tokenizers.serving(served, cell, 0), "", "photos"), tmp_path / "first")
+        monkeypatch.setattr(Tokenizer, "load", lambda path, model=first["model"].model: Tokenizer(model))
+        short = ("--model.init_args.model.init_args.layers", "1", "--model.init_args.tokenizer", "here")
+        config = built(study.final(chosen, cell, 0, "", "photos"), tmp_path / "second", *short)
+        own, other = config["data"], first["data"]
+        same = ("size", "channels", "val_fraction", "seed", "num_train", "flip")
+        assert {name: getattr(own, name) for name in same} == {name: getattr(other, name) for name in same}
+        config["model"]._check_size(torch.zeros(1, own.channels, own.size, own.size))

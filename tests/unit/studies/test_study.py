@@ -1,5 +1,6 @@
 """Study files: what they say, which runs follow, and the mistakes in them."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,14 @@ def edited(**changes: Any) -> dict[str, Any]:
 
 
 def test_packaged_studies_are_read() -> None:
-    assert study_names() == ["autoencoder", "classification", "toy"]
+    packaged = ["autoencoder", "classification", "maskgit", "maskgit_features", "maskgit_tokenizer", "toy"]
+    assert study_names() == packaged
     for name in study_names():
         study = Study.load(name)
         assert study.title
-        assert study.script or {"tiny", "small", "paper"} == set(study.sizes)
+        # Inception takes the place of a classifier of ours in the paper's size.
+        sizes = {"tiny", "small"} if name == "maskgit_features" else {"tiny", "small", "paper"}
+        assert study.script or sizes == set(study.sizes)
 
 
 def test_shipped_rows_are_those_of_the_paper_and_the_baselines() -> None:
@@ -73,6 +77,45 @@ def test_shipped_rows_are_those_of_the_paper_and_the_baselines() -> None:
     table3 = ["VQ", "affine", "OPT", "affine + OPT", "replace", "l2 + replace", "all"]
     assert list(Study.load("autoencoder").rows) == [*table3, "EMA + reset", "straight", "unquantized"]
     assert Study.load("autoencoder").rows["all"].paper["cifar10"] == {"MSE": 1.74, "perplexity": 608.6}
+
+
+def test_maskgit_has_the_rows_of_the_paper_and_a_tokenizer_for_each() -> None:
+    study = Study.load("maskgit")
+    assert {name: row.paper["celeba"] for name, row in study.rows.items()} == {
+        "VQ": {"FID": 90.4, "rFID": 93.75},
+        "l2 + replace": {"FID": 79.8, "rFID": 86.3},
+        "all": {"FID": 74.85, "rFID": 74.2},
+    }
+    tokenizers, autoencoders = Study.load("maskgit_tokenizer"), Study.load("autoencoder")
+    assert tokenizers.rows == autoencoders.rows
+    for size in study.sizes.values():
+        for cell in study.cells(size, [*size.sets, *size.without_data], None, None):
+            served = tokenizers.serving(tokenizers.sizes[size.name], cell, 1)
+            assert (served[0].set, served[0].row, served[1]) == (cell.set, cell.row, 1)
+
+
+def test_what_a_file_does_not_say_is_that_of_the_study_it_is_like(tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(SMALL, sort_keys=False))
+    own = {"like": str(tmp_path / "first.yaml"), "title": "Another", "sets": {"cifar": {"config": {}}}}
+    sizes = {"s": {**SMALL["sizes"]["s"], "without_data": []}}
+    study, first = load(tmp_path, {**own, "sizes": sizes}), load(tmp_path, SMALL)
+    assert (study.title, list(study.sets)) == ("Another", ["cifar"])
+    assert (study.rows, study.base, study.measures) == (first.rows, first.base, first.measures)
+
+
+def test_a_study_serves_the_same_row_and_seed_or_all_with_its_only_one(tmp_path: Path) -> None:
+    study = load(tmp_path, SMALL)
+    size, other = study.sizes["s"], Cell("cifar", "another net", "second")
+    assert study.serving(size, other, 3) == (Cell("cifar", "net", "second"), 3)
+    with pytest.raises(ValueError, match="`reproduce`: mine is built upon, but has no row 'third'"):
+        study.serving(size, Cell("cifar", "net", "third"), 0)
+    with pytest.raises(ValueError, match="`reproduce`: mine is built upon, but has no set 'faces'"):
+        study.serving(size, Cell("faces", "net", "first"), 0)
+    single = load(tmp_path, edited(rows__second=None))
+    assert single.serving(size, other, 3) == (Cell("cifar", "net", "first"), 0)
+    two = load(tmp_path, edited(sizes__s__models={"net": {"config": {}}, "wide": {"config": {}}}))
+    with pytest.raises(ValueError, match="`reproduce`: mine is built upon, but has no network 'another net'"):
+        two.serving(two.sizes["s"], other, 0)
 
 
 @pytest.mark.parametrize("l2", [False, True])
@@ -125,6 +168,18 @@ def test_fingerprint_depends_on_settings_and_seed_but_not_on_the_place_of_the_da
     assert here != changed.final(changed.sizes["s"], cell, 0, "", "/here").settings
 
 
+def test_fingerprint_depends_on_what_a_run_is_built_upon_but_not_on_its_place(tmp_path: Path) -> None:
+    study = load(tmp_path, SMALL)
+    alone = study.final(study.sizes["s"], Cell("cifar", "net", "first"), 0, "", None)
+    here, there, other = (
+        dataclasses.replace(alone, upon={"model.tokenizer": place})
+        for place in (("here/seed0", "1234"), ("there/seed0", "1234"), ("here/seed0", "5678"))
+    )
+    assert here.options == [*alone.options, "--model.tokenizer", "here/seed0"]
+    assert here.settings == there.settings
+    assert len({alone.settings, here.settings, other.settings}) == 3
+
+
 def test_rows_and_models_can_be_chosen(tmp_path: Path) -> None:
     study = load(tmp_path, SMALL)
     cells = study.cells(study.sizes["s"], ["cifar"], None, ["second"])
@@ -158,6 +213,7 @@ def test_unknown_study(name: str, message: str) -> None:
         (edited(rows__second__settings={"one": {}}), r"`rows.second.settings` must be as many .* fair comparison: 2"),
         (edited(measures={"test/a": {"label": "a"}}), r"the first of `measures` must say with `better`"),
         (edited(measures={"test/a": {"label": "a", "better": "more"}}), r"must be higher or lower. Got 'more'"),
+        (edited(sizes__s__follows="x"), r"`sizes.s.follows` must be a section with keys. Got 'x'"),
         (edited(rows={"a b": {"config": {}}, "a+b": {"config": {}}}), r"`rows` has names that differ in signs only"),
     ],
 )

@@ -106,7 +106,7 @@ def test_fid_in_the_features_of_a_classifier(runs: Path, capsys: pytest.CaptureF
     features = ("--model.init_args.features", str(runs / "classifier"))
     assert main(["test", "--config", config, "--runs", str(runs), "--ckpt_path", "best", *features]) == 0
     said = capsys.readouterr().out
-    for name in ("test/fid", "test/fid_std", "test/rfid", "ResNet18 of classifier"):
+    for name in ("test/fid", "test/fid_std", "test/rfid", f"ResNet18 of {runs / 'classifier'}"):
         assert name in said
     assert ClassifierFeatures.load(runs / "classifier").num_features == 16
 

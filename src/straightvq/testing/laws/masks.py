@@ -1,0 +1,109 @@
+"""Law 8: a masked position takes part in nothing; and batches of no or one vector."""
+
+import torch
+from torch import Tensor
+
+from straightvq.nn import Quantizer, VectorQuantizer
+from straightvq.testing.law import hold, law, near, same, same_state
+from straightvq.testing.subject import Subject, state_of
+
+_NAN = float("nan")
+# What a batch without vectors may change: the clock, and the flag that a data-free init sets in its first step.
+_CLOCK = ("codebook.step", "codebook.is_ready")
+
+
+def assert_masked_take_part_in_nothing(first: Quantizer, second: Quantizer, z: Tensor, mask: Tensor) -> None:
+    """Two equal layers agree on results, gradients and state when only the masked values of their input differ."""
+    spoilt, clean = z.detach().clone(), z.detach().clone().requires_grad_()
+    spoilt.masked_fill_(~mask.unsqueeze(-1).movedim(-1, first.channel_dim), _NAN)  # in place: strides round sums
+    a, b = first(clean, mask), second(spoilt, mask)
+    quantized = a.quantized.detach().movedim(first.channel_dim, -1)
+    hold((a.indices[~mask] == -1).all(), "index -1 at masked positions", a.indices[~mask].unique().tolist())
+    hold((quantized[~mask] == 0).all(), "zeros at masked positions", f"up to {quantized[~mask].abs().sum():.3g}")
+    same(b.indices, a.indices, "the same indices whatever the masked values")
+    same(b.quantized.detach(), a.quantized.detach(), "the same `quantized` whatever the masked values")
+    same(b.loss.detach(), a.loss.detach(), "the same loss whatever the masked values")
+    (a.quantized.float().sum() + a.loss).backward()
+    assert clean.grad is not None
+    gradient = clean.grad.movedim(first.channel_dim, -1)
+    hold((gradient[~mask] == 0).all(), "no gradient at masked positions", "one")
+    hold(gradient.isfinite().all(), "a finite gradient", "NaN or infinity")
+    same_state(state_of(second), state_of(first), "the same state whatever the masked values")
+
+
+@law("masks")
+def masked_positions_take_part_in_nothing(subject: Subject) -> None:
+    """What stands at masked positions, NaN included, changes no result, no gradient and no state."""
+    first, second = subject.made(), subject.made()
+    for number in range(6):
+        z = subject.data(number).view(-1, 5, subject.dim)
+        mask = torch.rand(z.shape[:-1], generator=torch.Generator().manual_seed(number)) < 0.7
+        assert_masked_take_part_in_nothing(first, second, z, mask)
+
+
+@law("masks")
+def masked_batch_equals_the_batch_of_its_valid_vectors(subject: Subject) -> None:
+    """A masked batch does what the batch of its valid vectors does, up to rounding."""
+    first, second = subject.trained_table(), subject.trained_table()
+    z = subject.data(7)
+    mask = torch.arange(len(z)) % 3 != 0
+    a, b = first(z, mask), second(z[mask])
+    same(a.indices[mask], b.indices, "the indices of the valid vectors alone")
+    near(a.loss, b.loss, "the loss of the valid vectors alone")
+    near(first.codes(), second.codes(), "the codes that the valid vectors alone lead to")
+
+
+@law("masks")
+def mask_of_ones_changes_nothing(subject: Subject) -> None:
+    """A mask that hides nothing changes nothing, up to rounding."""
+    first, second = subject.made(), subject.made()
+    for number in range(5):
+        z = subject.data(number)
+        a, b = first(z), second(z, torch.ones(len(z), dtype=torch.bool))
+        same(b.indices, a.indices, "the indices without a mask")
+        near(b.loss, a.loss, "the loss without a mask")
+    other = state_of(second)
+    for name, value in state_of(first).items():
+        near(other[name].double(), value.double(), f"`{name}` as without a mask")
+
+
+def assert_no_vectors_change_nothing(layer: Quantizer, z: Tensor, mask: Tensor | None) -> None:
+    """An empty or all-masked batch gives loss 0, connected to z, and changes nothing but the clock."""
+    before = state_of(layer)
+    z = z.detach().clone().requires_grad_()
+    out = layer(z, mask)
+    hold(out.loss == 0, "loss 0 without vectors", out.loss)
+    hold((out.indices == -1).all(), "index -1 everywhere without vectors", "others")
+    (out.loss + out.quantized.float().sum()).backward()
+    hold(z.grad is not None and (z.grad == 0).all(), "a gradient of zeros at z", z.grad)
+    hold(layer.encode(z, mask).shape == out.indices.shape, "indices of one shape", tuple(out.indices.shape))
+    after = state_of(layer)
+    for name, value in before.items():
+        if name not in _CLOCK:
+            same(after[name], value, f"`{name}` unchanged by a batch without vectors")
+
+
+@law("masks")
+def batch_without_vectors_changes_only_the_step_and_keeps_the_graph(subject: Subject) -> None:
+    """An empty or all-masked batch gives loss 0, still connected to z, and changes nothing but the clock."""
+    for steps in (0, 6):
+        for mode in (True, False):
+            layer = (subject.trained(steps) if steps else subject.made()).train(mode)
+            z = subject.data(1)
+            assert_no_vectors_change_nothing(layer, z, torch.zeros(len(z), dtype=torch.bool))
+            assert_no_vectors_change_nothing(layer, z[:0], None)
+
+
+@law("masks")
+def one_vector_at_a_time(subject: Subject) -> None:
+    """Batches of a single vector train, and leave no two codes equal."""
+    layer = subject.made()
+    for number in range(5):
+        z = subject.data(number, 1).requires_grad_()
+        out = layer(z)
+        (out.quantized.sum() + out.loss).backward()
+        hold(z.grad is not None and z.grad.isfinite().all(), "a finite gradient for a single vector", z.grad)
+        if isinstance(layer, VectorQuantizer):
+            codes = layer.codes()
+            hold(codes.isfinite().all(), "finite codes after single vectors", "NaN or infinity")
+            hold(len(codes.unique(dim=0)) == subject.size, f"{subject.size} different codes", len(codes.unique(dim=0)))

@@ -1,0 +1,50 @@
+"""Law 4: all ranks hold the same codebook, that of one process with the whole batch."""
+
+import torch
+from torch import Tensor
+
+from straightvq.testing.law import hold, law, near, same
+from straightvq.testing.ranks import Ranks
+from straightvq.testing.subject import Subject, state_of, with_table
+
+_STEPS = 8
+
+
+def _batch(subject: Subject, step: int) -> tuple[Tensor, Tensor]:
+    z = subject.data(10 * step).double()
+    return z, torch.rand(len(z), generator=torch.Generator().manual_seed(step)) > 0.2
+
+
+def _shard(step: int, rank: int, x: Tensor) -> Tensor:
+    """Contiguous and uneven; in every fourth step one rank has nothing."""
+    cut = (0, len(x) * 5 // 8, len(x) // 4, len(x))[step % 4]
+    return x[:cut] if rank == 0 else x[cut:]
+
+
+@law("ranks")
+def ranks_do_what_one_process_does(subject: Subject) -> None:
+    """On uneven and empty shards, after every training forward, all ranks hold one process's codebook."""
+    alone = with_table(subject.made()).double()
+    # The codebooks start apart on purpose: the first training step makes the ranks equal. The rest is the wrapper's.
+    layers = [with_table(subject.made(seed=rank)).double() for rank in range(2)]
+    outside = {name: value for name, value in alone.state_dict().items() if not name.startswith("codebook.")}
+    for layer in layers:
+        layer.load_state_dict(outside, strict=False)
+
+    def train(rank: int) -> list[tuple[Tensor, Tensor]]:
+        results = []
+        for step in range(_STEPS):
+            z, mask = (_shard(step, rank, x) for x in _batch(subject, step))
+            indices = layers[rank](z, mask).indices
+            results.append((layers[rank].codes(), indices))
+        return results
+
+    ranks = Ranks(2).run(train)
+    for step, ((codes, first), (others, second)) in enumerate(zip(*ranks, strict=True)):
+        same(others, codes, f"the first rank's codes on the second after step {step}")
+        out = alone(*_batch(subject, step))
+        near(codes, alone.codes(), f"one process's codes after step {step}", 1e-9)
+        hold(torch.equal(torch.cat([first, second]), out.indices), "one process's indices", f"others in step {step}")
+    second_state = state_of(layers[1].codebook)
+    for name, value in state_of(layers[0].codebook).items():
+        same(second_state[name], value, f"the first rank's `{name}` on the second")

@@ -1,0 +1,117 @@
+"""What a law examines: a quantizer that can be made again and again, and data that exercise it."""
+
+import copy
+import io
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from straightvq.nn import Quantizer, VectorQuantizer, attach_optimizer, parameter_groups
+from straightvq.testing.law import NotApplicable
+
+
+class Subject:
+    """The quantizer under test.
+
+    Args:
+        make: gives a new quantizer at each call; its start may be drawn from torch's global generator.
+
+    Attributes:
+        dim: its width.
+        size: its number of codes.
+        n: vectors in a batch: a multiple of 5, and more than four per code, so that one batch ends a k-means init.
+    """
+
+    def __init__(self, make: Callable[[], Quantizer]) -> None:
+        self._make = make
+        self._trained: dict[int, Quantizer] = {}
+        layer = self.made()
+        self.dim = layer.dim
+        self.size = int(getattr(layer, "codebook_size", 16))
+        self.n = 5 * (4 * self.size // 5 + 2)
+
+    def made(self, channel_dim: int = -1, seed: int = 0) -> Quantizer:
+        """A new quantizer with its channels on ``channel_dim``."""
+        torch.manual_seed(seed)
+        layer = self._make()
+        layer.channel_dim = channel_dim
+        return layer
+
+    def trained(self, steps: int = 6) -> Quantizer:
+        """One that has seen ``steps`` training steps; a copy, without gradients."""
+        if steps not in self._trained:
+            trainer = Trainer(self)
+            trainer.run(0, steps)
+            for parameter in trainer.layer.parameters():
+                parameter.grad = None
+            self._trained[steps] = trainer.layer
+        return copy.deepcopy(self._trained[steps])
+
+    def trained_table(self, steps: int = 6) -> VectorQuantizer:
+        """As ``trained``, for laws about the table of codes."""
+        return with_table(self.trained(steps))
+
+    def data(self, seed: int, n: int | None = None) -> Tensor:
+        """Vectors (n, dim) in six drifting clusters: some codes die, some are shared."""
+        n = self.n if n is None else n
+        generator = torch.Generator().manual_seed(seed)
+        centres = 3 * torch.randn(6, self.dim, generator=torch.Generator().manual_seed(99))
+        home = torch.randint(6, (n,), generator=generator)
+        return centres[home] + 0.02 * seed + 0.3 * torch.randn(n, self.dim, generator=generator)
+
+
+class Trainer:
+    """An encoder, the quantizer and AdamW: enough for gradients to reach everything that takes them."""
+
+    def __init__(self, subject: Subject, layer: Quantizer | None = None) -> None:
+        self._subject = subject
+        self.layer = subject.made() if layer is None else layer
+        torch.manual_seed(5)
+        self.encoder = nn.Linear(subject.dim, subject.dim)
+        self.net = nn.ModuleList([self.encoder, self.layer])
+        groups = parameter_groups(self.net, lr=3e-3, weight_decay=0.1, codebook_lr=1e-2)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+        attach_optimizer(self.optimizer, self.net)
+
+    def step(self, number: int, n: int | None = None) -> Tensor:
+        z = self._subject.data(number, n)
+        out = self.layer(self.encoder(z))
+        loss = (out.quantized - z).square().mean() + out.loss
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def run(self, start: int, stop: int) -> Tensor:
+        """The losses of the steps ``start`` to ``stop - 1``."""
+        return torch.stack([self.step(number) for number in range(start, stop)])
+
+    def save(self) -> bytes:
+        file = io.BytesIO()
+        torch.save({"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}, file)
+        return file.getvalue()
+
+    def load(self, saved: bytes) -> None:
+        state = torch.load(io.BytesIO(saved), weights_only=True)
+        self.net.load_state_dict(state["net"], strict=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def with_table(layer: Quantizer) -> VectorQuantizer:
+    """The layer, if it has one table of codes."""
+    if not isinstance(layer, VectorQuantizer):
+        raise NotApplicable(f"{type(layer).__name__} is no VectorQuantizer: it has no table of codes")
+    return layer
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state dict."""
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def floating_state(module: nn.Module) -> dict[str, Tensor]:
+    """Floating-point parameters and buffers by name."""
+    named = itertools.chain(module.named_parameters(), module.named_buffers())
+    return {name: value for name, value in named if value.is_floating_point()}
