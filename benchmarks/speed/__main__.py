@@ -15,6 +15,7 @@ import csv
 import datetime
 import itertools
 import json
+import math
 import os
 import selectors
 import statistics
@@ -44,6 +45,7 @@ LINES = (
 # Seconds before each turn, in which the threads of the row before it stop spinning.
 PAUSE = 0.03
 PREPARATION = 300.0  # seconds at most until a row is ready
+GROWTH_TURNS = 21
 FIELDS = ["kind", "method", "vectors", "codes", "width", "device", "threads", "seconds", "fastest", "slowest",
           "repetitions", "extra_mb", "outcome", "date"]  # fmt: skip
 
@@ -109,11 +111,13 @@ def measure(kind: Kind, problem: Problem, options: argparse.Namespace) -> Iterat
     try:
         for worker in workers:
             worker.begin()
-        for turn in range(options.repetitions + 1):
+        # The growth is a quotient of its rows, and close to its limit: all of them take all turns.
+        repetitions, seconds = (GROWTH_TURNS, math.inf) if kind == "growth" else (options.repetitions, options.seconds)
+        for turn in range(repetitions + 1):
             for worker in workers:
                 # The first repetition warms up, and is the only one where it is long.
-                done = turn > 1 and sum(worker.times) > options.seconds
-                long = turn == 1 and worker.times and worker.times[0] > options.seconds
+                done = turn > 1 and sum(worker.times) > seconds
+                long = turn == 1 and worker.times and worker.times[0] > seconds
                 if not (worker.outcome or done or long):
                     worker.turn()
     finally:

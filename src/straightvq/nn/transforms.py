@@ -1,5 +1,6 @@
 """Transforms: from the network's vectors to the codebook's space and back."""
 
+import math
 from abc import abstractmethod
 
 import torch.nn.functional as F
@@ -96,7 +97,8 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 class UnitNorm(Transform):
     """Puts every vector on the unit sphere; codes leave as they are, so the output is on that scale too.
 
-    Use it together with ``UnitNormCodes``. The gradient is that of ``z / ||z||``; a zero vector stays zero.
+    Use it together with ``UnitNormCodes``. The gradient is that of ``z / ||z||``; a zero vector (shorter than 1e-12) has no
+    direction: it gives zero and gets no gradient.
 
     Source: l2-normalised codes, Yu et al. 2021 (arXiv 2110.04627); "+ l2" in the tables of arXiv 2305.08842.
 
@@ -107,7 +109,8 @@ class UnitNorm(Transform):
     """
 
     def forward(self, z: Tensor) -> Tensor:
-        return F.normalize(z, dim=-1)
+        length = z.norm(dim=-1, keepdim=True)
+        return z / length.masked_fill(length < 1e-12, math.inf)
 
     def inverse(self, code: Tensor) -> Tensor:
         return code

@@ -48,10 +48,11 @@ def test_unit_norm_value_and_gradient(dtype: torch.dtype) -> None:
     assert UnitNorm().inverse(z) is z
 
 
-def test_unit_norm_of_zero_is_zero_with_a_finite_gradient() -> None:
-    z = torch.zeros(1, 3, requires_grad=True)
+def test_unit_norm_of_zero_is_zero_without_a_gradient() -> None:
+    z = torch.tensor([[0.0, 0.0], [3.0, 4.0], [1e-30, 0.0]], requires_grad=True)
     out = UnitNorm()(z)
-    out.sum().backward()
-    assert (out == 0).all()
+    (out * torch.tensor([5.0, 0.0])).sum().backward()
+    torch.testing.assert_close(out.detach(), torch.tensor([[0.0, 0.0], [0.6, 0.8], [0.0, 0.0]]))
+    # d(5 x / |z|) = 5 (1 / |z| - x^2 / |z|^3, -x y / |z|^3)
     assert z.grad is not None
-    assert z.grad.isfinite().all()
+    torch.testing.assert_close(z.grad, torch.tensor([[0.0, 0.0], [0.64, -0.48], [0.0, 0.0]]))
