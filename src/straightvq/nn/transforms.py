@@ -97,8 +97,8 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 class UnitNorm(Transform):
     """Puts every vector on the unit sphere; codes leave as they are, so the output is on that scale too.
 
-    Use it together with ``UnitNormCodes``. The gradient is that of ``z / ||z||``; a zero vector (shorter than 1e-12) has no
-    direction: it gives zero and gets no gradient.
+    Use it together with ``UnitNormCodes``. The gradient is that of ``z / ||z||``; a zero vector (shorter than 1e-12)
+    has no direction: it gives zero and gets no gradient.
 
     Source: l2-normalised codes, Yu et al. 2021 (arXiv 2110.04627); "+ l2" in the tables of arXiv 2305.08842.
 
