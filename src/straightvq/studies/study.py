@@ -4,7 +4,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -483,7 +483,7 @@ class _Reader:
             raise self._error(f"`{where}` must be a section with keys. Got {part!r}")
         return part
 
-    def _keys(self, where: str, part: Any, required: set[str], optional: set[str] = frozenset()) -> dict[str, Any]:  # type: ignore[assignment]
+    def _keys(self, where: str, part: Any, required: Set[str], optional: Set[str] = frozenset()) -> dict[str, Any]:
         part = self._section(where, part)
         known = sorted(required | optional)
         for key in part:
