@@ -12,7 +12,6 @@ fraction of codes that get any of the 65,536.
 
 import argparse
 import datetime
-import platform
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import straightvq as svq
+from straightvq.studies.report import hardware
 
 DIM, CODES, VECTORS, STEPS = 8, 1024, 4096, 500
 FRESH, LONG = 65_536, 262_144
@@ -133,8 +133,8 @@ def main() -> None:
         tqdm.write(lines[-1])
     progress.close()
     text = (
-        f"# Moving data\n\n{datetime.date.today()}, {platform.processor() or platform.machine()}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}; `python benchmarks/moving_data.py "
+        f"# Moving data\n\n{datetime.date.today()}, {hardware('cpu')}, "
+        f"torch {torch.__version__}; `python benchmarks/moving_data.py "
         f"--seeds {args.seeds}`, seeds 0 to {args.seeds - 1}. Cells: error relative to long k-means "
         f"({best:.4f} per unit variance) / use.\n\n" + "\n".join(lines) + "\n"
     )

@@ -11,7 +11,6 @@ import argparse
 import ast
 import csv
 import datetime
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from straightvq import presets
 from straightvq.data import Images
 from straightvq.demo import DemoSettings
 from straightvq.models import Autoencoder
+from straightvq.studies.report import hardware
 from straightvq.tasks import Reconstruction
 from straightvq.tasks.command_line import quiet
 
@@ -123,9 +123,8 @@ def main() -> None:
             f"{arm} seed {seed}: MSE {1e3 * row['mse']:.3f}e-3, {row['codes_used']:.0f} codes, {row['seconds']} s"
         )
     wanted = [row for row in done if int(row["steps"]) == args.steps and int(row["seed"]) < args.seeds]
-    machine = platform.processor() or platform.machine()
     text = (
-        f"# Presets on photographs\n\n{datetime.date.today()}, {machine} without GPU, torch {torch.__version__}; "
+        f"# Presets on photographs\n\n{datetime.date.today()}, {hardware('cpu')}, torch {torch.__version__}; "
         f"`python benchmarks/photos.py --seeds {args.seeds} --steps {args.steps}`. "
         f"Crops of two photographs, {settings.size} x {settings.size} pixels, "
         f"{settings.codebook_size} codes of width {settings.dim}, 64 tokens of 9 bits per image, {args.steps} steps of "

@@ -3,13 +3,12 @@
 import contextlib
 import csv
 import importlib.metadata
-import platform
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from benchmarks.speed.methods import METHODS
+
+from straightvq.studies.report import hardware
 
 Size = tuple[int, int, int]  # vectors, codes, width
 VECTORS, CODES, WIDTH = 16384, 8192, 64  # the middle of the grid
@@ -127,8 +126,9 @@ def _provenance(rows: Rows, arguments: str) -> str:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{package} {importlib.metadata.version(package)}")
     dates = sorted({row["date"] for row in rows.all})
+    machine = hardware(rows.device, int(rows.all[0]["threads"]))
     return (
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {_hardware(rows)}; {', '.join(versions)}; "
+        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, {machine}; {', '.join(versions)}; "
         f"`python -m benchmarks.speed {arguments}`".rstrip(" `")
         + "`.\n\n"
         "Standard normal vectors and codes. Medians of several repetitions after one that warms up, in which the "
@@ -136,16 +136,6 @@ def _provenance(rows: Rows, arguments: str) -> str:
         "what was held before, results and gradients included. *Words* instead of a time say which limit a row "
         f"exceeded. Every row, with its fastest and slowest repetition: [{rows.name}]({rows.name})."
     )
-
-
-def _hardware(rows: Rows) -> str:
-    if rows.device == "cuda":
-        return torch.cuda.get_device_name()
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        model = found[1] if found else model
-    return f"{model}, {rows.all[0]['threads']} threads"
 
 
 def _promises_table(rows: Rows) -> list[str]:

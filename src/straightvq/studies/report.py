@@ -1,8 +1,10 @@
 """The report of a study: tables in Markdown and LaTeX, each row against the first and against the paper."""
 
+import contextlib
 import datetime
 import math
 import platform
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,11 +102,13 @@ class Table:
         title: above it.
         header: one cell per column; the first column is text, the others are numbers.
         rows: of cells; what starts and ends with ``**`` is bold.
+        note: a sentence below it, or "".
     """
 
     title: str
     header: list[str]
     rows: list[list[str]]
+    note: str = ""
 
     def markdown(self) -> str:
         lines = [" | ".join(self.header), "|".join(["---", *["---:"] * (len(self.header) - 1)])]
@@ -156,18 +160,34 @@ def write_report(folder: Path, context: Context, results: Results, cells: Sequen
     write_text(folder / "report.tex", "\n\n".join(table.latex() for table in [*tables, *tuned]) + "\n")
 
 
+def hardware(device: str | None = None, threads: int | None = None) -> str:
+    """The GPU's name, or the processor's and the number of threads.
+
+    Args:
+        device: "cuda" or "cpu"; None is the GPU where there is one.
+        threads: on the CPU; None is torch's.
+    """
+    if (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda":
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # Linux; elsewhere the processor's own word must do
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        model = found[1] if found else model
+    threads = threads or torch.get_num_threads()
+    return f"{model}, {threads} thread{'s' if threads > 1 else ''}"
+
+
 def _page(
     folder: Path, context: Context, results: Results, cells: Sequence[Cell], tables: list[Table], tuned: list[Table]
 ) -> str:
     study, size = context.study, context.size
     first, headline = next(iter(study.rows)), study.measures[0]
     finals = [r for cell in cells for r in results.of(cell, FINAL)]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} thread(s)"
     lines = [f"# {study.title}", "", study.about.strip(), ""]
     lines += [
         f"Size `{size.name}`: {size.about.strip()}" if size.about else f"Size `{size.name}`.",
         f"`{context.command}`, straightvq {straightvq.__version__}, torch {torch.__version__}, "
-        f"{platform.machine()} {device}, {datetime.date.today()}. {len(finals)} of {len(cells) * context.seeds} runs "
+        f"{hardware()}, {datetime.date.today()}. {len(finals)} of {len(cells) * context.seeds} runs "
         "are finished.",
         "",
     ]
@@ -182,7 +202,7 @@ def _page(
         "",
     ]
     for table in tables:
-        lines += [f"## {table.title}", "", table.markdown(), ""]
+        lines += [f"## {table.title}", "", table.markdown(), "", *([table.note, ""] if table.note else [])]
     for name, text in FIGURES.items():
         if (folder / name).is_file():
             lines += [f"![{text}]({name})", ""]
@@ -250,7 +270,30 @@ def main_table(study: Study, cells: Sequence[Cell], results: Results) -> Table:
         seconds = [r.seconds for r in own]
         line += [str(len(own)), f"{statistics.mean(seconds):.0f}" if seconds else NONE]
         lines.append(line)
-    return Table(f"{cells[0].model} on {cells[0].set}", header, lines)
+    methods = {row: _by_seed(own, headline) for row, own in by_row.items() if not study.rows[row].bound}
+    return Table(f"{cells[0].model} on {cells[0].set}", header, lines, best_rows(methods, headline))
+
+
+def best_rows(values: Mapping[str, Mapping[int, float]], headline: Measure) -> str:
+    """Which row is best on average, and which are tied with it over their common seeds.
+
+    Args:
+        values: of each row by seed.
+        headline: what is compared; without a better side nothing is best.
+
+    Example:
+        >>> accuracy = Measure("accuracy", "accuracy", better="higher")
+        >>> best_rows({"a": {0: 1.0, 1: 1.2}, "b": {0: 3.0, 1: 4.0}, "c": {0: 2.0, 1: 4.5}}, accuracy)
+        'Best accuracy: b; tied with it: c.'
+    """
+    means = {row: statistics.mean(own.values()) for row, own in values.items() if own}
+    if not headline.better or len(means) < 2:
+        return ""
+    best = (max if headline.better == "higher" else min)(means, key=lambda row: means[row])
+    tied = [
+        row for row in means if row != best and compare(values[row], values[best], headline.better).verdict == "tied"
+    ]
+    return f"Best {headline.label}: {best}; tied with it: {', '.join(tied) or 'none'}."
 
 
 def tuning_table(study: Study, cells: Sequence[Cell], results: Results) -> Table:

@@ -54,12 +54,14 @@ class Row:
         config: overlay that makes the method.
         paper: the paper's values by model or set, then by the label of the measure, in reported units.
         settings: what is tried in tuning, overlays by name; None takes the study's.
+        bound: whether it is what the network can do at best, without the method; it is never named the best row.
     """
 
     name: str
     config: Config
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
     settings: dict[str, Config] | None = None
+    bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -438,13 +440,16 @@ class _Reader:
         return DataSet(name, self._config(f"sets.{name}.config", part["config"]), part.get("folder"))
 
     def _row(self, name: str, part: Any) -> Row:
-        part = self._keys(f"rows.{name}", part, {"config"}, {"paper", "settings"})
-        settings = part.get("settings")
+        part = self._keys(f"rows.{name}", part, {"config"}, {"paper", "settings", "bound"})
+        settings, bound = part.get("settings"), part.get("bound", False)
+        if not isinstance(bound, bool):
+            raise self._error(f"`rows.{name}.bound` must be true or false. Got {bound!r}")
         return Row(
             name,
             self._config(f"rows.{name}.config", part["config"]),
             part.get("paper") or {},
             None if settings is None else self._configs(f"rows.{name}.settings", settings),
+            bound,
         )
 
     def _size(self, name: str, part: Any) -> Size:

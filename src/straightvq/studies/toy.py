@@ -133,7 +133,18 @@ def draw_toy(folder: Path, title: str, about: str) -> None:
         lines.append([rule, str(steps_until_still(z)), str(steps), f"{path_length(z):.3f}", f"{length:.3f}"])
     header = ["rule", "steps until still", "authors' figure", "length of the path", "authors' figure"]
     table = Table(title, header, lines)
-    page = [f"# {title}", "", about.strip(), "", table.markdown(), "", "![trajectories](toy.png)", ""]
+    page = [
+        f"# {title}",
+        "",
+        about.strip(),
+        "",
+        "`straightvq reproduce toy`",
+        "",
+        table.markdown(),
+        "",
+        "![trajectories](toy.png)",
+        "",
+    ]
     write_text(folder / "report.md", "\n".join(page))
     write_text(folder / "report.tex", table.latex() + "\n")
     text = io.StringIO()

@@ -1,5 +1,6 @@
 """Numbers of the report, worked out by hand, and its two languages."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,18 @@ import pytest
 import yaml
 
 from straightvq.studies import Study
-from straightvq.studies.report import Context, Table, compare, main_table, spread, tuning_table, write_report
+from straightvq.studies.report import (
+    Context,
+    Table,
+    best_rows,
+    compare,
+    main_table,
+    spread,
+    tuning_table,
+    write_report,
+)
 from straightvq.studies.results import Results
-from straightvq.studies.study import Cell
+from straightvq.studies.study import Cell, Measure
 
 STUDY: dict[str, Any] = {
     "title": "A study",
@@ -88,6 +98,25 @@ def test_equal_runs_are_tied() -> None:
 def test_spread_is_mean_and_sample_deviation() -> None:
     assert spread([1.0, 3.0], 2) == "2.00 ± 1.41"
     assert spread([], 2) == "–"
+
+
+def test_best_row_and_those_tied_with_it() -> None:
+    accuracy = Measure("accuracy", "accuracy", better="higher")
+    by_row = {"a": {0: 1.0, 1: 1.2}, "b": {0: 3.0, 1: 4.0}, "c": {0: 2.0, 1: 4.5}, "empty": {}}
+    assert best_rows(by_row, accuracy) == "Best accuracy: b; tied with it: c."
+    assert best_rows(by_row, dataclasses.replace(accuracy, better="lower")) == "Best accuracy: a; tied with it: c."
+    assert best_rows(by_row, dataclasses.replace(accuracy, better="")) == ""
+    assert (
+        best_rows({"a": {0: 2.0, 1: 2.1}, "b": {0: 1.0, 1: 1.2}}, accuracy) == "Best accuracy: a; tied with it: none."
+    )
+    assert best_rows({"a": {0: 1.0}}, accuracy) == ""
+
+
+def test_a_bound_is_never_the_best_row(study: Study, results: Results) -> None:
+    best = min(VALUES, key=lambda row: sum(VALUES[row]))
+    assert f": {best};" in main_table(study, cells(study), results).note
+    bounded = {**study.rows, best: dataclasses.replace(study.rows[best], bound=True)}
+    assert best not in main_table(dataclasses.replace(study, rows=bounded), cells(study), results).note
 
 
 def test_main_table(study: Study, results: Results) -> None:
