@@ -129,9 +129,10 @@ def _recipes(args: list[str]) -> None:
     if options.show is not None:
         sys.stdout.write(Path(recipe_path(options.show)).read_text(encoding="utf-8"))
         return
+    width = 2 + max(map(len, recipe_names()))
     for name in recipe_names():
         first = Path(recipe_path(name)).read_text(encoding="utf-8").partition("\n")[0]
-        sys.stdout.write(f"  {name:<12}{first.removeprefix('# ')}\n")
+        sys.stdout.write(f"  {name:<{width}}{first.removeprefix('# ')}\n")
 
 
 # --- training -----------------------------------------------------------------------------------------------------

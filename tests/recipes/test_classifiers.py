@@ -1,6 +1,8 @@
 """The classifiers' recipes through the real command line."""
 
 import csv
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,19 @@ def test_recipe_trains_and_is_measured(
     for command in ("validate", "test"):
         assert run(command, name, *source(name, classes), "--ckpt_path", "best", runs=tmp_path) == 0
     assert "test/accuracy" in capsys.readouterr().out
+
+
+def test_run_of_a_classifier_is_analysed(tmp_path: Path) -> None:
+    assert run("fit", "classify_digits", "--save_every", 2, "--keep_every", 2, runs=tmp_path) == 0
+    assert main(["analyze", str(tmp_path / "run")]) == 0
+    folder = tmp_path / "run" / "analysis"
+    assert {"report.md", "divergence.png", "tsne.png", "curves.png"} <= {path.name for path in folder.iterdir()}
+    checkpoints = json.loads((folder / "analysis.json").read_text())["checkpoints"]
+    assert len(checkpoints) > 1
+    for checkpoint in checkpoints:
+        values = checkpoint["values"]
+        assert {"gradient_gap", "usage", "error", "update_delay", "codes_moved"} <= values.keys()
+        assert all(math.isfinite(value) for value in values.values())
 
 
 @pytest.mark.parametrize("overlay", ["plain_vq", "ema", "vq_ste_pp"])

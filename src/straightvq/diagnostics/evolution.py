@@ -360,7 +360,8 @@ def _draw_curves(ax: "Axes", plot: CurvePanel) -> None:
         ax.set(ylim=(-2, 104), yticks=[0, 25, 50, 75, 100])
     else:
         low, high = ax.get_ylim()
-        ax.set_ylim(min(low, 0), high)
+        low = min(low, 0)
+        ax.set_ylim(low, high + 0.06 * (high - low))  # whole markers, also of a single value
     ax.set_xlabel("training step")
     ax.set_ylabel(plot.unit)
     panels.finish(ax, handles, plot.title)
