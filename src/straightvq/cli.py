@@ -165,7 +165,8 @@ def _explained(is_verbose: bool = False) -> Iterator[None]:
     try:
         yield
     except ArgumentError as error:
-        raise UsageError(str(error) if is_verbose else _shortened(str(error))) from error
+        text = str(error) if is_verbose else _shortened(str(error))
+        raise UsageError("\n".join([text, *getattr(error, "__notes__", [])])) from error
     except (ValueError, TypeError) as error:
         # The library's own sentences name their owner first; anything else is a fault and needs its traceback.
         sentence = next((text for text in reversed(_chain(error)) if text.startswith("`")), None)
@@ -373,13 +374,15 @@ def _reproduce(args: list[str]) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list the runs and estimate the time")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished runs")
     parser.add_argument("--rerun", action="store_true", help="repeat runs that failed or have other settings")
-    options = parser.parse_args(args)
+    parser.add_argument(_VERBOSE, action="store_true", help="show the whole message of a mistake in a configuration")
+    options = vars(parser.parse_args(args))
+    is_verbose = options.pop(_VERBOSE.removeprefix("--"))
     try:
         from straightvq.studies import reproduce
     except ImportError as error:
         raise UsageError(f'{error}. Studies need the extra: pip install "straightvq[train]"') from error
-    with _explained():
-        reproduce(options.study, **{key: value for key, value in vars(options).items() if key != "study"})
+    with _explained(is_verbose):
+        reproduce(options.pop("study"), **options)
 
 
 def _help() -> str:

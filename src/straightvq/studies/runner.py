@@ -224,10 +224,9 @@ class _Work:
         failed = self._failed_before(run)
         try:
             result = failed or train(run, place, self.folder / "configs", show, keep=keep)
-        except ValueError as error:
-            if not str(error).startswith("`"):
-                raise
-            raise ValueError(f"`reproduce`: {run.title} cannot be run: {error}") from None
+        except Exception as error:
+            error.add_note(f"The run was: {run.title}.")
+            raise
         self.results.add(run, result)
         tqdm.write(f"{run.title}: {self._words(result)}, {result.seconds:.0f} s", file=sys.stdout)
 

@@ -326,7 +326,8 @@ def test_unreadable_image_stops_the_study_by_name(
             (folder / f"{number}.png").write_text("not a picture")
     assert study("--data", "sets", "--rows", "unquantized", size="own") == 2
     said = capsys.readouterr().err
-    assert "`reproduce`: own net unquantized seed 0 cannot be run: `Images`: " in said
+    assert said.startswith("straightvq: `Images`: ")
+    assert said.endswith("The run was: own net unquantized seed 0.\n")
     assert "cannot be read: not an image" in said
 
 
