@@ -371,6 +371,11 @@ def _reproduce(args: list[str]) -> None:
     parser.add_argument("--models", nargs="+", help="networks to run (default: all)")
     parser.add_argument("--rows", nargs="+", help="methods to run (default: all)")
     parser.add_argument("--seeds", type=int, help="number of seeds (default: that of the size)")
+    parser.add_argument(
+        "--precision",
+        choices=["32-true", "bf16-mixed"],
+        help="floating-point precision of the training (default: that of the size, else 32-true)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="list the runs and estimate the time")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished runs")
     parser.add_argument("--rerun", action="store_true", help="repeat runs that failed or have other settings")

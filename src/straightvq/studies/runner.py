@@ -32,6 +32,7 @@ def reproduce(
     models: Sequence[str] | None = None,
     rows: Sequence[str] | None = None,
     seeds: int | None = None,
+    precision: str | None = None,
     dry_run: bool = False,
     keep: bool = False,
     rerun: bool = False,
@@ -49,6 +50,7 @@ def reproduce(
         data: folder that holds the sets; None takes embedded data where the study has some.
         sets, models, rows: names of those to run; None for all.
         seeds: number of seeds, at least 1; None takes the size's.
+        precision: "32-true" or "bf16-mixed"; None takes the size's, else 32 bits. It is one of a result's settings.
         dry_run: only lists the runs, with an estimate of the time.
         keep: whether the checkpoints of finished runs are kept; those that other runs build upon always are.
         rerun: repeats runs that failed, and those of other settings than the study's, which are refused otherwise.
@@ -64,12 +66,12 @@ def reproduce(
     """
     study = Study.load(name)
     if study.script is not None:
-        if data or sets or models or rows or seeds or dry_run:
+        if data or sets or models or rows or seeds or precision or dry_run:
             raise ValueError(f"`reproduce`: the study {study.name} is a single figure and takes no option but --out.")
         return _run_script(study, out)
     if size not in study.sizes:
         raise unknown("the size", size, study.sizes)
-    chosen = study.sizes[size]
+    chosen = study.sizes[size].at_precision(precision)
     seeds = chosen.seeds if seeds is None else check_int("reproduce", "seeds", seeds, 1)
     names, remark = _sets(study, chosen, data, sets)
     sources = _sources(study, names, data)
@@ -78,7 +80,7 @@ def reproduce(
     folder = Path("studies") / f"{study.name}-{size}" if out is None else out
     work = _Work(study, chosen, folder, sources, cells, everything, seeds, rerun=rerun)
     for option, other in chosen.follows.items():
-        work.before[option] = _preparation(work, other, data)
+        work.before[option] = _preparation(work, other, data, precision)
     parts = [*work.before.values(), work]
     if dry_run:
         sys.stdout.write("".join([remark + "\n" if remark else "", *(part.listing() for part in parts)]))
@@ -87,19 +89,20 @@ def reproduce(
         part.refuse_stale()
     if remark:
         sys.stdout.write(remark + "\n")
-    command = shlex.join(["straightvq", "reproduce", name, "--size", size])
+    options = [] if precision is None else ["--precision", precision]
+    command = shlex.join(["straightvq", "reproduce", name, "--size", size, *options])
     for part in parts:
         # The checkpoints of what comes before are what the study is built upon.
         _run(part, Context(part.study, part.size, command, remark, part.seeds), keep=keep or part is not work)
     return folder
 
 
-def _preparation(work: "_Work", name: str, data: Path | None) -> "_Work":
+def _preparation(work: "_Work", name: str, data: Path | None, precision: str | None) -> "_Work":
     """The part of another study that a study is built upon."""
     study = Study.load(name)
     if work.size.name not in study.sizes:
         raise unknown(f"the size of {study.name},", work.size.name, study.sizes)
-    size = study.sizes[work.size.name]
+    size = study.sizes[work.size.name].at_precision(precision)
     if size.follows:
         raise ValueError(f"`reproduce`: {study.name} is built upon, and must not follow another study itself.")
 
@@ -197,8 +200,8 @@ class _Work:
         if stale and not self.rerun:
             raise ValueError(
                 f"`reproduce`: {len(stale)} result(s) in {str(self.folder)!r} are of other settings than the study has "
-                f"now: {', '.join(stale[:3])}{' and so on' if len(stale) > 3 else ''}. Repeat them with --rerun, or "
-                "take a new folder with --out."
+                f"now: {', '.join(stale[:3])}{' and so on' if len(stale) > 3 else ''}. Repeat them with --rerun, "
+                "take a new folder with --out, or give the --precision they were made with."
             )
 
     def run(self, keep: bool, report: Any) -> None:

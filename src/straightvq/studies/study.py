@@ -1,5 +1,6 @@
 """A study file: what is compared, on what, in which sizes; and the runs that follow from it."""
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -120,6 +121,12 @@ class Size:
     config: Config
     tune: Config | None
     follows: dict[str, str] = field(default_factory=dict)
+
+    def at_precision(self, precision: str | None) -> "Size":
+        """The same in another floating-point precision, such as "bf16-mixed"; None changes nothing."""
+        if precision is None:
+            return self
+        return dataclasses.replace(self, config=expanded(self.config | {"trainer.precision": precision}))
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,21 @@ def test_block_is_its_equation(heads: int, norm_first: bool) -> None:
     torch.testing.assert_close(block(x), expected)
 
 
+@pytest.mark.parametrize("autocast", [True, False])
+def test_half_precision_attends_as_float32_does(autocast: bool) -> None:
+    torch.manual_seed(0)
+    block = TransformerBlock(12, 3, norm_first=True)
+    x = torch.randn(2, 5, 12)
+    expected = block(x)
+    half = block if autocast else block.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        out = half(x if autocast else x.bfloat16())
+        out.square().sum().backward()
+    torch.testing.assert_close(out.float(), expected, rtol=0.02, atol=0.02)
+    assert out.dtype == (torch.float32 if autocast else torch.bfloat16)
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in half.parameters())
+
+
 def test_dropout_acts_in_training_only() -> None:
     torch.manual_seed(0)
     block = TransformerBlock(12, 3, norm_first=True, dropout=0.5)

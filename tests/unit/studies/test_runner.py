@@ -257,6 +257,25 @@ def test_changed_settings_are_refused_until_asked_for(
     assert after != before
 
 
+def test_precision_is_a_setting_of_every_run_and_the_report_names_it(
+    study: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counter = Counter(monkeypatch)
+    options = ("--rows", "VQ", "--seeds", "1")
+    assert study(*options, "--precision", "bf16-mixed") == 0
+    assert len(counter.titles) == 3
+    for name in ("tune0", "seed0"):
+        config = yaml.safe_load(Path(f"out/runs/digits/net/VQ/{name}/config.yaml").read_text())
+        assert config["trainer"]["precision"] == "bf16-mixed"
+    assert "`straightvq reproduce mine.yaml --size s --precision bf16-mixed`" in Path("out/report.md").read_text()
+    before = table()
+    assert study(*options) == 2
+    assert "give the --precision they were made with" in capsys.readouterr().err
+    assert table() == before
+    assert study(*options, "--precision", "bf16-mixed") == 0
+    assert len(counter.titles) == 3
+
+
 def test_a_training_that_diverges_is_recorded_and_the_study_goes_on(
     study: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -432,6 +451,14 @@ def test_chosen_rows_need_only_what_serves_them(
     ]
     assert titles(trained) == []
     assert not Path("out").exists()
+
+
+def test_precision_is_that_of_what_a_study_is_built_upon_too(
+    built_upon: Callable[..., int], trained: list[Run]
+) -> None:
+    assert built_upon("--rows", "VQ", "--seeds", "1", "--precision", "bf16-mixed") == 0
+    assert {run.overlays["size-s"]["trainer"]["precision"] for run in trained} == {"bf16-mixed"}
+    assert len(titles(trained)) == 3
 
 
 def test_results_are_stale_when_what_they_are_built_upon_has_other_settings(
