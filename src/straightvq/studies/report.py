@@ -271,7 +271,8 @@ def main_table(study: Study, cells: Sequence[Cell], results: Results) -> Table:
         line += [str(len(own)), f"{statistics.mean(seconds):.0f}" if seconds else NONE]
         lines.append(line)
     methods = {row: _by_seed(own, headline) for row, own in by_row.items() if not study.rows[row].bound}
-    return Table(f"{cells[0].model} on {cells[0].set}", header, lines, best_rows(methods, headline))
+    notes = [best_rows(methods, headline), *(note for row in by_row for note in _pairs(study, row, by_row, paper))]
+    return Table(f"{cells[0].model} on {cells[0].set}", header, lines, " ".join(note for note in notes if note))
 
 
 def best_rows(values: Mapping[str, Mapping[int, float]], headline: Measure) -> str:
@@ -294,6 +295,27 @@ def best_rows(values: Mapping[str, Mapping[int, float]], headline: Measure) -> s
         row for row in means if row != best and compare(values[row], values[best], headline.better).verdict == "tied"
     ]
     return f"Best {headline.label}: {best}; tied with it: {', '.join(tied) or 'none'}."
+
+
+def _pairs(
+    study: Study, row: str, by_row: Mapping[str, Sequence[Result]], paper: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """One sentence for each row, other than the first, that this one is to be compared with."""
+    headline, sentences = study.measures[0], []
+    own = _by_seed(by_row[row], headline)
+    for other in study.rows[row].against:
+        values = _by_seed(by_row.get(other, []), headline)
+        against = compare(own, values, headline.better)
+        if math.isnan(against.difference):
+            continue
+        text = f"{row} against {other}: {_against(headline, against, own, values)}"
+        text += f", {against.verdict}" if against.verdict else ""
+        theirs, base = paper[row].get(headline.label), paper[other].get(headline.label)
+        if theirs is not None and base is not None:
+            direction = _direction(headline, against, theirs - base)
+            text += f" (paper {_paper_against(headline, theirs, base)}{f': {direction}' if against.verdict else ''})"
+        sentences.append(text + ".")
+    return sentences
 
 
 def tuning_table(study: Study, cells: Sequence[Cell], results: Results) -> Table:

@@ -89,7 +89,9 @@ def reproduce(
         part.refuse_stale()
     if remark:
         sys.stdout.write(remark + "\n")
-    options = [] if precision is None else ["--precision", precision]
+    options = [] if data is None else ["--data", "SETS"]  # a place on this machine means nothing to a reader
+    options += [] if seeds == chosen.seeds else ["--seeds", str(seeds)]
+    options += [] if precision is None else ["--precision", precision]
     command = shlex.join(["straightvq", "reproduce", name, "--size", size, *options])
     for part in parts:
         # The checkpoints of what comes before are what the study is built upon.

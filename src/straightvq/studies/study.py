@@ -56,6 +56,7 @@ class Row:
         paper: the paper's values by model or set, then by the label of the measure, in reported units.
         settings: what is tried in tuning, overlays by name; None takes the study's.
         bound: whether it is what the network can do at best, without the method; it is never named the best row.
+        against: other rows that it is compared with, beside the first one.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Row:
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
     settings: dict[str, Config] | None = None
     bound: bool = False
+    against: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -429,6 +431,9 @@ class _Reader:
             if size.tune is not None and not study.tune_by:
                 raise self._error(f"`sizes.{size.name}` is tuned, but `tune.by` does not say by which value")
         for row in study.rows.values():
+            for name in row.against:
+                if name not in study.rows:
+                    raise self._error(f"`rows.{row.name}.against` names the row {name!r}, which is not there")
             if row.settings is not None and len(row.settings) != len(study.settings):
                 raise self._error(
                     f"`rows.{row.name}.settings` must be as many as `tune.settings`, for a fair comparison: "
@@ -447,16 +452,19 @@ class _Reader:
         return DataSet(name, self._config(f"sets.{name}.config", part["config"]), part.get("folder"))
 
     def _row(self, name: str, part: Any) -> Row:
-        part = self._keys(f"rows.{name}", part, {"config"}, {"paper", "settings", "bound"})
-        settings, bound = part.get("settings"), part.get("bound", False)
+        part = self._keys(f"rows.{name}", part, {"config"}, {"paper", "settings", "bound", "against"})
+        settings, bound, against = part.get("settings"), part.get("bound", False), part.get("against", [])
         if not isinstance(bound, bool):
             raise self._error(f"`rows.{name}.bound` must be true or false. Got {bound!r}")
+        if not isinstance(against, list):
+            raise self._error(f"`rows.{name}.against` must be a list of rows. Got {against!r}")
         return Row(
             name,
             self._config(f"rows.{name}.config", part["config"]),
             part.get("paper") or {},
             None if settings is None else self._configs(f"rows.{name}.settings", settings),
             bound,
+            against,
         )
 
     def _size(self, name: str, part: Any) -> Size:

@@ -119,6 +119,14 @@ def test_a_bound_is_never_the_best_row(study: Study, results: Results) -> None:
     assert best not in main_table(dataclasses.replace(study, rows=bounded), cells(study), results).note
 
 
+def test_a_row_is_compared_with_the_rows_that_it_names(study: Study, results: Results) -> None:
+    """Differences of `half` and `same`: -2.1 and -2.1; the paper's are 3 and 5."""
+    named = {**study.rows, "half": dataclasses.replace(study.rows["half"], against=["same", "none"])}
+    note = main_table(dataclasses.replace(study, rows=named), cells(study), results).note
+    assert note.endswith(" half against same: -2.10 ± 0.00 (x 0.50), better (paper -2.00 (x 0.60): agrees).")
+    assert "against none" not in note
+
+
 def test_main_table(study: Study, results: Results) -> None:
     table = main_table(study, cells(study), results)
     assert table.title == "net on digits"

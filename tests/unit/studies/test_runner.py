@@ -267,7 +267,8 @@ def test_precision_is_a_setting_of_every_run_and_the_report_names_it(
     for name in ("tune0", "seed0"):
         config = yaml.safe_load(Path(f"out/runs/digits/net/VQ/{name}/config.yaml").read_text())
         assert config["trainer"]["precision"] == "bf16-mixed"
-    assert "`straightvq reproduce mine.yaml --size s --precision bf16-mixed`" in Path("out/report.md").read_text()
+    page = Path("out/report.md").read_text()
+    assert "`straightvq reproduce mine.yaml --size s --seeds 1 --precision bf16-mixed`" in page
     before = table()
     assert study(*options) == 2
     assert "give the --precision they were made with" in capsys.readouterr().err

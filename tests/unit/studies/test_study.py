@@ -209,6 +209,8 @@ def test_unknown_study(name: str, message: str) -> None:
         (edited(rows__first__config=3), r"`rows.first.config` must be a section with keys. Got 3"),
         (edited(sizes__s__seeds=0), r"`sizes.s.seeds` must be an integer >= 1. Got 0"),
         (edited(rows__first__bound="yes"), r"`rows.first.bound` must be true or false. Got 'yes'"),
+        (edited(rows__first__against="second"), r"`rows.first.against` must be a list of rows. Got 'second'"),
+        (edited(rows__first__against=["third"]), r"`rows.first.against` names the row 'third', which is not there"),
         (edited(sizes__s__sets=["cifar11"]), r"`sizes.s` names the set 'cifar11'"),
         (edited(tune={"settings": {"low": {}, "high": {}}}), r"`tune.by` does not say by which value"),
         (edited(rows__second__settings={"one": {}}), r"`rows.second.settings` must be as many .* fair comparison: 2"),
