@@ -83,17 +83,19 @@ def _dots(study: Study, results: Results, places: Sequence[Sequence[Cell]]) -> "
 def _curves(
     study: Study, measure: Measure, folder: Path, results: Results, places: Sequence[Sequence[Cell]]
 ) -> "Figure":
-    """A measure on the validation set over the steps, mean of the seeds that are there."""
+    """A measure of the methods on the validation set over the steps, mean of the seeds that are there."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     name = _on_validation(measure)
     height = 6.0
     figure = panels.new_figure(8.0 * len(places), 0.8 + height)
-    panels.headline(figure, f"{study.title}: {name}")
+    panels.headline(figure, f"{measure.label} on the validation set")
     for place, cells in enumerate(places):
         ax = _axes(figure, 0, place, 1, len(places), left=1.0, height=height, above=2.2)
         handles = {}
         for number, cell in enumerate(cells):
             steps, values = mean_curve([read_curve(run, name) for run in _runs(folder, results, cell)])
-            if steps:
+            if steps and not study.rows[cell.row].bound:
                 (handles[cell.row],) = ax.plot(
                     steps,
                     [measure.scale * value for value in values],
@@ -103,6 +105,11 @@ def _curves(
                 )
         ax.set_xlabel("training step")
         ax.set_ylabel(measure.heading)
+        if measure.compare == "ratio" and handles:
+            ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 6, 8)))
+            ax.yaxis.set_minor_locator(NullLocator())
+            ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panels.finish(ax, handles, f"{cells[0].model} on {cells[0].set}")
     return figure
 

@@ -1,0 +1,59 @@
+"""The page of results shows the reports of the studies as they were written, and nothing that they lack."""
+
+import re
+from pathlib import Path
+
+import pytest
+from benchmarks.collect import BEFORE, PAGE, PICTURE, RESULTS, collect, filled
+
+REPORTS = sorted(RESULTS.glob("*/report.md"))
+
+
+def test_page_shows_every_study_as_it_was_written() -> None:
+    shown = re.findall(r"<!-- study: (\S+) -->", PAGE.read_text())
+    assert sorted(shown) == [report.parent.name for report in REPORTS]
+    assert filled(PAGE.read_text()) == PAGE.read_text(), "run `python benchmarks/collect.py`"
+
+
+@pytest.mark.parametrize("report", sorted(RESULTS.glob("**/report.md")), ids=lambda path: path.parent.name)
+def test_every_report_says_by_which_command_and_has_its_numbers_and_pictures(report: Path) -> None:
+    text = report.read_text()
+    assert "`straightvq reproduce " in text
+    assert (report.parent / "results.csv").is_file()
+    for name in [*PICTURE.findall(text), *(found[0] for found in BEFORE.finditer(text))]:
+        assert (report.parent / name).is_file(), name
+
+
+def test_a_study_is_taken_with_what_it_shows_and_without_its_runs(tmp_path: Path) -> None:
+    study = tmp_path / "studies" / "mine-small"
+    content = {
+        "report.md": "# Mine\n\nUpon [other](other/report.md).\n\n## A on b\n\n![samples](runs/a/grid.png)\n\n"
+        "## Tuning\n\nx\n",
+        "results.csv": "set\n",
+        "runs/a/grid.png": "picture",
+        "runs/a/config.yaml": "/home/me",
+        "configs/base.yaml": "",
+        "other/report.md": "# Other\n",
+        "other/results.csv": "",
+        "other/runs/b/last.ckpt": "",
+    }
+    for name, text in content.items():
+        (study / name).parent.mkdir(parents=True, exist_ok=True)
+        (study / name).write_text(text)
+    results = tmp_path / "results"
+    (results / "mine-small").mkdir(parents=True)
+    (results / "mine-small" / "old.png").write_text("of an older report")
+    target = collect(study, results)
+    assert sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()) == [
+        "other/report.md", "other/results.csv", "report.md", "results.csv", "runs/a/grid.png",
+    ]  # fmt: skip
+    page = "before\n<!-- study: mine-small -->\nstale\n<!-- end -->\nafter\n"
+    shown = filled(page, results)
+    assert filled(shown, results) == shown
+    assert shown == (
+        "before\n<!-- study: mine-small -->\n\nUpon [other](../benchmarks/results/mine-small/other/report.md).\n\n"
+        "### A on b\n\n![samples](../benchmarks/results/mine-small/runs/a/grid.png)\n\n"
+        "The whole report: [mine-small](../benchmarks/results/mine-small/report.md).\n\n<!-- end -->\nafter\n"
+    )
+    with pytest.raises(SystemExit, match=r"has no report\.md; pass the folder of a study"):
+        collect(tmp_path, results)
