@@ -12,8 +12,9 @@ from straightvq.functional.sums import code_sums
 _PROPOSALS = 512
 # Entries of one chunk of vectors: 4 MB in float32, so that what is made of a chunk stays in the cache.
 _CHUNK = 1 << 20
-# Relative to the data's spread: what tells apart two codes that would otherwise be the same vector.
-_JITTER = 1e-3
+# Relative to the data's spread: what tells apart two codes that would otherwise be the same vector. By inner products
+# in float32 a search sees differences of some thousandths.
+_JITTER = 1e-2
 
 
 def kmeans(
@@ -208,6 +209,8 @@ def spread_out(rows: Tensor, num: int, z: Tensor, generator: torch.Generator | N
     is_copy[order[1:]] = group[order][1:] == group[order][:-1]
     # Far from the origin a small step would be rounded away: it is at least some units in the last place.
     ulp = torch.finfo(rows.dtype).eps * rows.abs().max()
-    step = torch.maximum(_JITTER * z.std(0, unbiased=False).mean().clamp(min=1e-3), 64 * ulp)
+    spread, size = z.std(0, unbiased=False).mean(), rows.square().mean().sqrt()  # equal vectors have no spread
+    spread = torch.where(spread > 64 * ulp, spread, size.clamp(min=1e-3))
+    step = torch.maximum(_JITTER * spread, 64 * ulp)
     noise = torch.randn(repeated.shape, generator=generator, dtype=torch.float64)
     return repeated + is_copy[:, None] * (step * noise.to(repeated))

@@ -3,6 +3,7 @@
 import math
 from abc import abstractmethod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,10 +57,14 @@ class Projection(Transform):
 
     Low-dimensional codes (4 to 16) are the cheapest way to keep a large codebook in use.
 
+    Both maps start along the same random orthonormal directions, so scaled that they keep the mean square of a
+    coordinate: ``W_up = sqrt(dim / codebook_dim) W_down.T``, and no biases. With the start of ``nn.Linear`` each map
+    divides it by three, activations and gradients alike, and a network without normalisation does not recover.
+
     Args:
         codebook_dim: width of the codes, at least 1.
 
-    Source: factorised codes, Yu et al. 2021 (ViT-VQGAN, arXiv 2110.04627).
+    Source: factorised codes, Yu et al. 2021 (ViT-VQGAN, arXiv 2110.04627). The start is ours.
 
     Example:
         >>> import torch
@@ -74,8 +79,19 @@ class Projection(Transform):
         self.width = check_int(self, "codebook_dim", codebook_dim, 1)
 
     def _make(self, dim: int) -> None:
-        self.down = nn.Linear(dim, self.width)
-        self.up = nn.Linear(self.width, dim)
+        self.down = _Map(dim, self.width)
+        self.up = _Map(self.width, dim)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Starts over, as ``docs/distributed.md`` needs it for networks that were made on the meta device."""
+        nn.init.orthogonal_(self.down.weight)
+        self.up.weight.copy_(self.down.weight.T)
+        for layer in (self.down, self.up):
+            # An orthonormal map to fewer coordinates keeps their mean square, one to more coordinates spreads it.
+            layer.weight.mul_(max(1.0, layer.out_features / layer.in_features) ** 0.5)
+            nn.init.zeros_(layer.bias)
 
     def codebook_dim(self, dim: int) -> int:
         return self.width
@@ -88,6 +104,11 @@ class Projection(Transform):
 
     def extra_repr(self) -> str:
         return f"codebook_dim={self.width}"
+
+
+class _Map(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Does nothing: the projection starts both of its maps together."""
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from straightvq.functional import kmeans, nearest_code
 from straightvq.functional.kmeans import _lloyd, _mini_batches, _seed, _unrivalled, spread_out
+from straightvq.functional.nearest import Distance
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -85,7 +86,7 @@ def test_fewer_distinct_vectors_than_codes_gives_no_duplicates() -> None:
 def test_equal_vectors_give_no_duplicates_wherever_they_are(n: int, offset: float) -> None:
     centres = kmeans(torch.full((n, 4), offset), 8, iterations=3, generator=generator())
     assert len(centres.unique(dim=0)) == 8
-    assert (centres - offset).abs().max() <= 1e-2 * max(1.0, offset)
+    assert (centres - offset).abs().max() <= 5e-2 * max(1.0, offset)
 
 
 def test_far_from_the_origin_equals_near_it() -> None:
@@ -239,4 +240,14 @@ def test_spread_out_leaves_distinct_rows_alone_and_jitters_copies_only() -> None
     out = spread_out(rows, 5, torch.randn(50, 2), generator())
     assert torch.equal(out[:2], rows[:2])
     assert len(out.unique(dim=0)) == 5
-    assert (out - rows[[0, 1, 2, 0, 1]]).abs().max() < 0.01
+    assert (out - rows[[0, 1, 2, 0, 1]]).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+@pytest.mark.parametrize("size", [1e-2, 1.0, 1e4])
+def test_a_search_tells_the_copies_of_a_single_vector_apart(size: float, distance: Distance) -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        z = size * torch.randn(1, 4)
+        codes = spread_out(z, 16, z, generator(seed))
+        assert torch.equal(nearest_code(codes, codes, distance=distance), torch.arange(16))

@@ -58,7 +58,9 @@ def test_fewer_vectors_than_codes_keeps_all_rows_apart(init: svq.Init, n: int, k
     assert codes.shape == (k, 4)
     assert len(codes.unique(dim=0)) == k
     assert matches(z, codes).max() < 0.1
-    assert matches(codes, z).max() < 0.5, "no code may be away from the data"
+    # A single vector does not say how far the data reach: its copies are some per cent of its size away.
+    reach = 0.5 if n > 1 else max(0.5, 0.05 * z.norm())
+    assert matches(codes, z).max() < reach, "no code may be away from the data"
 
 
 def test_sample_init_draws_without_replacement() -> None:

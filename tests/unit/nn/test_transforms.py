@@ -25,6 +25,34 @@ def test_projection_is_two_linear_maps(dtype: torch.dtype) -> None:
     torch.testing.assert_close(p.inverse(code), up)
 
 
+@pytest.mark.parametrize(("dim", "width"), [(64, 8), (8, 8), (8, 64)])
+def test_projection_starts_with_maps_that_keep_the_mean_square_of_a_coordinate(dim: int, width: int) -> None:
+    torch.manual_seed(0)
+    p = Projection(width)
+    p.bind(dim)
+    z, code = torch.randn(4096, dim), torch.randn(4096, width)
+    assert p(z).square().mean().item() == pytest.approx(1, rel=0.05)
+    assert p.inverse(code).square().mean().item() == pytest.approx(1, rel=0.05)
+    # Down and up again is the projection onto `width` directions, and as long again as that shortens it.
+    there_and_back = p.inverse(p(torch.eye(dim)))
+    scale = max(dim / width, width / dim) ** 0.5
+    torch.testing.assert_close(there_and_back @ there_and_back, scale * there_and_back)
+    assert there_and_back.trace().item() == pytest.approx(scale * min(dim, width), rel=1e-4)
+
+
+def test_projection_starts_over_with_both_maps() -> None:
+    p = Projection(3)
+    p.bind(7)
+    for parameter in p.parameters():
+        torch.nn.init.ones_(parameter)
+    for module in p.modules():  # as a network does that was made on the meta device
+        module.reset_parameters()
+    torch.testing.assert_close(p.down.weight @ p.down.weight.T, torch.eye(3))
+    torch.testing.assert_close(p.up.weight, (7 / 3) ** 0.5 * p.down.weight.T)
+    assert not p.down.bias.any()
+    assert not p.up.bias.any()
+
+
 def test_projection_takes_no_sizes_before_it_is_bound() -> None:
     p = Projection(3)
     assert list(p.parameters()) == []
