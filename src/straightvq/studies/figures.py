@@ -127,15 +127,21 @@ def read_curve(run: Path, name: str) -> tuple[list[int], list[float]]:
 
 
 def mean_curve(curves: Sequence[tuple[list[int], list[float]]]) -> tuple[list[int], list[float]]:
-    """The mean over the steps that all curves have.
+    """The mean over the range of steps that all curves cover.
+
+    Steps are those of the curve that ends first; in between the others are taken as straight: seeds that draw other
+    validation images can differ by a step per epoch.
 
     Example:
-        >>> mean_curve([([1, 2], [1.0, 2.0]), ([2, 3], [4.0, 5.0])])
-        ([2], [3.0])
+        >>> mean_curve([([10, 20, 30], [1.0, 2.0, 3.0]), ([11, 22, 33], [4.0, 4.0, 4.0])])
+        ([20, 30], [3.0, 3.5])
     """
-    known = [dict(zip(*curve, strict=True)) for curve in curves if curve[0]]
-    steps = sorted(set.intersection(*(set(curve) for curve in known))) if known else []
-    return steps, [float(np.mean([curve[step] for curve in known])) for step in steps]
+    known = [curve for curve in curves if curve[0]]
+    if not known:
+        return [], []
+    start = max(steps[0] for steps, _ in known)
+    steps = [step for step in min((steps for steps, _ in known), key=lambda steps: steps[-1]) if step >= start]
+    return steps, np.mean([np.interp(steps, *curve) for curve in known], axis=0).tolist()
 
 
 def _color(number: int) -> str:
