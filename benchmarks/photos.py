@@ -24,7 +24,7 @@ from straightvq import presets
 from straightvq.data import Images
 from straightvq.demo import DemoSettings
 from straightvq.models import Autoencoder
-from straightvq.studies.report import hardware
+from straightvq.studies.origin import hardware
 from straightvq.tasks import Reconstruction
 from straightvq.tasks.command_line import quiet
 

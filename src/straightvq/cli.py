@@ -173,6 +173,10 @@ def _explained(is_verbose: bool = False) -> Iterator[None]:
         if is_verbose or sentence is None:
             raise
         raise UsageError("\n".join([sentence, *getattr(error, "__notes__", [])])) from error
+    except OSError as error:
+        if is_verbose or error.filename is None:
+            raise
+        raise UsageError(f"cannot use {str(error.filename)!r}: {error.strerror}.") from error
 
 
 _VERBOSE = "--verbose_errors"
@@ -362,7 +366,7 @@ def _reproduce(args: list[str]) -> None:
         "figures. Finished runs are not repeated; a stopped one goes on where it was.",
     )
     parser.add_argument("study", help="a packaged study (classification, autoencoder, maskgit, toy), or a YAML file")
-    parser.add_argument("--size", default="small", help="small, paper or tiny (default: %(default)s)")
+    parser.add_argument("--size", help="small, paper or tiny (default: small)")
     parser.add_argument("--out", type=Path, help="folder of the results (default: studies/NAME-SIZE)")
     parser.add_argument(
         "--data", type=Path, help="folder that holds the sets, such as cifar10/ (default: embedded data)"

@@ -10,8 +10,9 @@ import numpy as np
 
 from straightvq.diagnostics import panels, save
 from straightvq.studies.report import Context
-from straightvq.studies.results import Results
-from straightvq.studies.study import FINAL, Cell, Measure, Study
+from straightvq.studies.results import Findings
+from straightvq.studies.run import FINAL, Cell
+from straightvq.studies.study import Measure, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ __all__ = ["draw", "read_curve"]
 STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 
 
-def draw(folder: Path, context: Context, results: Results, cells: Sequence[Cell]) -> None:
+def draw(folder: Path, context: Context, results: Findings, cells: Sequence[Cell]) -> None:
     """Writes ``results.png`` and ``curves.png`` of whatever is finished."""
     places = [
         (place, [cell for cell in cells if (cell.set, cell.model) == place])
@@ -37,7 +38,7 @@ def draw(folder: Path, context: Context, results: Results, cells: Sequence[Cell]
             save(_curves(context.study, measure, folder, results, shown), folder / "curves.png")
 
 
-def _charted(study: Study, folder: Path, results: Results, places: Sequence[Sequence[Cell]]) -> Measure | None:
+def _charted(study: Study, folder: Path, results: Findings, places: Sequence[Sequence[Cell]]) -> Measure | None:
     """The first measure that is also taken on the validation set; some are known at the end only."""
     runs = [_runs(folder, results, cell) for cells in places for cell in cells]
     for measure in study.measures:
@@ -50,11 +51,11 @@ def _on_validation(measure: Measure) -> str:
     return f"val/{measure.name.partition('/')[2]}"
 
 
-def _runs(folder: Path, results: Results, cell: Cell) -> list[Path]:
+def _runs(folder: Path, results: Findings, cell: Cell) -> list[Path]:
     return [folder / "runs" / cell.folder / f"seed{r.number}" for r in results.of(cell, FINAL)]
 
 
-def _dots(study: Study, results: Results, places: Sequence[Sequence[Cell]]) -> "Figure":
+def _dots(study: Study, results: Findings, places: Sequence[Sequence[Cell]]) -> "Figure":
     """One panel per network and measure; a dot is a run, the bar the mean."""
     measures, rows = study.measures[:2], len(places[0])
     height = 1.6 + 0.42 * rows
@@ -81,7 +82,7 @@ def _dots(study: Study, results: Results, places: Sequence[Sequence[Cell]]) -> "
 
 
 def _curves(
-    study: Study, measure: Measure, folder: Path, results: Results, places: Sequence[Sequence[Cell]]
+    study: Study, measure: Measure, folder: Path, results: Findings, places: Sequence[Sequence[Cell]]
 ) -> "Figure":
     """A measure of the methods on the validation set over the steps, mean of the seeds that are there."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter

@@ -1,25 +1,17 @@
-"""The report of a study: tables in Markdown and LaTeX, each row against the first and against the paper."""
+"""The report of a study: its tables, its figures, and how they were made."""
 
-import contextlib
-import datetime
-import math
-import platform
-import re
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+from straightvq.studies.results import Findings, Result, write_text
+from straightvq.studies.run import FINAL, TUNE, Cell
+from straightvq.studies.study import Size, Study
+from straightvq.studies.tables import Table, main_table, tuning_table
 
-import straightvq
-from straightvq.studies.results import Result, Results, write_text
-from straightvq.studies.study import FINAL, TUNE, Cell, Measure, Size, Study
-
-__all__ = ["Comparison", "Context", "Table", "compare", "spread", "write_report"]
+__all__ = ["Context", "write_report"]
 
 FIGURES = {"results.png": "every run, and the mean of each row", "curves.png": "the course of training"}
-NONE = "–"
 
 
 @dataclass(frozen=True)
@@ -31,6 +23,7 @@ class Context:
         command: how.
         remark: on the data, or "".
         seeds: per row.
+        left_out: how many results are of other settings than the study's, and not in the report.
     """
 
     study: Study
@@ -38,115 +31,10 @@ class Context:
     command: str
     remark: str
     seeds: int
+    left_out: int = 0
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """A row against the first one, seed by seed.
-
-    Attributes:
-        difference: mean of the paired differences, nan if no seed is common.
-        error: its standard error, nan with fewer than two.
-        verdict: "better", "worse", "tied", or "" where it cannot be told.
-    """
-
-    difference: float
-    error: float
-    verdict: str
-
-
-def compare(own: Mapping[int, float], first: Mapping[int, float], better: str) -> Comparison:
-    """Paired differences over the seeds that both have; "tied" is within two standard errors of zero.
-
-    Args:
-        own: values of the row by seed.
-        first: values of the first row by seed.
-        better: "higher" or "lower", or "" for no verdict.
-
-    Example:
-        >>> compare({0: 3.0, 1: 5.0}, {0: 1.0, 1: 2.0}, "higher")
-        Comparison(difference=2.5, error=0.5, verdict='better')
-        >>> compare({0: 3.0, 1: 1.0}, {0: 1.0, 1: 2.0}, "higher").verdict
-        'tied'
-    """
-    differences = [own[seed] - first[seed] for seed in sorted(own.keys() & first.keys())]
-    if not differences:
-        return Comparison(math.nan, math.nan, "")
-    mean = statistics.mean(differences)
-    if len(differences) < 2:
-        return Comparison(mean, math.nan, "")
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    if abs(mean) <= 2 * error:
-        return Comparison(mean, error, "tied" if better else "")
-    return Comparison(mean, error, ("better" if (mean > 0) == (better == "higher") else "worse") if better else "")
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean and standard deviation.
-
-    Example:
-        >>> spread([1.0, 2.0, 3.0], 1), spread([1.25], 1), spread([], 1)
-        ('2.0 ± 1.0', '1.2', '–')
-    """
-    if not values:
-        return NONE
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table that can be written in both languages.
-
-    Attributes:
-        title: above it.
-        header: one cell per column; the first column is text, the others are numbers.
-        rows: of cells; what starts and ends with ``**`` is bold.
-        note: a sentence below it, or "".
-    """
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    note: str = ""
-
-    def markdown(self) -> str:
-        lines = [" | ".join(self.header), "|".join(["---", *["---:"] * (len(self.header) - 1)])]
-        lines += [" | ".join(row) for row in self.rows]
-        return "\n".join(f"| {line} |" if number != 1 else f"|{line}|" for number, line in enumerate(lines))
-
-    def latex(self) -> str:
-        """A ``tabular`` that needs no package.
-
-        Example:
-            >>> print(Table("A", ["row", "%"], [["x_1", "2 ± 1"]]).latex())
-            % A
-            \\begin{tabular}{lr}
-            \\hline
-            row & \\% \\\\
-            \\hline
-            x\\_1 & 2 $\\pm$ 1 \\\\
-            \\hline
-            \\end{tabular}
-        """
-        body = [" & ".join(_tex(cell) for cell in row) + r" \\" for row in self.rows]
-        columns = "l" + "r" * (len(self.header) - 1)
-        head = " & ".join(_tex(cell) for cell in self.header) + r" \\"
-        return "\n".join(
-            [
-                f"% {self.title}",
-                rf"\begin{{tabular}}{{{columns}}}",
-                r"\hline",
-                head,
-                r"\hline",
-                *body,
-                r"\hline",
-                r"\end{tabular}",
-            ]
-        )
-
-
-def write_report(folder: Path, context: Context, results: Results, cells: Sequence[Cell]) -> None:
+def write_report(folder: Path, context: Context, results: Findings, cells: Sequence[Cell]) -> None:
     """Writes ``report.md`` and ``report.tex`` of whatever is finished."""
     places = list(dict.fromkeys((cell.set, cell.model) for cell in cells))
     tables, tuned = [], []
@@ -160,25 +48,8 @@ def write_report(folder: Path, context: Context, results: Results, cells: Sequen
     write_text(folder / "report.tex", "\n\n".join(table.latex() for table in [*tables, *tuned]) + "\n")
 
 
-def hardware(device: str | None = None, threads: int | None = None) -> str:
-    """The GPU's name, or the processor's and the number of threads.
-
-    Args:
-        device: "cuda" or "cpu"; None is the GPU where there is one.
-        threads: on the CPU; None is torch's.
-    """
-    if (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda":
-        return torch.cuda.get_device_name()
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):  # Linux; elsewhere the processor's own word must do
-        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-        model = found[1] if found else model
-    threads = threads or torch.get_num_threads()
-    return f"{model}, {threads} thread{'s' if threads > 1 else ''}"
-
-
 def _page(
-    folder: Path, context: Context, results: Results, cells: Sequence[Cell], tables: list[Table], tuned: list[Table]
+    folder: Path, context: Context, results: Findings, cells: Sequence[Cell], tables: list[Table], tuned: list[Table]
 ) -> str:
     study, size = context.study, context.size
     first, headline = next(iter(study.rows)), study.measures[0]
@@ -186,12 +57,12 @@ def _page(
     lines = [f"# {study.title}", "", study.about.strip(), ""]
     lines += [
         f"Size `{size.name}`: {size.about.strip()}" if size.about else f"Size `{size.name}`.",
-        f"`{context.command}`, straightvq {straightvq.__version__}, torch {torch.__version__}, "
-        f"{hardware()}, {datetime.date.today()}. {len(finals)} of {len(cells) * context.seeds} runs "
-        "are finished.",
+        f"`{context.command}`. {len(finals)} of {len(cells) * context.seeds} runs are finished{_origin(finals)}.",
         "",
     ]
     lines += [context.remark, ""] if context.remark else []
+    if context.left_out:
+        lines += [f"{context.left_out} results of other settings than the study has now are left out.", ""]
     if size.follows:
         before = [f"[{name}]({name}/report.md)" for name in (Path(name).stem for name in size.follows.values())]
         lines += [f"Built upon {', '.join(before)}, whose checkpoints are kept.", ""]
@@ -216,7 +87,7 @@ def _page(
         ]
         for table in tuned:
             lines += [f"### {table.title}", "", table.markdown(), ""]
-    lines += _samples(folder, cells)
+    lines += _samples(folder, results, cells)
     failed = [r for cell in cells for kind in (TUNE, FINAL) for r in results.of(cell, kind) if r.error]
     if failed:
         lines += ["## Failed runs", ""]
@@ -228,162 +99,19 @@ def _page(
     return "\n".join(lines)
 
 
-def _samples(folder: Path, cells: Sequence[Cell]) -> list[str]:
+def _origin(results: Sequence[Result]) -> str:
+    """With what, where and when these were made; results of older versions do not know."""
+    parts = [" and ".join(sorted({getattr(r, name) for r in results} - {""})) for name in ("versions", "hardware")]
+    dates = sorted({r.date for r in results} - {""})
+    parts.append(" to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "")
+    return "".join(f", {part}" for part in parts if part)
+
+
+def _samples(folder: Path, results: Findings, cells: Sequence[Cell]) -> list[str]:
     """What models of images drew, of seed 0."""
     lines = []
     for cell in cells:
         grid = Path("runs") / cell.folder / "seed0" / "samples" / "grid.png"
-        if (folder / grid).is_file():
+        if any(r.number == 0 for r in results.of(cell, FINAL)) and (folder / grid).is_file():
             lines += [f"### {cell.title}", "", f"![{cell.title}]({grid.as_posix()})", ""]
     return ["## Samples", "", *lines] if lines else []
-
-
-def main_table(study: Study, cells: Sequence[Cell], results: Results) -> Table:
-    """One network on one set: all rows, the paper's values beside ours."""
-    headline = study.measures[0]
-    by_row = {cell.row: [r for r in results.of(cell, FINAL) if not r.error] for cell in cells}
-    paper = {cell.row: _paper(study, cell) for cell in cells}
-    has_paper = any(paper.values())
-    first = cells[0].row
-    header = ["row"]
-    for measure in study.measures:
-        header += [measure.heading, *(["paper"] if _known(paper, measure) else [])]
-    header += [f"against {first}", "verdict", *(["paper", "direction"] if has_paper else []), "seeds", "s per run"]
-    lines = []
-    for cell in cells:
-        own = by_row[cell.row]
-        line = [cell.row]
-        for measure in study.measures:
-            line.append(spread([measure.scale * v for v in _by_seed(own, measure).values()], measure.digits))
-            if _known(paper, measure):
-                value = paper[cell.row].get(measure.label)
-                line.append(NONE if value is None else f"{value:.{measure.digits}f}")
-        values, reference = _by_seed(own, headline), _by_seed(by_row[first], headline)
-        against = compare(values, reference, headline.better)
-        line += ["", ""] if cell.row == first else [_against(headline, against, values, reference), against.verdict]
-        if has_paper:
-            theirs, base = paper[cell.row].get(headline.label), paper[first].get(headline.label)
-            if theirs is None or base is None or cell.row == first:
-                line += ["", ""]
-            else:
-                line += [_paper_against(headline, theirs, base), _direction(headline, against, theirs - base)]
-        seconds = [r.seconds for r in own]
-        line += [str(len(own)), f"{statistics.mean(seconds):.0f}" if seconds else NONE]
-        lines.append(line)
-    methods = {row: _by_seed(own, headline) for row, own in by_row.items() if not study.rows[row].bound}
-    notes = [best_rows(methods, headline), *(note for row in by_row for note in _pairs(study, row, by_row, paper))]
-    return Table(f"{cells[0].model} on {cells[0].set}", header, lines, " ".join(note for note in notes if note))
-
-
-def best_rows(values: Mapping[str, Mapping[int, float]], headline: Measure) -> str:
-    """Which row is best on average, and which are tied with it over their common seeds.
-
-    Args:
-        values: of each row by seed.
-        headline: what is compared; without a better side nothing is best.
-
-    Example:
-        >>> accuracy = Measure("accuracy", "accuracy", better="higher")
-        >>> best_rows({"a": {0: 1.0, 1: 1.2}, "b": {0: 3.0, 1: 4.0}, "c": {0: 2.0, 1: 4.5}}, accuracy)
-        'Best accuracy: b; tied with it: c.'
-    """
-    means = {row: statistics.mean(own.values()) for row, own in values.items() if own}
-    if not headline.better or len(means) < 2:
-        return ""
-    best = (max if headline.better == "higher" else min)(means, key=lambda row: means[row])
-    tied = [
-        row for row in means if row != best and compare(values[row], values[best], headline.better).verdict == "tied"
-    ]
-    return f"Best {headline.label}: {best}; tied with it: {', '.join(tied) or 'none'}."
-
-
-def _pairs(
-    study: Study, row: str, by_row: Mapping[str, Sequence[Result]], paper: Mapping[str, Mapping[str, float]]
-) -> list[str]:
-    """One sentence for each row, other than the first, that this one is to be compared with."""
-    headline, sentences = study.measures[0], []
-    own = _by_seed(by_row[row], headline)
-    for other in study.rows[row].against:
-        values = _by_seed(by_row.get(other, []), headline)
-        against = compare(own, values, headline.better)
-        if math.isnan(against.difference):
-            continue
-        text = f"{row} against {other}: {_against(headline, against, own, values)}"
-        text += f", {against.verdict}" if against.verdict else ""
-        theirs, base = paper[row].get(headline.label), paper[other].get(headline.label)
-        if theirs is not None and base is not None:
-            direction = _direction(headline, against, theirs - base)
-            text += f" (paper {_paper_against(headline, theirs, base)}{f': {direction}' if against.verdict else ''})"
-        sentences.append(text + ".")
-    return sentences
-
-
-def tuning_table(study: Study, cells: Sequence[Cell], results: Results) -> Table:
-    """What each row tried and found."""
-    sign = 1 if study.measures[0].better == "higher" else -1
-    width = max(len(results.of(cell, TUNE)) for cell in cells)
-    lines = []
-    for cell in cells:
-        tried = results.of(cell, TUNE)
-        values = [sign * r.metrics.get(study.tune_by, -sign * math.inf) for r in tried]
-        texts = [
-            f"{r.setting}: " + (f"{r.metrics[study.tune_by]:.4g}" if study.tune_by in r.metrics else "failed")
-            for r in tried
-        ]
-        if values:
-            best = values.index(max(values))
-            texts[best] = f"**{texts[best]}**"
-        lines.append([cell.row, *texts, *[NONE] * (width - len(texts))])
-    return Table(f"{cells[0].model} on {cells[0].set}, tuning", ["row", *[""] * width], lines)
-
-
-def _by_seed(results: Sequence[Result], measure: Measure) -> dict[int, float]:
-    return {r.number: r.metrics[measure.name] for r in results if measure.name in r.metrics}
-
-
-def _paper(study: Study, cell: Cell) -> dict[str, float]:
-    """The paper's values of a row, given by network or by set."""
-    known = study.rows[cell.row].paper
-    return known.get(cell.model) or known.get(cell.set) or {}
-
-
-def _known(paper: Mapping[str, Mapping[str, float]], measure: Measure) -> bool:
-    return any(measure.label in values for values in paper.values())
-
-
-def _against(headline: Measure, against: Comparison, own: Mapping[int, float], first: Mapping[int, float]) -> str:
-    if math.isnan(against.difference):
-        return NONE
-    common = own.keys() & first.keys()
-    text = f"{headline.scale * against.difference:+.{headline.digits}f}"
-    if not math.isnan(against.error):
-        text += f" ± {headline.scale * against.error:.{headline.digits}f}"
-    if headline.compare == "ratio":
-        base = statistics.mean(first[seed] for seed in common)
-        text += f" (x {statistics.mean(own[seed] for seed in common) / base:.2f})" if base else ""
-    return text
-
-
-def _paper_against(headline: Measure, theirs: float, base: float) -> str:
-    text = f"{theirs - base:+.{headline.digits}f}"
-    return f"{text} (x {theirs / base:.2f})" if headline.compare == "ratio" else text
-
-
-def _direction(headline: Measure, against: Comparison, theirs: float) -> str:
-    """Whether ours goes where the paper's goes."""
-    if not against.verdict:
-        return NONE
-    if against.verdict == "tied":
-        return "tied here"
-    expected = "better" if (theirs > 0) == (headline.better == "higher") else "worse"
-    return "agrees" if against.verdict == expected else "disagrees"
-
-
-def _tex(text: str) -> str:
-    if len(text) > 4 and text.startswith("**") and text.endswith("**"):
-        return rf"\textbf{{{_tex(text[2:-2])}}}"
-    for sign in "&%$#_{}":
-        text = text.replace(sign, f"\\{sign}")
-    for sign, macro in (("±", r"$\pm$"), ("–", "--"), ("(x ", r"($\times$ ")):
-        text = text.replace(sign, macro)
-    return text

@@ -1,17 +1,20 @@
 """What is known of a study's runs: one file per finished run, one table of all."""
 
 import csv
+import datetime
 import io
 import json
 import os
 import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from straightvq.studies.study import Cell, Run
+from straightvq.studies.origin import hardware, versions
+from straightvq.studies.run import Cell, Run
 
-__all__ = ["Result", "Results", "write_text"]
+__all__ = ["Findings", "Result", "Results", "write_text"]
 
 FILE = "result.json"
 
@@ -29,6 +32,7 @@ class Result:
         seconds: of training, interruptions left out.
         error: why there are no metrics, or "".
         metrics: by logged name.
+        versions, hardware, date: with what, where and when it was made.
     """
 
     set: str
@@ -41,6 +45,9 @@ class Result:
     seconds: float
     error: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    versions: str = ""
+    hardware: str = ""
+    date: str = ""
 
     @classmethod
     def of(cls, run: Run, seconds: float, metrics: dict[str, float], error: str = "") -> "Result":
@@ -56,24 +63,53 @@ class Result:
             round(seconds, 1),
             error,
             metrics,
+            versions(),
+            hardware(),
+            str(datetime.date.today()),
         )
 
 
-class Results:
+class Findings:
+    """Results to be compared.
+
+    Args:
+        known: by the folder of the run.
+    """
+
+    def __init__(self, known: Mapping[Path, Result]) -> None:
+        self._known = dict(known)
+
+    def of(self, cell: Cell, kind: str) -> list[Result]:
+        """The results of a cell, by number."""
+        found = [r for r in self if (r.set, r.model, r.row, r.kind) == (cell.set, cell.model, cell.row, kind)]
+        return sorted(found, key=lambda r: r.number)
+
+    def __iter__(self) -> Iterator[Result]:
+        return iter(self._known.values())
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+class Results(Findings):
     """All finished runs below a folder.
 
     Each run's result is a file in the run's own folder, written in one piece, so that a full disk or a killed process
-    can damage no other. ``results.csv`` is made from them.
+    can damage no other. ``results.csv`` is made from them, those that other processes have written meanwhile included.
 
     Args:
         folder: of the study.
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__({})
         self.folder = folder
-        self._known: dict[Path, Result] = {}
-        for file in sorted((folder / "runs").glob(f"*/*/*/*/{FILE}")):
-            self._known[file.parent] = self._read(file)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Reads what is there now."""
+        files = sorted((self.folder / "runs").glob(f"*/*/*/*/{FILE}"))
+        self._known = {file.parent: _read(file) for file in files}
 
     def place(self, run: Run) -> Path:
         """Folder of a run."""
@@ -88,21 +124,18 @@ class Results:
         """Whether there is a result of other settings."""
         return self.place(run) in self._known and self.get(run) is None
 
-    def of(self, cell: Cell, kind: str) -> list[Result]:
-        """The results of a cell, by number."""
-        found = [
-            r for r in self._known.values() if (r.set, r.model, r.row, r.kind) == (cell.set, cell.model, cell.row, kind)
-        ]
-        return sorted(found, key=lambda r: r.number)
-
-    def __len__(self) -> int:
-        return len(self._known)
+    def matching(self, runs: Iterable[Run]) -> Findings:
+        """The results of these very runs, without those of other settings."""
+        return Findings({self.place(run): found for run in runs if (found := self.get(run)) is not None})
 
     def add(self, run: Run, result: Result) -> None:
         """Writes a result and the table of all."""
-        place = self.place(run)
-        write_text(place / FILE, json.dumps(asdict(result), indent=1) + "\n")
-        self._known[place] = result
+        write_text(self.place(run) / FILE, json.dumps(asdict(result), indent=1) + "\n")
+        self.write()
+
+    def write(self) -> None:
+        """Writes the table of all."""
+        self.refresh()
         write_text(self.folder / "results.csv", self.table())
 
     def forget(self, run: Run) -> bool:
@@ -112,25 +145,26 @@ class Results:
     def table(self) -> str:
         """All results as CSV, one line per run, in an order that does not depend on that of running."""
         rows: list[dict[str, Any]] = []
-        for result in self._known.values():
+        for result in self:
             row = asdict(result)
             rows.append({**row, **row.pop("metrics")} | {"metrics": None})
         rows.sort(key=lambda r: (r["set"], r["model"], r["row"], r["kind"], r["number"]))
         named = [name for name in Result.__dataclass_fields__ if name != "metrics"]
-        metrics = sorted({key for result in self._known.values() for key in result.metrics})
+        metrics = sorted({key for result in self for key in result.metrics})
         text = io.StringIO()
         writer = csv.DictWriter(text, [*named, *metrics], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
 
-    def _read(self, file: Path) -> Result:
-        try:
-            return Result(**json.loads(file.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"`reproduce`: {str(file)!r} is not a result of this version. Remove it to repeat the run."
-            ) from error
+
+def _read(file: Path) -> Result:
+    try:
+        return Result(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"`reproduce`: {str(file)!r} is not a result of this version. Remove it to repeat the run."
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:

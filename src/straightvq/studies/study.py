@@ -1,22 +1,15 @@
-"""A study file: what is compared, on what, in which sizes; and the runs that follow from it."""
+"""A study: what is compared, on what, in which sizes; and the runs that follow from it."""
 
 import dataclasses
 import difflib
-import hashlib
-import json
-import re
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml  # type: ignore[import-untyped]
+from straightvq.studies.run import FINAL, TUNE, Cell, Config, Run, slug
 
-__all__ = ["Cell", "Measure", "Run", "Size", "Study", "study_names"]
-
-Config = dict[str, Any]
-TUNE, FINAL = "tune", "final"
+__all__ = ["DataSet", "Measure", "Model", "Row", "Size", "Study", "study_names"]
 
 
 @dataclass(frozen=True)
@@ -132,76 +125,8 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One method in one network on one set."""
-
-    set: str
-    model: str
-    row: str
-
-    @property
-    def title(self) -> str:
-        return f"{self.set} {self.model} {self.row}"
-
-    @property
-    def folder(self) -> Path:
-        """Below that of all runs."""
-        return Path(slug(self.set), slug(self.model), slug(self.row))
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training: `straightvq fit` with these overlays, measured afterwards.
-
-    Attributes:
-        cell: what is trained.
-        kind: "tune", measured on the validation set, or "final", on the test set.
-        number: of the setting in tuning, else the seed.
-        setting: name of the setting, "" where nothing was tuned.
-        overlays: configurations by name, each laid over the ones before.
-        source: where the data lie, None for what the overlays say. It decides no result.
-        upon: the runs that this one builds upon: folder and fingerprint, by the option that gets the folder.
-    """
-
-    cell: Cell
-    kind: str
-    number: int
-    setting: str
-    overlays: dict[str, Config]
-    source: str | None = None
-    upon: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return f"{'tune' if self.kind == TUNE else 'seed'}{self.number}"
-
-    @property
-    def title(self) -> str:
-        return f"{self.cell.title} {f'tuning: {self.setting}' if self.kind == TUNE else f'seed {self.number}'}"
-
-    @property
-    def seed(self) -> int:
-        return 0 if self.kind == TUNE else self.number
-
-    @property
-    def options(self) -> list[str]:
-        """Words of the command line behind the overlays."""
-        options = ["--seed_everything", str(self.seed), "--data.init_args.seed", str(self.seed)]
-        options += [] if self.source is None else ["--data.init_args.source", self.source]
-        return [*options, *(word for name, (folder, _) in self.upon.items() for word in (f"--{name}", folder))]
-
-    @property
-    def settings(self) -> str:
-        """Fingerprint of everything that decides the result."""
-        upon = {name: fingerprint for name, (_, fingerprint) in self.upon.items()}
-        parts = [list(self.overlays.values()), self.seed, *([upon] if upon else [])]
-        content = json.dumps(parts, sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-@dataclass(frozen=True)
 class Study:
-    """What a study file says.
+    """What a study file says; `study_file` reads it.
 
     Attributes:
         name: that of the file.
@@ -238,8 +163,9 @@ class Study:
             >>> list(Study.load("classification").rows)[:3]
             ['VQ', 'affine', 'sync']
         """
-        path = _find(name)
-        return _Reader(path).study(_read(path))
+        from straightvq.studies.study_file import read_study  # which needs this module
+
+        return read_study(name)
 
     def cells(
         self, size: Size, sets: Sequence[str], models: Sequence[str] | None, rows: Sequence[str] | None
@@ -315,16 +241,6 @@ def study_names() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in files if item.name.endswith(".yaml"))
 
 
-def slug(text: str) -> str:
-    """A name of a file.
-
-    Example:
-        >>> slug("EMA + reset"), slug("l2 + replace"), slug("lr 1e-3")
-        ('EMA-reset', 'l2-replace', 'lr-1e-3')
-    """
-    return re.sub(r"[^\w.]+", "-", text).strip("-")
-
-
 def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
@@ -339,26 +255,6 @@ def _chosen(option: str, names: Sequence[str] | None, known: Iterable[str]) -> l
         if name not in known:
             raise unknown(f"`{option}`", name, known)
     return [name for name in known if names is None or name in names]
-
-
-def _find(name: str) -> Path:
-    if Path(name).is_file():
-        return Path(name)
-    if name in study_names():
-        return Path(str(resources.files("straightvq.studies") / f"{name}.yaml"))
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        raise ValueError(f"`reproduce`: there is no file {name!r}.")
-    raise unknown("the study", name, study_names())
-
-
-def _read(path: Path) -> Any:
-    """What a file says; sections that it lacks are those of the study that it is ``like``."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"`reproduce`: {str(path)!r} is not readable as YAML: {_one_line(error)}.") from error
-    like = content.pop("like", None) if isinstance(content, dict) else None
-    return content if like is None else {**_read(_find(str(like))), **content}
 
 
 def expanded(config: Config) -> Config:
@@ -383,137 +279,3 @@ def _lay_over(target: Config, overlay: Config) -> None:
             _lay_over(target[key], value)
         else:
             target[key] = value
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-class _Reader:
-    """Turns the content of a file into a `Study`; says where something is wrong."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def study(self, content: Any) -> Study:
-        content = self._section("the study", content)
-        if "script" in content:
-            self._keys("the study", content, {"title", "about", "script"})
-            empty: dict[str, Any] = {"measures": [], "tune_by": "", "settings": {}, "base": {}, "sets": {}, "rows": {}}
-            return Study(name=self.path.stem, sizes={}, **{"about": "", **content, **empty})
-        self._keys("the study", content, {"title", "measures", "base", "sets", "rows", "sizes"}, {"about", "tune"})
-        tune = self._keys("tune", content.get("tune") or {}, set(), {"by", "settings"})
-        study = Study(
-            name=self.path.stem,
-            title=str(content["title"]),
-            about=str(content.get("about", "")),
-            measures=[self._measure(name, part) for name, part in self._items("measures", content["measures"])],
-            tune_by=str(tune.get("by", "")),
-            settings=self._configs("tune.settings", tune.get("settings") or {}),
-            base=self._config("base", content["base"]),
-            sets={name: self._set(name, part) for name, part in self._items("sets", content["sets"])},
-            rows={name: self._row(name, part) for name, part in self._items("rows", content["rows"])},
-            sizes={name: self._size(name, part) for name, part in self._items("sizes", content["sizes"])},
-        )
-        self._check(study)
-        return study
-
-    def _check(self, study: Study) -> None:
-        if not study.measures or not study.measures[0].better:
-            raise self._error("the first of `measures` must say with `better` whether higher or lower is better")
-        for kind, names in (("rows", study.rows), ("sets", study.sets)):
-            if len({slug(name) for name in names}) < len(names):
-                raise self._error(f"`{kind}` has names that differ in signs only, and would share a folder")
-        for size in study.sizes.values():
-            for name in [*size.sets, *size.without_data]:
-                if name not in study.sets:
-                    raise self._error(f"`sizes.{size.name}` names the set {name!r}, which `sets` does not describe")
-            if size.tune is not None and not study.tune_by:
-                raise self._error(f"`sizes.{size.name}` is tuned, but `tune.by` does not say by which value")
-        for row in study.rows.values():
-            for name in row.against:
-                if name not in study.rows:
-                    raise self._error(f"`rows.{row.name}.against` names the row {name!r}, which is not there")
-            if row.settings is not None and len(row.settings) != len(study.settings):
-                raise self._error(
-                    f"`rows.{row.name}.settings` must be as many as `tune.settings`, for a fair comparison: "
-                    f"{len(study.settings)}. Got {len(row.settings)}"
-                )
-
-    def _measure(self, name: str, part: Any) -> Measure:
-        part = self._keys(f"measures.{name}", part, {"label"}, {"better", "compare", "scale", "digits", "unit"})
-        for key, choices in (("better", ("higher", "lower", "")), ("compare", ("difference", "ratio"))):
-            if part.get(key, choices[0]) not in choices:
-                raise self._error(f"`measures.{name}.{key}` must be {' or '.join(choices[:2])}. Got {part[key]!r}")
-        return Measure(name, **part)
-
-    def _set(self, name: str, part: Any) -> DataSet:
-        part = self._keys(f"sets.{name}", part, {"config"}, {"folder"})
-        return DataSet(name, self._config(f"sets.{name}.config", part["config"]), part.get("folder"))
-
-    def _row(self, name: str, part: Any) -> Row:
-        part = self._keys(f"rows.{name}", part, {"config"}, {"paper", "settings", "bound", "against"})
-        settings, bound, against = part.get("settings"), part.get("bound", False), part.get("against", [])
-        if not isinstance(bound, bool):
-            raise self._error(f"`rows.{name}.bound` must be true or false. Got {bound!r}")
-        if not isinstance(against, list):
-            raise self._error(f"`rows.{name}.against` must be a list of rows. Got {against!r}")
-        return Row(
-            name,
-            self._config(f"rows.{name}.config", part["config"]),
-            part.get("paper") or {},
-            None if settings is None else self._configs(f"rows.{name}.settings", settings),
-            bound,
-            against,
-        )
-
-    def _size(self, name: str, part: Any) -> Size:
-        where = f"sizes.{name}"
-        optional = {"about", "without_data", "tune", "follows"}
-        part = self._keys(where, part, {"sets", "models", "seeds", "config"}, optional)
-        if not isinstance(part["seeds"], int) or part["seeds"] < 1:
-            raise self._error(f"`{where}.seeds` must be an integer >= 1. Got {part['seeds']!r}")
-        models = {}
-        for model, own in self._items(f"{where}.models", part["models"]):
-            own = self._keys(f"{where}.models.{model}", own, {"config"}, {"seconds"})
-            models[model] = Model(model, self._config(f"{where}.models.{model}", own["config"]), own.get("seconds"))
-        return Size(
-            name,
-            str(part.get("about", "")),
-            list(part["sets"]),
-            list(part.get("without_data", [])),
-            models,
-            part["seeds"],
-            self._config(f"{where}.config", part["config"]),
-            self._config(f"{where}.tune", part["tune"]) if "tune" in part else None,
-            {option: str(study) for option, study in self._items(f"{where}.follows", part.get("follows") or {})},
-        )
-
-    def _configs(self, where: str, part: Any) -> dict[str, Config]:
-        return {name: self._config(f"{where}.{name}", own) for name, own in self._items(where, part)}
-
-    def _config(self, where: str, part: Any) -> Config:
-        return expanded(self._section(where, part))
-
-    def _items(self, where: str, part: Any) -> Iterable[tuple[str, Any]]:
-        return ((str(name), own) for name, own in self._section(where, part).items())
-
-    def _section(self, where: str, part: Any) -> dict[str, Any]:
-        if not isinstance(part, dict):
-            raise self._error(f"`{where}` must be a section with keys. Got {part!r}")
-        return part
-
-    def _keys(self, where: str, part: Any, required: Set[str], optional: Set[str] = frozenset()) -> dict[str, Any]:
-        part = self._section(where, part)
-        known = sorted(required | optional)
-        for key in part:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise self._error(f"`{where}` has no key {key!r}.{hint} It takes {', '.join(known)}")
-        for key in sorted(required - part.keys()):
-            raise self._error(f"`{where}` must have the key {key!r}")
-        return part
-
-    def _error(self, text: str) -> ValueError:
-        return ValueError(f"`reproduce`: in {str(self.path)!r}, {text}.")

@@ -15,20 +15,20 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from straightvq.studies.results import Result, write_text
-from straightvq.studies.study import FINAL, Run
+from straightvq.studies.run import FINAL, Run
 from straightvq.tasks.command_line import TrainingCLI, quiet
 from straightvq.tasks.generate import Sampling, generate
 from straightvq.tasks.generation import Generation
 from straightvq.tasks.monitor import CodebookWarning
 
-__all__ = ["train"]
+__all__ = ["discard_checkpoints", "train"]
 
 CHECKPOINTS = ("last.ckpt", "best.ckpt")
 SAMPLES = 100  # drawn from a model of images
 Show = Callable[[int, int], None]
 
 
-def train(run: Run, place: Path, configs: Path, show: Show, *, keep: bool) -> Result:
+def train(run: Run, place: Path, configs: Path, show: Show) -> Result:
     """Trains, or goes on from the last checkpoint, and measures; a model of images draws some, too.
 
     Args:
@@ -36,7 +36,6 @@ def train(run: Run, place: Path, configs: Path, show: Show, *, keep: bool) -> Re
         place: its folder, made by the command line.
         configs: where the overlays are written, for this run and for people who repeat it.
         show: told the steps done and the steps planned.
-        keep: whether checkpoints outlive the measurement.
 
     Returns:
         The result; of a training that broke off because its values were no longer finite, with an ``error``.
@@ -53,14 +52,17 @@ def train(run: Run, place: Path, configs: Path, show: Show, *, keep: bool) -> Re
                 raise
             return Result.of(run, watcher.seconds, {}, error=str(error).splitlines()[0])
         metrics = _measure(run, place, words)
-    if not keep:
-        for name in CHECKPOINTS:
-            (place / name).unlink(missing_ok=True)
     # The task's own values; a distance between distributions may well be infinite.
     broken = [name for name, value in metrics.items() if not math.isfinite(value) and "/codebook/" not in name]
     if broken:
         return Result.of(run, watcher.seconds, {}, error=f"{broken[0]} is not finite")
     return Result.of(run, watcher.seconds, {name: value for name, value in metrics.items() if math.isfinite(value)})
+
+
+def discard_checkpoints(place: Path) -> None:
+    """Removes those of a run whose result is written."""
+    for name in CHECKPOINTS:
+        (place / name).unlink(missing_ok=True)
 
 
 def _words(run: Run, place: Path, configs: Path) -> list[str]:

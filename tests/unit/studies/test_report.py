@@ -9,18 +9,11 @@ import pytest
 import yaml
 
 from straightvq.studies import Study
-from straightvq.studies.report import (
-    Context,
-    Table,
-    best_rows,
-    compare,
-    main_table,
-    spread,
-    tuning_table,
-    write_report,
-)
-from straightvq.studies.results import Results
-from straightvq.studies.study import Cell, Measure
+from straightvq.studies.report import Context, write_report
+from straightvq.studies.results import Findings, Results
+from straightvq.studies.run import Cell
+from straightvq.studies.study import Measure
+from straightvq.studies.tables import Table, best_rows, compare, main_table, spread, tuning_table
 
 STUDY: dict[str, Any] = {
     "title": "A study",
@@ -112,6 +105,14 @@ def test_best_row_and_those_tied_with_it() -> None:
     assert best_rows({"a": {0: 1.0}}, accuracy) == ""
 
 
+def test_too_few_seeds_are_not_called_a_tie() -> None:
+    accuracy = Measure("accuracy", "accuracy", better="higher")
+    one = {"a": {0: 1.0}, "b": {0: 3.0}}
+    assert best_rows(one, accuracy) == "Best accuracy: b; too few common seeds to compare it with: a."
+    some = {"a": {0: 1.0}, "b": {0: 3.0, 1: 4.0}, "c": {0: 2.0, 1: 4.5}}
+    assert best_rows(some, accuracy).endswith("b; tied with it: c; too few common seeds to compare it with: a.")
+
+
 def test_a_bound_is_never_the_best_row(study: Study, results: Results) -> None:
     best = min(VALUES, key=lambda row: sum(VALUES[row]))
     assert f": {best};" in main_table(study, cells(study), results).note
@@ -173,6 +174,28 @@ def test_failed_runs_are_named_and_not_counted(study: Study, results: Results, t
     page = (tmp_path / "report.md").read_text()
     assert "- digits net none, final 0: `VectorQuantizer`: `z` must be finite." in page
     assert "| none | – |" in page
+
+
+def test_a_report_tells_when_and_with_what_its_runs_were_made(study: Study, results: Results, tmp_path: Path) -> None:
+    context = Context(study, study.sizes["s"], "straightvq reproduce mine", "", 2)
+    made = {"versions": "straightvq 9", "hardware": "a machine"}
+    found = Findings(
+        {
+            place: dataclasses.replace(result, date=f"2026-01-0{number % 3 + 1}", **made)
+            for number, (place, result) in enumerate(results._known.items())
+        }
+    )
+    write_report(tmp_path, context, found, cells(study))
+    page = (tmp_path / "report.md").read_text()
+    assert "6 of 8 runs are finished, straightvq 9, a machine, 2026-01-01 to 2026-01-03." in page
+
+
+def test_results_of_other_settings_and_further_seeds_are_left_out(study: Study, results: Results) -> None:
+    cell = Cell("digits", "net", "half")
+    size = study.sizes["s"]
+    runs = [study.final(size, cell, 0, "low", None), study.final(size, cell, 1, "high", None)]
+    assert [r.number for r in results.matching(runs).of(cell, "final")] == [0]
+    assert results.is_stale(runs[1])
 
 
 def test_latex_escapes_what_it_must() -> None:

@@ -12,14 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 import torch
 import yaml
 
 from straightvq.cli import main
-from straightvq.studies import Study, runner, training
-from straightvq.studies.results import Result
-from straightvq.studies.study import Run
+from straightvq.studies import Study, runner, training, work
+from straightvq.studies.results import Result, Results
+from straightvq.studies.run import Cell, Run
 from straightvq.tasks import Tokenizer
 from straightvq.tasks.command_line import TrainingCLI, quiet
 
@@ -124,6 +125,14 @@ def table(folder: Path = Path("out")) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
 
 
+def folder_is_locked(place: Path) -> filelock.FileLock:
+    """As another process that works on a run does it."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(place.parent / f".{place.name}.lock", is_singleton=False)
+    lock.acquire()
+    return lock
+
+
 class Counter:
     """Counts the trainings; stops before a given one as Ctrl-C would."""
 
@@ -137,7 +146,7 @@ class Counter:
             self.titles.append(run.title)
             return real(run, *args, **kwargs)
 
-        monkeypatch.setattr(runner, "train", counted)
+        monkeypatch.setattr(work, "train", counted)
 
 
 def test_whole_study(
@@ -226,6 +235,137 @@ def test_full_disk_leaves_finished_results_intact(
     assert len(table()) == 1
     assert study("--rows", "VQ") == 0
     assert len(table()) == 4
+
+
+def test_another_error_of_the_disk_does_not_speak_of_room(
+    study: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Counter(monkeypatch, PermissionError(errno.EACCES, "Permission denied"), at=0)
+    assert study("--rows", "VQ") == 2
+    assert "are intact; the same command goes on once that is put right." in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(
+    study: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("out").write_text("mine")
+    assert study("--rows", "VQ") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("straightvq: `reproduce`: cannot write the results: ")
+    assert "'out" in said
+    assert Path("out").read_text() == "mine"
+
+
+def test_the_result_is_written_before_the_checkpoint_goes(
+    built_upon: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Results, run: Run, result: Result) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "add", full)
+        assert built_upon("--rows", "VQ", "--seeds", "1") == 2
+    assert Path("out/same/runs/digits/net/VQ/seed0/last.ckpt").is_file()
+
+
+def test_two_processes_never_work_on_one_run(
+    study: Callable[..., int], trained: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = folder_is_locked(Path("out/runs/digits/net/VQ/tune0"))
+    assert study("--rows", "VQ") == 2
+    said = capsys.readouterr().err
+    assert "another process works on digits net VQ tuning: lr 1e-2 in 'out/runs/digits/net/VQ/tune0'" in said
+    assert trained == []
+    lock.release()
+    content = edited(tune={"by": "val/accuracy", "settings": {}})
+    assert study("--rows", "VQ", content=content) == 0
+    assert len(trained) == 2
+
+
+def test_what_another_process_finishes_meanwhile_is_kept_and_not_repeated(
+    study: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = edited(tune={"by": "val/accuracy", "settings": {}})
+    train = work.train
+    other = Study.load  # read when the file is there
+
+    def meanwhile(run: Run, *args: Any, **kwargs: Any) -> Result:
+        """While this run is trained, another process finishes the next row's."""
+        loaded = other("mine.yaml")
+        cell = Cell("digits", "net", "unquantized")
+        theirs = loaded.final(loaded.sizes["s"], cell, run.seed, "", None)
+        Results(Path("out")).add(theirs, Result.of(theirs, 1.0, {"test/accuracy": 0.25}))
+        return train(run, *args, **kwargs)
+
+    monkeypatch.setattr(work, "train", meanwhile)
+    assert study(content=content) == 0
+    assert [run.cell.row for run in trained] == ["VQ", "VQ"]
+    assert [(row["row"], row["test/accuracy"]) for row in table()] == [
+        ("VQ", "0.5"), ("VQ", "0.5"), ("unquantized", "0.25"), ("unquantized", "0.25"),
+    ]  # fmt: skip
+
+
+def test_the_table_of_all_runs_is_made_anew_even_where_nothing_is_due(
+    study: Callable[..., int], trained: list[Run]
+) -> None:
+    content = edited(tune={"by": "val/accuracy", "settings": {}})
+    assert study(content=content) == 0
+    before = table()
+    Path("out/results.csv").write_text("garbage")
+    assert study(content=content) == 0
+    assert table() == before
+
+
+def test_results_of_other_settings_stay_out_of_the_report(study: Callable[..., int], trained: list[Run]) -> None:
+    """Of rows that are not run now, and so are not refused."""
+    content = edited(tune={"by": "val/accuracy", "settings": {}})
+    assert study("--seeds", "1", content=content) == 0
+    changed = edited(tune=content["tune"], rows__unquantized__config={"model.init_args.lr": 0.5})
+    assert study("--seeds", "1", "--rows", "VQ", content=changed) == 0
+    page = Path("out/report.md").read_text()
+    assert "1 of 2 runs are finished" in page
+    assert "1 results of other settings than the study has now are left out." in page
+    assert "| unquantized | – |" in page
+
+
+def test_another_set_joins_the_report_in_place_of_the_first(study: Callable[..., int], trained: list[Run]) -> None:
+    content = edited(tune={"by": "val/accuracy", "settings": {}})
+    content["sets"]["half"] = content["sets"]["digits"]
+    assert study("--seeds", "1", content=content) == 0
+    assert study("--seeds", "1", "--sets", "half", content=content) == 0
+    page = Path("out/report.md").read_text()
+    assert "## net on digits" in page
+    assert "## net on half" in page
+    assert "`straightvq reproduce mine.yaml --size s --sets digits half --seeds 1`" in page
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"tune__by": "val/acuracy"}, "digits net VQ tuning: lr 1e-2 has no value 'val/acuracy'"),
+        (
+            {"measures": {"test/acc": {"label": "a", "better": "higher"}}},
+            "digits net VQ seed 0 has no value 'test/acc'",
+        ),
+    ],
+)
+def test_a_value_that_is_not_logged_is_named_after_the_first_run_which_is_not_lost(
+    change: dict[str, Any],
+    wrong: str,
+    study: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    untuned = {} if "tune__by" in change else {"tune": {"by": "val/accuracy", "settings": {}}}
+    assert study("--rows", "VQ", content=edited(**change, **untuned)) == 2
+    said = capsys.readouterr().err
+    assert wrong in said
+    assert "/accuracy'?" in said
+    name = "tune0" if "tune__by" in change else "seed0"
+    state = torch.load(Path(f"out/runs/digits/net/VQ/{name}/last.ckpt"), weights_only=True)
+    assert state["global_step"] > 0
+    assert study("--rows", "VQ", "--seeds", "1", content=edited(**untuned)) == 0
+    assert len(list(Path(f"out/runs/digits/net/VQ/{name}/metrics").glob("version_*/metrics.csv"))) == 1
 
 
 def test_changed_settings_are_refused_until_asked_for(
@@ -367,11 +507,26 @@ def test_damaged_result_is_named(study: Callable[..., int], capsys: pytest.Captu
     assert "seed0/result.json' is not a result of this version" in capsys.readouterr().err
 
 
-def test_toy_is_one_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_toy_is_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "toy"]) == 0
     assert Path("studies/toy/toy.png").is_file()
-    assert main(["reproduce", "toy", "--seeds", "3"]) == 2
+    for option in (["--seeds", "3"], ["--size", "paper"], ["--keep"], ["--rerun"]):
+        assert main(["reproduce", "toy", *option]) == 2
+        assert "takes no option but --out" in capsys.readouterr().err
+
+
+def test_a_figure_cannot_take_the_place_of_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("mine")
+    assert main(["reproduce", "toy", "--out", "taken"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("straightvq: ")
+    assert "taken" in said
 
 
 @pytest.fixture
@@ -385,7 +540,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
         (place / "last.ckpt").touch()
         return Result.of(run, 1.0, {"test/accuracy": 0.5})
 
-    monkeypatch.setattr(runner, "train", train)
+    monkeypatch.setattr(work, "train", train)
     monkeypatch.setattr(runner, "draw", lambda *args: None)
     return runs
 
@@ -481,14 +636,14 @@ def test_results_are_stale_when_what_they_are_built_upon_has_other_settings(
 def test_a_run_built_upon_a_failed_one_fails_with_it(
     built_upon: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = runner.train
+    train = work.train
 
     def failing(run: Run, *args: Any, **kwargs: Any) -> Result:
         is_tokenizer = run.cell.row == "VQ" and not run.upon
         return Result.of(run, 1.0, {}, error="diverged") if is_tokenizer else train(run, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "train", failing)
+        patch.setattr(work, "train", failing)
         assert built_upon("--seeds", "1") == 0
     assert titles(trained) == [
         "digits net unquantized seed 0",

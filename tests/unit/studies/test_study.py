@@ -10,7 +10,7 @@ import yaml
 
 import straightvq as svq
 from straightvq.studies import Study, ablation, study_names
-from straightvq.studies.study import Cell
+from straightvq.studies.run import Cell
 
 CLASSIFICATION = Study.load("classification")
 
@@ -209,8 +209,26 @@ def test_unknown_study(name: str, message: str) -> None:
         (edited(rows__first__config=3), r"`rows.first.config` must be a section with keys. Got 3"),
         (edited(sizes__s__seeds=0), r"`sizes.s.seeds` must be an integer >= 1. Got 0"),
         (edited(rows__first__bound="yes"), r"`rows.first.bound` must be true or false. Got 'yes'"),
-        (edited(rows__first__against="second"), r"`rows.first.against` must be a list of rows. Got 'second'"),
+        (edited(rows__first__against="second"), r"`rows.first.against` must be a list of names. Got 'second'"),
         (edited(rows__first__against=["third"]), r"`rows.first.against` names the row 'third', which is not there"),
+        (edited(sizes__s__sets="cifar"), r"`sizes.s.sets` must be a list of names. Got 'cifar'"),
+        ("sizes: {s: {sets: }}\nlike: classification", r"`sizes.s` must have the key 'config'"),
+        (edited(sizes__s__sets=[]), r"`sizes.s` must have at least one of `sets` and of `models`"),
+        (edited(sizes__s__models={}), r"`sizes.s` must have at least one of `sets` and of `models`"),
+        (edited(sizes__s__models={"net": {"config": {}, "seconds": "fast"}}), r"seconds` must be a number. Got 'fast'"),
+        (edited(sizes={}), r"`sizes` must have at least one"),
+        (edited(rows={}), r"`rows` must have at least one"),
+        (edited(sets__cifar__folder=3), r"`sets.cifar.folder` must be the name of a folder. Got 3"),
+        (edited(rows__first__paper=5), r"`rows.first.paper` must be a section with keys. Got 5"),
+        (edited(rows__first__paper={"net": 5}), r"`rows.first.paper.net` must be a section with keys. Got 5"),
+        (
+            edited(rows__first__paper={"net": {"accuracy": "47.2%"}}),
+            r"`rows.first.paper.net.accuracy` must be a number. Got '47.2%'",
+        ),
+        (edited(measures={"test/a": {"label": ["a"]}}), r"`measures.test/a.label` must be a text. Got \['a'\]"),
+        (edited(measures={"test/a": {"label": "a", "digits": "one"}}), r"digits` must be an integer >= 0. Got 'one'"),
+        (edited(measures={"test/a": {"label": "a", "scale": "x"}}), r"scale` must be a number. Got 'x'"),
+        (edited(like="mine.yaml"), r"`like` itself"),
         (edited(sizes__s__sets=["cifar11"]), r"`sizes.s` names the set 'cifar11'"),
         (edited(tune={"settings": {"low": {}, "high": {}}}), r"`tune.by` does not say by which value"),
         (edited(rows__second__settings={"one": {}}), r"`rows.second.settings` must be as many .* fair comparison: 2"),
@@ -220,6 +238,9 @@ def test_unknown_study(name: str, message: str) -> None:
         (edited(rows={"a b": {"config": {}}, "a+b": {"config": {}}}), r"`rows` has names that differ in signs only"),
     ],
 )
-def test_mistakes_in_a_study_file_are_explained(content: Any, message: str, tmp_path: Path) -> None:
+def test_mistakes_in_a_study_file_are_explained(
+    content: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
         load(tmp_path, content)

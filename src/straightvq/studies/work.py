@@ -1,0 +1,228 @@
+"""The runs of a study: which are due, one after the other, and what became of them."""
+
+import contextlib
+import dataclasses
+import difflib
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+from tqdm import tqdm
+
+from straightvq.studies.results import Findings, Result, Results
+from straightvq.studies.run import TUNE, Cell, Run
+from straightvq.studies.study import Size, Study
+from straightvq.studies.training import discard_checkpoints, train
+
+__all__ = ["Work", "best_setting"]
+
+
+class Work:
+    """The runs that are due, in the order of running.
+
+    Attributes:
+        cells: what is run.
+        everything: what is reported; other processes may run it.
+        before: what these runs are built upon, by the option that gets a folder.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        size: Size,
+        results: Results,
+        sources: dict[str, str | None],
+        cells: list[Cell],
+        everything: list[Cell],
+        seeds: int,
+        *,
+        rerun: bool,
+    ) -> None:
+        self.study, self.size, self.sources, self.cells, self.seeds = study, size, sources, cells, seeds
+        self.results, self.folder, self.everything, self.rerun = results, results.folder, everything, rerun
+        self.before: dict[str, Work] = {}
+        self._redone: set[Path] = set()
+
+    def tuning(self, cell: Cell) -> list[Run]:
+        return [self._upon(run) for run in self.study.tuning(self.size, cell, self.sources.get(cell.set))]
+
+    def final(self, cell: Cell, seed: int) -> Run:
+        return self._upon(self.study.final(self.size, cell, seed, self.best(cell), self.sources.get(cell.set)))
+
+    def _upon(self, run: Run) -> Run:
+        """The same run with the folders of those that it is built upon."""
+        upon = {}
+        for option, work in self.before.items():
+            first = work.serving(run)
+            upon[option] = (str(work.results.place(first)), first.settings)
+        return dataclasses.replace(run, upon=upon)
+
+    def serving(self, run: Run) -> Run:
+        """The run of this work that one of another study is built upon."""
+        return self.final(*self.study.serving(self.size, run.cell, run.seed))
+
+    def best(self, cell: Cell) -> str:
+        """The setting that tuning chose; while it is not finished, the first."""
+        runs = self.tuning(cell)
+        return best_setting(self.study, [r for run in runs if (r := self.results.get(run))]) or (
+            runs[0].setting if runs else ""
+        )
+
+    def __iter__(self) -> Iterator[Run]:
+        """For each network tuning first, then all rows with one seed, with the next, and so on."""
+        for place in dict.fromkeys((cell.set, cell.model) for cell in self.cells):
+            here = [cell for cell in self.cells if (cell.set, cell.model) == place]
+            for cell in here:
+                yield from self.tuning(cell)
+            for seed in range(self.seeds):
+                for cell in here:
+                    yield self.final(cell, seed)
+
+    def reported(self) -> tuple[Findings, int]:
+        """The results of everything that the study compares now, and the number of those of other settings."""
+        runs = [run for cell in self.everything for run in self.tuning(cell)]
+        runs += [self.final(cell, seed) for cell in self.everything for seed in range(self.seeds)]
+        return self.results.matching(runs), sum(map(self.results.is_stale, runs))
+
+    def is_due(self, run: Run) -> bool:
+        found = self.results.get(run)
+        if found is None:
+            return True
+        return self.rerun and bool(found.error) and self.results.place(run) not in self._redone
+
+    def refuse_stale(self) -> None:
+        stale = [run.title for run in self if self.results.is_stale(run)]
+        if stale and not self.rerun:
+            raise ValueError(
+                f"`reproduce`: {len(stale)} result(s) in {str(self.folder)!r} are of other settings than the study has "
+                f"now: {', '.join(stale[:3])}{' and so on' if len(stale) > 3 else ''}. Repeat them with --rerun, "
+                "take a new folder with --out, or give the --precision they were made with."
+            )
+
+    def run(self, keep: bool, report: Callable[[], None]) -> None:
+        count = len(list(self))
+        # `disable=None`: no bar where nobody watches, only the lines.
+        with tqdm(total=count, unit="run", disable=None, dynamic_ncols=True) as bar:
+            for run in self:
+                if self.is_due(run):
+                    self._run(run, bar, keep)
+                    report()
+                bar.update()
+
+    def _run(self, run: Run, bar: Any, keep: bool) -> None:
+        place = self.results.place(run)
+        with _alone(run, place):
+            self.results.refresh()
+            if not self.is_due(run):  # another process has finished it meanwhile
+                return
+            self._redone.add(place)
+            bar.set_description(run.title)
+            if self.results.forget(run):  # failed, or of other settings: nothing to go on from
+                shutil.rmtree(place)
+            result = self._result(run, place, bar)
+            self.results.add(run, result)
+            if not keep and not result.error:
+                discard_checkpoints(place)
+        tqdm.write(f"{run.title}: {self._words(result)}, {result.seconds:.0f} s", file=sys.stdout)
+
+    def _result(self, run: Run, place: Path, bar: Any) -> Result:
+        """Trains and measures."""
+
+        def show(step: int, total: int) -> None:
+            bar.set_postfix_str(f"step {step} of {total}", refresh=step % 10 == 0)
+
+        failed = self._failed_before(run)
+        try:
+            result = failed or train(run, place, self.folder / "configs", show)
+        except Exception as error:
+            error.add_note(f"The run was: {run.title}.")
+            raise
+        decides = self.study.tune_by if run.kind == TUNE else self.study.measures[0].name
+        if not result.error and decides not in result.metrics:
+            near = difflib.get_close_matches(decides, result.metrics, n=1)
+            raise ValueError(
+                f"`reproduce`: {run.title} has no value {decides!r}, by which the study compares."
+                f"{f' Did you mean {near[0]!r}?' if near else ''} It has: {', '.join(sorted(result.metrics))}. The "
+                "trained state is kept: the same command goes on with the study file put right."
+            )
+        return result
+
+    def _failed_before(self, run: Run) -> Result | None:
+        """The result of a run that is built upon a failed one; an error if the other run's checkpoint is gone."""
+        for work in self.before.values():
+            first = work.serving(run)
+            found, place = work.results.get(first), work.results.place(first)
+            if found is not None and found.error:
+                return Result.of(run, 0.0, {}, error=f"its run of {work.study.name} failed: {found.error}")
+            if not any(place.glob("*.ckpt")):
+                raise ValueError(
+                    f"`reproduce`: {run.title} is built upon the checkpoint in {str(place)!r}, which is gone. Remove "
+                    "that folder, and the same command makes it anew."
+                )
+        return None
+
+    def _words(self, result: Result) -> str:
+        if result.error:
+            return f"failed ({result.error})"
+        if result.kind == TUNE:
+            return f"{self.study.tune_by} {result.metrics.get(self.study.tune_by, float('nan')):.4g}"
+        shown = [m for m in self.study.measures if m.name in result.metrics]
+        return ", ".join(f"{m.label} {m.scale * result.metrics[m.name]:.{m.digits}f}" for m in shown)
+
+    def listing(self) -> str:
+        """All runs, what is finished, and the time that the rest will take."""
+        lines, seconds, unknown_time = [], 0.0, 0
+        for run in self:
+            is_due = self.is_due(run)
+            state = "other settings" if self.results.is_stale(run) else "due" if is_due else "finished"
+            estimate = self._estimate(run)
+            if is_due and estimate is not None:
+                seconds += estimate
+            unknown_time += is_due and estimate is None
+            time = "" if estimate is None else f", about {estimate:.0f} s"
+            lines.append(f"  {run.title}: {state}{time if is_due else ''}")
+        rest = f", and {unknown_time} runs of unknown length" if unknown_time else ""
+        lines.append(f"{len(list(self))} runs in {self.folder}; about {_duration(seconds)} to go{rest}")
+        return "\n".join(lines) + "\n"
+
+    def _estimate(self, run: Run) -> float | None:
+        """Of this network's finished runs, else what the study file says."""
+        for cell in (run.cell, *self.cells):
+            if (cell.set, cell.model) == (run.cell.set, run.cell.model):
+                same = [r.seconds for r in self.results.of(cell, run.kind) if not r.error]
+                if same:
+                    return sum(same) / len(same)
+        seconds = self.size.models[run.cell.model].seconds
+        return seconds if seconds is None or run.kind != TUNE else seconds / 2
+
+
+def best_setting(study: Study, results: Sequence[Result]) -> str:
+    """The setting with the best value of tuning; "" if there is none."""
+    sign = 1 if study.measures[0].better == "higher" else -1
+    values = {r.setting: sign * r.metrics[study.tune_by] for r in results if study.tune_by in r.metrics}
+    return max(values, key=lambda name: values[name]) if values else ""
+
+
+@contextlib.contextmanager
+def _alone(run: Run, place: Path) -> Iterator[None]:
+    """Keeps other processes from the same run; the operating system gives the lock back when this one dies."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(place.parent / f".{place.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise ValueError(
+            f"`reproduce`: another process works on {run.title} in {str(place)!r}. Wait for it, or give each process "
+            "other --sets, --models or --rows."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"
