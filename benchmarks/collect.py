@@ -26,7 +26,9 @@ def collect(study: Path, results: Path = RESULTS) -> Path:
     report = study / FILES[0]
     if not report.is_file():
         raise SystemExit(f"collect: {str(study)!r} has no {FILES[0]}; pass the folder of a study, studies/NAME-SIZE.")
-    target = results / study.name
+    target = results / study.resolve().name  # a dot has no name, and would be all results
+    if target.resolve() == study.resolve():
+        raise SystemExit(f"collect: {str(study)!r} is where the results are taken to.")
     shutil.rmtree(target, ignore_errors=True)
     for name in [*FILES, *PICTURE.findall(report.read_text())]:
         if (study / name).is_file():

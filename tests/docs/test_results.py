@@ -24,7 +24,9 @@ def test_every_report_says_by_which_command_and_has_its_numbers_and_pictures(rep
         assert (report.parent / name).is_file(), name
 
 
-def test_a_study_is_taken_with_what_it_shows_and_without_its_runs(tmp_path: Path) -> None:
+def test_a_study_is_taken_with_what_it_shows_and_without_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = tmp_path / "studies" / "mine-small"
     content = {
         "report.md": "# Mine\n\nUpon [other](other/report.md).\n\n## A on b\n\n![samples](runs/a/grid.png)\n\n"
@@ -55,5 +57,10 @@ def test_a_study_is_taken_with_what_it_shows_and_without_its_runs(tmp_path: Path
         "### A on b\n\n![samples](../benchmarks/results/mine-small/runs/a/grid.png)\n\n"
         "The whole report: [mine-small](../benchmarks/results/mine-small/report.md).\n\n<!-- end -->\nafter\n"
     )
+    with pytest.raises(SystemExit, match="is where the results are taken to"):
+        collect(target, results)
+    monkeypatch.chdir(study)
+    assert collect(Path("."), results) == target
+    assert (results / "mine-small" / "report.md").is_file()
     with pytest.raises(SystemExit, match=r"has no report\.md; pass the folder of a study"):
         collect(tmp_path, results)

@@ -42,15 +42,20 @@ from straightvq.diagnostics.pictures import (
     usage_histogram,
     usage_over_time,
 )
+from straightvq.diagnostics.step_metrics import CodebookDelay, EstimatorGap, GradientSparsity, SlidingUsage
 
 __all__ = [
     "Arm",
+    "CodebookDelay",
     "CodebookUsage",
     "CurvePanel",
+    "EstimatorGap",
     "GradientGap",
+    "GradientSparsity",
     "MomentDistance",
     "MomentGap",
     "QuantizationError",
+    "SlidingUsage",
     "Snapshot",
     "UpdateDelay",
     "codebook_scatter",

@@ -58,6 +58,18 @@ class Quantizer(nn.Module, ABC):
     @abstractmethod
     def decode(self, indices: Tensor) -> Tensor: ...
 
+    def unquantized(self, z: Tensor) -> Tensor:
+        """What comes out if there is a code at every vector: ``z`` itself, unless the layer transforms it.
+
+        It differs from ``forward(z).quantized`` by the quantization error alone, which makes it the place to compare
+        gradients at (`straightvq.diagnostics.estimator_gap`). Changes no state.
+
+        Returns:
+            The shape and dtype of ``z``, detached.
+        """
+        self._check(z, None)
+        return z.detach()
+
     def _flatten(self, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """z -> rows (n, dim), zeros where masked, and valid Bool (n,) or None."""
         moved = z.movedim(self.channel_dim, -1)

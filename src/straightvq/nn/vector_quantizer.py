@@ -177,6 +177,21 @@ class VectorQuantizer(Quantizer):
             rows = self._inverse(_rows(self.codebook.codes(), flat), flat >= 0)
         return rows.view(*indices.shape, self.dim).movedim(-1, self.channel_dim)
 
+    @torch.no_grad()
+    def unquantized(self, z: Tensor) -> Tensor:
+        """The transform and its inverse, without the codes in between; see ``Quantizer.unquantized``.
+
+        Example:
+            >>> import straightvq as svq
+            >>> layer = svq.VectorQuantizer(2, svq.Codebook(4), transform=svq.UnitNorm())
+            >>> layer.unquantized(torch.tensor([[3.0, 4.0]]))
+            tensor([[0.6000, 0.8000]])
+        """
+        self._check(z, None)
+        with no_autocast(z.device):
+            flat, _ = self._flatten(z, None)
+            return self._unflatten(self.transform.inverse(self._transform(flat)), z)
+
     def codes(self) -> Tensor:
         """Effective codes Float (codebook_size, codebook_dim), detached; a copy."""
         return self.codebook.codes().clone()

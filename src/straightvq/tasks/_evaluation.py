@@ -68,7 +68,7 @@ class Totals:
 
 
 def measure_gradient_gap(pl_module: lightning.LightningModule, batch: Any) -> GradientGap | None:
-    """Two passes of the head, at z and at its quantized version, if the task offers one for its one quantizer."""
+    """Two passes of the head, with and without the quantization error, if the task offers one for its one quantizer."""
     quantizers = [m for m in _outermost(pl_module) if not m._is_bypassed]
     if not isinstance(pl_module, HasHead) or len(quantizers) != 1:
         return None
@@ -79,7 +79,8 @@ def measure_gradient_gap(pl_module: lightning.LightningModule, batch: Any) -> Gr
         with torch.no_grad():
             z = pl_module.latent(batch).detach()
             quantized = quantizer.decode(quantizer.encode(z)).to(z.dtype)
-        return estimator_gap(lambda latent: pl_module.head_loss(latent, batch), z, quantized)
+            exact = quantizer.unquantized(z)
+        return estimator_gap(lambda latent: pl_module.head_loss(latent, batch), exact, quantized)
 
 
 def _outermost(module: nn.Module) -> list[Quantizer]:

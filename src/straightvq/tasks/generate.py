@@ -221,6 +221,8 @@ def _start(
         assert mask is not None
         cell = task.tokenizer.downsample
         new = _blocks(torch.from_numpy(_read(mask, data.size, 1)[0]) > 127, cell).any(-1)
+        if not new.any():
+            raise ValueError(f"`generate`: `mask` must be white where the picture is new. Got {str(mask)!r}, all dark.")
     pixels = torch.from_numpy(image)[None].to(task.device).float() / 255
     tokens = task.tokenizer.encode(pixels)[0].masked_fill(new.to(task.device), -1)
     hidden = new.repeat_interleave(task.tokenizer.downsample, 0).repeat_interleave(task.tokenizer.downsample, 1)

@@ -227,6 +227,109 @@ class TestMomentDistance:
             dx.MomentDistance().update(torch.zeros(4, 3), torch.zeros(2, 5))
 
 
+def gradients():
+    generator = torch.Generator().manual_seed(3)
+    a = torch.randn(60, 4, generator=generator, dtype=torch.float64)
+    return a, a + 0.5 * torch.randn(60, 4, generator=generator, dtype=torch.float64)
+
+
+class TestEstimatorGap:
+    def test_is_that_of_all_gradients_put_end_to_end(self):
+        a, b = gradients()
+        metric = dx.EstimatorGap()
+        for one, other in zip(a.split((0, 1, 40, 19)), b.split((0, 1, 40, 19)), strict=True):
+            metric.update(one, other)
+        assert_equal_values(metric.compute(), dx.gradient_gap(a, b)._asdict())
+        metric.reset()
+        metric.update(a, b)
+        assert_equal_values(metric.compute(), dx.gradient_gap(a, b)._asdict())
+
+    @pytest.mark.parametrize(("a", "b"), [(0.0, 0.0), (0.0, 2.0), (3.0, 0.0), (3.0, 3.0), (1.0, -1.0)])
+    def test_zero_gradients_count_as_in_the_function(self, a, b):
+        metric = dx.EstimatorGap()
+        metric.update(torch.tensor([a]), torch.tensor([b]))
+        assert_equal_values(metric.compute(), dx.gradient_gap(torch.tensor([a]), torch.tensor([b]))._asdict())
+
+    def test_of_nothing_is_nan(self):
+        metric = dx.EstimatorGap()
+        metric.update(torch.zeros(0, 3), torch.zeros(0, 3))
+        assert all(math.isnan(value) for value in metric.compute().values())
+
+    def test_of_other_shapes_is_refused(self):
+        with pytest.raises(ValueError, match=r"the shape of `grad_at_z`, \(4, 3\)\. Got \(2, 3\)"):
+            dx.EstimatorGap().update(torch.zeros(4, 3), torch.zeros(2, 3))
+
+
+class TestGradientSparsity:
+    def test_tells_taking_turns_from_never(self):
+        turns, never = dx.GradientSparsity(4), dx.GradientSparsity(4)
+        for step in range(4):
+            turns.update(torch.eye(4)[:, step : step + 1])
+            never.update(torch.eye(4)[:, :1])
+        assert {name: float(value) for name, value in turns.compute().items()} == {"per_step": 0.25, "ever": 1.0}
+        assert {name: float(value) for name, value in never.compute().items()} == {"per_step": 0.25, "ever": 0.25}
+        assert float(turns.compute()["per_step"]) == float(dx.gradient_sparsity(torch.eye(4)[:, :1]))
+
+    @pytest.mark.filterwarnings("ignore:The ``compute`` method")
+    def test_of_nothing_is_nan(self):
+        assert all(math.isnan(value) for value in dx.GradientSparsity(3).compute().values())
+
+    def test_other_tables_are_refused(self):
+        with pytest.raises(ValueError, match=r"\(codebook_size=4, dim\)\. Got \(3, 2\)"):
+            dx.GradientSparsity(4).update(torch.zeros(3, 2))
+        with pytest.raises(ValueError, match=r"`codebook_size` must be an integer >= 1\. Got 0"):
+            dx.GradientSparsity(0)
+
+
+class TestSlidingUsage:
+    @pytest.mark.parametrize("window", [1, 2, 5, 50])
+    def test_is_the_last_value_of_the_curve_at_every_step(self, window):
+        steps = torch.randint(-1, 30, (12, 7), generator=torch.Generator().manual_seed(0))
+        curve = dx.sliding_usage(torch.stack([dx.usage_counts(step, 30) for step in steps]), window)
+        metric = dx.SlidingUsage(30, window)
+        for step, expected in zip(steps, curve, strict=True):
+            metric.update(step)
+            assert float(metric.compute()) == pytest.approx(float(expected))
+
+    def test_calling_it_is_updating_it_once(self):
+        metric = dx.SlidingUsage(4, 2)
+        assert [float(metric(torch.tensor([code]))) for code in range(3)] == [0.25, 0.25, 0.25]
+        assert int(metric.step) == 3
+        assert float(metric.compute()) == 0.5
+
+    def test_bad_input_changes_nothing(self):
+        metric = dx.SlidingUsage(4, 2)
+        metric.update(torch.tensor([1]))
+        with pytest.raises(ValueError, match="codebook_size"):
+            metric.update(torch.tensor([4]))
+        assert int(metric.step) == 1
+        with pytest.raises(ValueError, match=r"`window` must be an integer >= 1\. Got 0"):
+            dx.SlidingUsage(4, 0)
+
+
+class TestCodebookDelay:
+    @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
+    def test_is_that_of_all_vectors_at_once(self, distance):
+        z, moved, codes = data(offset=10.0)
+        after = codes * 0.9
+        metric = dx.CodebookDelay(distance=distance)
+        for before, later in zip(z.split(PIECES), moved.split(PIECES), strict=True):
+            metric.update(before, later, codes, after)
+        expected = dx.update_delay(z, moved, codes, after, distance=distance)
+        assert_equal_values(metric.compute(), {**expected._asdict(), "delay": expected.delay})
+
+    def test_of_nothing_is_nan(self):
+        metric = dx.CodebookDelay()
+        metric.update(torch.zeros(0, 3), torch.zeros(0, 3), torch.ones(2, 3), torch.ones(2, 3))
+        assert all(math.isnan(value) for value in metric.compute().values())
+
+    def test_what_does_not_fit_is_refused(self):
+        with pytest.raises(ValueError, match=r"`CodebookDelay`: codes must have the last axis"):
+            dx.CodebookDelay().update(torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(2, 5), torch.zeros(2, 5))
+        with pytest.raises(ValueError, match=r"`distance` must be 'euclidean' or 'cosine'"):
+            dx.CodebookDelay(distance="manhattan")
+
+
 # What each of two ranks sees: uneven shards, then one rank that never calls `update`.
 SHARES = (((0, 30), (30, 100)), ((0, 100), (0, 0)), ((0, 0), (0, 100)))
 
@@ -238,8 +341,21 @@ def _measure(start, stop):
         usage.update(batch)
         error.update(z[batch], quantized[batch])
         moments.update(z[batch], codes)
-    metrics = (usage, error, moments)
-    return {name: float(value) for metric in metrics for name, value in metric.compute().items()}
+    gap, delay, sparsity, sliding = (
+        dx.EstimatorGap(),
+        dx.CodebookDelay(),
+        dx.GradientSparsity(16),
+        dx.SlidingUsage(128, 2),
+    )
+    if stop > start:
+        gap.update(z[start:stop], quantized[start:stop])
+        delay.update(z[start:stop], quantized[start:stop], codes, codes + 1)
+        sparsity.update((torch.arange(16) < 4).float()[:, None])
+    for step in range(3):  # a rank without vectors takes its steps, too
+        sliding.update(torch.arange(start, stop)[step::3])
+    metrics = (usage, error, moments, gap, delay, sparsity)
+    values = {name: float(value) for metric in metrics for name, value in metric.compute().items()}
+    return {**values, "sliding": float(sliding.compute())}
 
 
 def _rank(rank, join):
@@ -251,6 +367,7 @@ def _rank(rank, join):
 def test_two_processes_give_what_one_pass_gives():
     ranks = run_on_ranks(_rank)
     z, quantized, codes = data(1e6)
+    delay = dx.update_delay(z, quantized, codes, codes + 1)
     counts = dx.usage_counts(torch.arange(100), 128)
     expected = {
         "usage": float(dx.usage(counts)),
@@ -258,6 +375,12 @@ def test_two_processes_give_what_one_pass_gives():
         "dead_codes": 28,
         **naive_errors(z, quantized),
         **{name: float(value) for name, value in dx.moment_distance(z, codes)._asdict().items()},
+        **{name: float(value) for name, value in dx.gradient_gap(z, quantized)._asdict().items()},
+        **{name: float(value) for name, value in delay._asdict().items()},
+        "delay": float(delay.delay),
+        "per_step": 0.25,
+        "ever": 0.25,
+        "sliding": 66 / 128,  # steps 1 and 2 of three, which take every third vector in turn
     }
     assert ranks[0] == ranks[1]
     for values in ranks[0]:

@@ -230,3 +230,19 @@ def test_activation_checkpointing_is_fine_where_no_forward_moves_the_codebook() 
             grads.append(x.grad)
         assert torch.equal(*grads)
         layer.codebook.unfreeze()
+
+
+@pytest.mark.parametrize(
+    "transform", [svq.Identity(), svq.UnitNorm(), svq.Projection(2)], ids=lambda t: type(t).__name__
+)
+def test_unquantized_is_what_a_code_at_every_vector_would_give(transform):
+    layer = svq.VectorQuantizer(3, svq.Codebook(6), transform=transform, channel_dim=1).eval()
+    z = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    found = layer.unquantized(z)
+    assert not found.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    layer.set_codes(layer.transform(z.detach().movedim(1, -1).reshape(-1, 3)).detach())
+    torch.testing.assert_close(found, layer(z).quantized.detach())
+    with pytest.raises(ValueError, match="`z` must have 3 channels on axis 1"):
+        layer.unquantized(torch.zeros(2, 4, 3))

@@ -16,8 +16,8 @@ AS_DRAWN = [
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_takes_the_steps_and_the_way_of_the_figure(rule: str) -> None:
-    steps, length = REFERENCE[rule]
+def test_every_rule_takes_the_steps_and_the_way_of_its_recursion(rule: str) -> None:
+    steps, length, _ = REFERENCE[rule]
     z, _ = trajectory(rule)
     assert steps_until_still(z) == steps
     assert path_length(z) == pytest.approx(length, abs=1e-3)
@@ -37,5 +37,5 @@ def test_proper_rule_differs_from_the_drawn_one() -> None:
 def test_study_writes_figure_tables_and_points(tmp_path: Path) -> None:
     draw_toy(tmp_path, "Title", "About.")
     assert {path.name for path in tmp_path.iterdir()} == {"toy.png", "report.md", "report.tex", "results.csv"}
-    assert "| alternated + synchronised | 10 | 10 | 1.434 | 1.434 |" in (tmp_path / "report.md").read_text()
+    assert "| alternated + synchronised | 10 | 10 | 1.434 | 1.434 | 0.35 |" in (tmp_path / "report.md").read_text()
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 1 + len(RULES) * 61

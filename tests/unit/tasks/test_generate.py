@@ -74,7 +74,9 @@ def test_a_seed_gives_the_same_pictures_and_more_of_them_the_same_first(runs: Pa
     assert not np.array_equal(grids["a"], grids["other"])
 
 
-def test_inpainting_keeps_the_given_tokens(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inpainting_keeps_the_given_tokens(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (16, 16), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "picture.png")
     seen: list[torch.Tensor] = []
@@ -91,6 +93,11 @@ def test_inpainting_keeps_the_given_tokens(runs: Path, tmp_path: Path, monkeypat
     mask[:5, :8] = 255
     Image.fromarray(mask).save(tmp_path / "mask.png")
     assert generate(runs, *inpaint, "--mask", tmp_path / "mask.png", "--out", tmp_path / "out") == 0
+    Image.fromarray(np.zeros_like(mask)).save(tmp_path / "dark.png")
+    capsys.readouterr()
+    assert generate(runs, *inpaint, "--mask", tmp_path / "dark.png", "--out", tmp_path / "dark") == 2
+    assert "`mask` must be white where the picture is new" in capsys.readouterr().err
+    assert not (tmp_path / "dark").exists()
     assert torch.equal(seen[1], tokens)
     # The grid begins with the picture and what was left of it.
     grid = read(tmp_path / "out" / "grid.png")

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 import straightvq as svq
 from straightvq import diagnostics as dx
 from straightvq.tasks._concerns import list_cures
+from straightvq.tasks._evaluation import measure_gradient_gap
 from straightvq.tasks.monitor import CodebookMonitor, CodebookWarning, HasHead
 
 pytestmark = [
@@ -175,6 +176,19 @@ class TestNumbers:
         row = rows(monitor, "val")[-1]
         found = (row["gradient_gap_norm"], row["gradient_gap"], row["gradient_cosine"])
         assert found == pytest.approx(tuple(float(v) for v in gap), rel=1e-5)
+
+    @pytest.mark.parametrize("transform", [svq.UnitNorm(), svq.Projection(2)], ids=["unit norm", "projection"])
+    def test_a_transform_alone_makes_no_gradient_gap(self, transform):
+        """With a code at every vector nothing is lost to quantization, whatever the transform does."""
+        quantizer = svq.VectorQuantizer(DIM, svq.Codebook(8), transform=transform)
+        task = Task(quantizer).eval()
+        batch = {name: value[:8] for name, value in next(iter(batches(1, seed=1))).items()}
+        quantizer.set_codes(quantizer.transform(task.latent(batch)).detach())
+        exact = measure_gradient_gap(task, batch)
+        assert float(exact.relative) == pytest.approx(0, abs=1e-5)
+        assert float(exact.cosine) == pytest.approx(1)
+        quantizer.set_codes(quantizer.codes() + 0.3)
+        assert float(measure_gradient_gap(task, batch).relative) > 0.01
 
     def test_several_quantizers_are_told_apart(self, tmp_path):
         task = Task(healthy(), svq.presets.ema(DIM, 2 * SIZE))

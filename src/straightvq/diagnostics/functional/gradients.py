@@ -81,7 +81,8 @@ def estimator_gap(head: Callable[[Tensor], Tensor], z: Tensor, quantized: Tensor
 
     Args:
         head: maps a latent to the task loss, a scalar: the rest of the network, target and loss included.
-        z: embeddings, in the layout that the head takes.
+        z: embeddings, in the layout that the head takes. If the layer transforms them, as unit norm and projections do,
+            pass ``layer.unquantized(z)``: otherwise the gap is that of the transform, too.
         quantized: what the quantizer makes of them.
 
     Shape:
@@ -187,23 +188,37 @@ def update_delay(
         >>> [float(error) for error in delay], float(delay.delay)
         ([5.0, 2.0, 5.0], 3.0)
     """
+    start = flatten(z_before, "update_delay")
+    missed = step_misses("update_delay", z_before, z_after, codes_before, codes_after, distance)
+    spread = mean_and_variance(start)[1].sum()
+    before, aimed, after = (ratio(part.square().sum(-1).mean(), spread).to(result_dtype(z_before)) for part in missed)
+    return UpdateDelay(before, aimed, after)
+
+
+def step_misses(
+    owner: str,
+    z_before: Tensor,
+    z_after: Tensor,
+    codes_before: Tensor,
+    codes_after: Tensor,
+    distance: Literal["euclidean", "cosine"],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Vectors minus their nearest codes, wide (n, dim): before the step, with the new codes, and with both new."""
     if z_after.shape != z_before.shape or codes_after.shape != codes_before.shape or codes_before.ndim != 2:
         raise ValueError(
-            "`update_delay`: `z_after` and `codes_after` must have the shapes of `z_before` (*batch, dim) and "
+            f"`{owner}`: `z_after` and `codes_after` must have the shapes of `z_before` (*batch, dim) and "
             f"`codes_before` (k, dim). Got {tuple(z_after.shape)} and {tuple(z_before.shape)}, "
             f"{tuple(codes_after.shape)} and {tuple(codes_before.shape)}."
         )
-    start, end = flatten(z_before, "update_delay"), flatten(z_after, "update_delay")
-    if start.shape[1] != codes_before.shape[1]:
+    if z_before.ndim == 0 or z_before.shape[-1] != codes_before.shape[1]:
         raise ValueError(
-            f"`update_delay`: codes must have the last axis of `z_before`, {start.shape[1]}. "
+            f"`{owner}`: codes must have the last axis of `z_before`, {tuple(z_before.shape)}. "
             f"Got {codes_before.shape[1]}."
         )
-    spread = mean_and_variance(start)[1].sum()
 
-    def error(z: Tensor, codes: Tensor) -> Tensor:
-        codes = codes.detach().to(z.dtype)
-        missed = z - codes[nearest_code(z, codes, distance=distance)]
-        return ratio(missed.square().sum(-1).mean(), spread).to(result_dtype(z_before))
+    def missed(z: Tensor, codes: Tensor) -> Tensor:
+        flat = z.detach().reshape(-1, z.shape[-1]).to(wide_dtype(z))
+        codes = codes.detach().to(flat.dtype)
+        return flat - codes[nearest_code(flat, codes, distance=distance)]
 
-    return UpdateDelay(error(start, codes_before), error(start, codes_after), error(end, codes_after))
+    return missed(z_before, codes_before), missed(z_before, codes_after), missed(z_after, codes_after)
