@@ -8,6 +8,7 @@ call `compute` on every rank. Statistics keep their precision under `.half()`, `
 Vectors are channels-last, `(*batch, dim)`; a mask is True where a position takes part.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -282,18 +283,8 @@ def _table(flat: Tensor) -> Tensor:
 
 
 def _merge_tables(tables: Tensor) -> Tensor:
-    """Merge `(parts, rows, dim)` to `(rows, dim)` as if all vectors had been in one part (Chan et al.,
-    1979)."""
-    if tables.shape[-1] == 0:  # no rank has seen a vector
-        return tables[0]
-    count, mean, deviations = tables[:, 0], tables[:, 1], tables[:, 2]
-    total = count.sum(0)
-    # Measured from the largest part's mean, so that parts of equal vectors merge without rounding. Parts
-    # without vectors have weight 0; the clamp only matters if there are no others.
-    anchor = mean[count[:, 0].argmax()]
-    pooled = anchor + (count * (mean - anchor)).sum(0) / total.clamp(min=1)
-    spread = deviations.sum(0) + (count * (mean - pooled).square()).sum(0)
-    return torch.cat([torch.stack([total, pooled, spread]), tables[:, 3:].sum(0)])
+    """Merge `(parts, rows, dim)` to `(rows, dim)` as if all vectors had been in one part."""
+    return functools.reduce(functional.vectors.merge_tables, tables.unbind())
 
 
 def _gather_tables(table: Tensor, group: Any | None = None) -> list[Tensor]:

@@ -5,7 +5,6 @@ imported by the functions, not by this module.
 """
 
 import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from straightvq.diagnostics import panels
 from straightvq.diagnostics.panels import codebook_scatter, usage_histogram, usage_over_time
+from straightvq.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,14 +52,8 @@ def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
     known = figure.canvas.get_supported_filetypes()
     if suffix not in known:
         raise ValueError(f"`save`: `path` must end in one of {', '.join(sorted(known))}. Got {str(path)!r}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, since a rename is atomic only within one file system.
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with replacing(path) as unfinished:
         figure.savefig(unfinished, format=suffix, facecolor="white")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 

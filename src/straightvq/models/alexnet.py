@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from straightvq.models.base import ClassifierBase, check_choice
+from straightvq.models.base import ClassifierBase
 from straightvq.nn import Quantizer
-from straightvq.nn.part import check_bool, check_float, check_int
+from straightvq.nn.part import check_bool, check_choice, check_float, check_int
 
 # Channels after each convolution, in units of the first one's.
 _MULTIPLES = {"conv1": 1, "conv2": 3, "conv3": 6, "conv4": 4, "conv5": 4}

@@ -1,8 +1,8 @@
 """What the networks with a quantizer slot have in common: their results, their interface, their checks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -195,12 +195,3 @@ def check_images(owner: nn.Module, x: Tensor, in_channels: int) -> None:
         raise ValueError(
             f"`{type(owner).__name__}`: `x` must have the shape (B, {in_channels}, H, W). Got {tuple(x.shape)}."
         )
-
-
-def check_choice(owner: Any, name: str, value: Any, choices: Collection[str]) -> str:
-    """Returns ``value`` if it is one of ``choices``; raises the house's sentence otherwise."""
-    if value not in choices:
-        listed = ", ".join(repr(choice) for choice in choices)
-        label = owner if isinstance(owner, str) else type(owner).__name__
-        raise ValueError(f"`{label}`: `{name}` must be one of {listed}. Got {value!r}.")
-    return value

@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from straightvq.models.base import ClassifierBase, check_choice
+from straightvq.models.base import ClassifierBase
 from straightvq.nn import Quantizer
-from straightvq.nn.part import check_bool, check_int
+from straightvq.nn.part import check_bool, check_choice, check_int
 
 # Channels after each stage, in units of the stem's.
 _MULTIPLES = {"stem": 1, "layer1": 1, "layer2": 2, "layer3": 4, "layer4": 8}

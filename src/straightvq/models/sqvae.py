@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from straightvq.models.base import AutoencoderBase, check_choice
+from straightvq.models.base import AutoencoderBase
 from straightvq.nn import Quantizer
-from straightvq.nn.part import check_int
+from straightvq.nn.part import check_choice, check_int
 
 # Residual blocks in the encoder.
 _BLOCKS = {"net_32": 2, "net_64": 6}

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from straightvq.models.base import ClassifierBase, check_choice
+from straightvq.models.base import ClassifierBase
 from straightvq.models.transformer import TransformerBlock, check_heads, init_transformer_
 from straightvq.nn import Quantizer
-from straightvq.nn.part import check_bool, check_int
+from straightvq.nn.part import check_bool, check_choice, check_int
 
 
 class ViT(ClassifierBase):

@@ -2,7 +2,7 @@
 
 import contextlib
 from abc import ABC
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -109,6 +109,14 @@ def check_bool(owner: Any, name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"`{_name(owner)}`: `{name}` must be True or False. Got {_show(value)}.")
     return value
+
+
+def check_choice(owner: Any, name: str, value: Any, choices: Collection[str]) -> str:
+    """Returns ``value`` if it is one of ``choices``; raises the house's sentence otherwise."""
+    if value not in choices:
+        listed = ", ".join(map(repr, choices))
+        raise ValueError(f"`{_name(owner)}`: `{name}` must be one of {listed}. Got {value!r}.")
+    return str(value)
 
 
 def check_part(owner: Any, name: str, value: Any, kind: type) -> Any:

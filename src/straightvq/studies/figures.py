@@ -1,6 +1,5 @@
 """The figures of a study: every run as a dot, and the course of training. matplotlib is imported by the functions."""
 
-import csv
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,13 @@ from straightvq.studies.report import Context
 from straightvq.studies.results import Findings
 from straightvq.studies.run import FINAL, Cell
 from straightvq.studies.study import Measure, Study
+from straightvq.tasks._run import read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "read_curve"]
+__all__ = ["draw", "mean_curve"]
 
 # More rows than colours: the second round is dashed.
 STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))
@@ -42,7 +42,7 @@ def _charted(study: Study, folder: Path, results: Findings, places: Sequence[Seq
     """The first measure that is also taken on the validation set; some are known at the end only."""
     runs = [_runs(folder, results, cell) for cells in places for cell in cells]
     for measure in study.measures:
-        if any(read_curve(run, _on_validation(measure))[0] for of_cell in runs for run in of_cell):
+        if any(read_log(run, _on_validation(measure))[0] for of_cell in runs for run in of_cell):
             return measure
     return None
 
@@ -95,7 +95,7 @@ def _curves(
         ax = _axes(figure, 0, place, 1, len(places), left=1.0, height=height, above=2.2)
         handles = {}
         for number, cell in enumerate(cells):
-            steps, values = mean_curve([read_curve(run, name) for run in _runs(folder, results, cell)])
+            steps, values = mean_curve([read_log(run, name) for run in _runs(folder, results, cell)])
             if steps and not study.rows[cell.row].bound:
                 (handles[cell.row],) = ax.plot(
                     steps,
@@ -113,18 +113,6 @@ def _curves(
             ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         panels.finish(ax, handles, f"{cells[0].model} on {cells[0].set}")
     return figure
-
-
-def read_curve(run: Path, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a column of a run's CSV logs, those of resumed parts included."""
-    found: dict[int, float] = {}
-    files = run.glob("metrics/version_*/metrics.csv")
-    for file in sorted(files, key=lambda f: (len(f.parent.name), f.parent.name)):
-        with file.open(newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                if row.get(name) and row.get("step"):
-                    found[int(row["step"]) + 1] = float(row[name])  # loggers count from 0
-    return list(found), list(found.values())
 
 
 def mean_curve(curves: Sequence[tuple[list[int], list[float]]]) -> tuple[list[int], list[float]]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from straightvq.studies.results import Findings, Result, write_text
+from straightvq.files import write_text
+from straightvq.studies.results import Findings, Result
 from straightvq.studies.run import FINAL, TUNE, Cell
 from straightvq.studies.study import Size, Study
 from straightvq.studies.tables import Table, main_table, tuning_table

@@ -4,17 +4,16 @@ import csv
 import datetime
 import io
 import json
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from straightvq.files import write_text
 from straightvq.studies.origin import hardware, versions
 from straightvq.studies.run import Cell, Run
 
-__all__ = ["Findings", "Result", "Results", "write_text"]
+__all__ = ["Findings", "Result", "Results"]
 
 FILE = "result.json"
 
@@ -165,14 +164,3 @@ def _read(file: Path) -> Result:
         raise ValueError(
             f"`reproduce`: {str(file)!r} is not a result of this version. Remove it to repeat the run."
         ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it holds either the whole text or what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import straightvq as svq
 from straightvq.diagnostics import panels, save
-from straightvq.studies.results import write_text
+from straightvq.files import write_text
 from straightvq.studies.tables import Table
 from straightvq.tasks.alternated import alternated_step
 

@@ -14,7 +14,8 @@ import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
-from straightvq.studies.results import Result, write_text
+from straightvq.files import write_text
+from straightvq.studies.results import Result
 from straightvq.studies.run import FINAL, Run
 from straightvq.tasks.command_line import TrainingCLI, quiet
 from straightvq.tasks.generate import Sampling, generate

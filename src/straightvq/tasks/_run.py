@@ -2,7 +2,7 @@
 
 import contextlib
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,22 +104,28 @@ class RunFolder:
         built = parser.instantiate_classes(parsed)
         return built.model, built.data
 
-    def log(self, name: str) -> tuple[list[float], list[float]]:
-        """Steps and values of one column of the run's CSV logs, resumed parts included; empty if there is none."""
-        values = {
-            step: value
-            for row in self._rows()
-            if (step := _number(row.get("step"))) is not None and (value := _number(row.get(name))) is not None
-        }
-        steps = sorted(values)
-        # The loggers count a step from 0, the checkpoints from 1.
-        return [step + 1 for step in steps], [values[step] for step in steps]
+    def log(self, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of one column of the run's log; see `read_log`."""
+        return read_log(self.folder, name)
 
-    def _rows(self) -> Iterator[dict[str, str]]:
-        files = self.folder.glob("metrics/version_*/metrics.csv")
-        for file in sorted(files, key=lambda f: (len(f.parent.name), f.parent.name)):
-            with file.open(newline="", encoding="utf-8") as lines:
-                yield from csv.DictReader(lines)
+
+def read_log(folder: Path, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one column of a run's CSV logs, resumed parts included; empty if there is none."""
+    values = {
+        int(step): value
+        for row in _rows(folder)
+        if (step := _number(row.get("step"))) is not None and (value := _number(row.get(name))) is not None
+    }
+    steps = sorted(values)
+    # The loggers count a step from 0, the checkpoints from 1.
+    return [step + 1 for step in steps], [values[step] for step in steps]
+
+
+def _rows(folder: Path) -> Iterator[dict[str, str]]:
+    files = folder.glob("metrics/version_*/metrics.csv")
+    for file in sorted(files, key=lambda f: (len(f.parent.name), f.parent.name)):
+        with file.open(newline="", encoding="utf-8") as lines:
+            yield from csv.DictReader(lines)
 
 
 def read_checkpoint(file: Path, owner: str = "analyze") -> dict[str, Any]:
@@ -180,6 +186,26 @@ def load_weights(task: lightning.LightningModule, checkpoint: Checkpoint, owner:
             f"describes: it {'; it '.join(found)}. Use the version that trained it; config.yaml names it."
         )
     task.load_state_dict(state)
+
+
+def pick_device(owner: str, name: str, kinds: Sequence[str]) -> torch.device:
+    """The device of that name; "auto" takes the GPU where there is one of Nvidia's.
+
+    Args:
+        owner: who asks, for messages.
+        name: "auto", or one of ``kinds``.
+        kinds: of devices that the owner can use.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    is_here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    present = [kind for kind in kinds if is_here[kind]]
+    if name == "auto":
+        return torch.device("cuda" if "cuda" in present else "cpu")
+    if name not in present:
+        raise ValueError(f"`{owner}`: `device` must be one of auto, {', '.join(present)} here. Got {name!r}.")
+    return torch.device(name)
 
 
 def _size(value: Any) -> str:

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 import straightvq as svq
 from straightvq.diagnostics import CodebookUsage
 from straightvq.nn import Quantizer
-from straightvq.nn.part import check_bool, check_float, check_int
+from straightvq.nn.part import check_bool, check_choice, check_float, check_int
 from straightvq.tasks._schedule import warm_up_and_decay
 from straightvq.tasks.alternated import alternated_step, attach_optimizers
 
@@ -269,11 +269,3 @@ class QuantizedTask(lightning.LightningModule, ABC):
         # Already summed over ranks.
         values = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
         self.log_dict(values, prog_bar=stage == "val", rank_zero_only=False)
-
-
-def check_choice(owner: Any, name: str, value: Any, choices: tuple[str, ...]) -> str:
-    """Returns ``value`` if it is one of ``choices``; raises the house's sentence otherwise."""
-    if value not in choices:
-        listed = ", ".join(f'"{choice}"' for choice in choices)
-        raise ValueError(f"`{type(owner).__name__}`: `{name}` must be one of {listed}. Got {value!r}.")
-    return cast(str, value)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from straightvq.diagnostics import functional
+from straightvq.diagnostics.functional.vectors import merge_tables
 from straightvq.functional import code_sums
 from straightvq.nn import Codebook, Quantizer
 from straightvq.nn.ranks import stack_over_ranks, sum_over_ranks
@@ -60,14 +61,14 @@ class Window:
         mean = (weight * z).sum(0) / number.clamp(min=1)
         deviations = (weight * (z - mean).square()).sum(0)
         errors = (weight * (z - code).square()).sum(0)
-        self.table = _merge(self.table, torch.stack([number.expand_as(mean), mean, deviations, errors]))
+        self.table = merge_tables(self.table, torch.stack([number.expand_as(mean), mean, deviations, errors]))
 
     def read(self) -> tuple[Reading | None, Tensor]:
         """The window over all ranks, None if no vector was seen, and its counts (k,). Waits for the device once."""
         counts = sum_over_ranks(self.counts, None)
         first, *others = stack_over_ranks(self.table, None)
         for other in others:
-            first = _merge(first, other)
+            first = merge_tables(first, other)
         number, _, deviations, errors = first.sum(1) / first.shape[1]
         values = [
             number,
@@ -81,14 +82,6 @@ class Window:
         if not vectors:
             return None, counts
         return Reading(int(vectors), usage, perplexity, int(dead), commitment, error), counts
-
-
-def _merge(a: Tensor, b: Tensor) -> Tensor:
-    """Two tables as if their vectors had been in one (Chan et al., 1979)."""
-    total = a[0] + b[0]
-    move = b[1] - a[1]
-    share = b[0] / total.clamp(min=1)
-    return torch.stack([total, a[1] + share * move, a[2] + b[2] + share * a[0] * move.square(), a[3] + b[3]])
 
 
 Seen = Callable[["Followed", Tensor, Tensor, Tensor], None]

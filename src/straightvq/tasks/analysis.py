@@ -20,7 +20,7 @@ from straightvq.nn.part import check_int
 from straightvq.tasks._concerns import list_cures
 from straightvq.tasks._probe import STEP_OPTIONS, Probe, check_task, probe_batches
 from straightvq.tasks._report import write_report
-from straightvq.tasks._run import Checkpoint, RunFolder, load_weights
+from straightvq.tasks._run import Checkpoint, RunFolder, load_weights, pick_device
 from straightvq.tasks.command_line import quiet
 
 __all__ = ["analyze"]
@@ -65,7 +65,7 @@ def analyze(
             has one of another network; if the task has no quantizer or no head.
     """
     num_images, seed = check_int("analyze", "num_images", num_images, 1), check_int("analyze", "seed", seed, 0)
-    place = _device(device)
+    place = pick_device("analyze", device, ("cpu", "cuda", "mps"))
     console = console or Console()
     folder = RunFolder(Path(run))
     target = folder.folder / "analysis" if out is None else Path(out)
@@ -101,17 +101,6 @@ def analyze(
     if result["hint"]:
         console.print(result["hint"], highlight=False)
     return result
-
-
-def _device(name: str) -> torch.device:
-    present = ["cpu"]
-    present += ["cuda"] if torch.cuda.is_available() else []
-    present += ["mps"] if torch.backends.mps.is_available() else []
-    if name == "auto":
-        return torch.device("cuda" if "cuda" in present else "cpu")
-    if name not in present:
-        raise ValueError(f"`analyze`: `device` must be one of auto, {', '.join(present)} here. Got {name!r}.")
-    return torch.device(name)
 
 
 def _select(checkpoints: list[Checkpoint]) -> list[Checkpoint]:

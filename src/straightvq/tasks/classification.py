@@ -12,8 +12,8 @@ from torchmetrics import MeanMetric
 
 from straightvq.models import ClassifierBase, ClassifierOutput
 from straightvq.nn import Quantizer
-from straightvq.nn.part import can_ask, check_float, check_part
-from straightvq.tasks._task import Alternate, Batch, Pass, QuantizedTask, SetMetrics, check_choice
+from straightvq.nn.part import can_ask, check_choice, check_float, check_part
+from straightvq.tasks._task import Alternate, Batch, Pass, QuantizedTask, SetMetrics
 
 __all__ = ["Classification"]
 

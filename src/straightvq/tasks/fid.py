@@ -182,12 +182,10 @@ class FrechetDistances:
         self.features = features.to(device)
         given = _Given(features.num_features)
         self._metrics = {name: FrechetInceptionDistance(given).to(device) for name in names}
-        self.size = 0
 
     def add_reference(self, images: Tensor) -> None:
         """Takes in images, Float (B, C, H, W) in [0, 1], of the set that the others are compared with."""
         found = self.features(images).double()
-        self.size += len(images)
         for metric in self._metrics.values():
             metric.update(found, real=True)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from straightvq.data import Images
 from straightvq.data.decode import UnreadableImageError, decode_image
 from straightvq.nn.part import check_float, check_int
-from straightvq.tasks._run import RunFolder, load_weights, read_checkpoint
+from straightvq.tasks._run import RunFolder, load_weights, pick_device, read_checkpoint
 from straightvq.tasks.generation import Generation
 
 __all__ = ["Sampling", "generate", "image_grid", "tokens_in_box"]
@@ -100,7 +100,9 @@ def generate(
     """
     sampling = sampling or Sampling()
     console = console or Console()
-    task, data, step = _load(RunFolder(Path(run), "generate"), tokenizer, _device(device))
+    task, data, step = _load(
+        RunFolder(Path(run), "generate"), tokenizer, pick_device("generate", device, ("cpu", "cuda"))
+    )
     classes = _classes(sampling.classes, task, data)
     labels = None if classes is None else torch.tensor(classes, device=task.device).repeat(sampling.num)[: sampling.num]
     start, shown = _start(task, data, inpaint, box, mask)
@@ -121,14 +123,6 @@ def generate(
 
 
 # --- the run ------------------------------------------------------------------------------------------------------
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name != "cpu" and not (name == "cuda" and torch.cuda.is_available()):
-        raise ValueError(f"`generate`: `device` must be auto, cpu, or cuda where there is one. Got {name!r}.")
-    return torch.device(name)
 
 
 def _load(run: RunFolder, tokenizer: str | None, device: torch.device) -> tuple[Generation, Images, int]:

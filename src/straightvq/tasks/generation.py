@@ -10,8 +10,7 @@ from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
 from straightvq.models import MaskGIT
-from straightvq.models.base import check_choice
-from straightvq.nn.part import check_float, check_int, check_part
+from straightvq.nn.part import check_choice, check_float, check_int, check_part
 from straightvq.tasks._schedule import warm_up_and_decay
 from straightvq.tasks.fid import FrechetDistances, load_features
 from straightvq.tasks.sampling import decode_tokens, guided_logits, random_mask

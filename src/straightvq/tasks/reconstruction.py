@@ -11,8 +11,8 @@ from torchmetrics.image import PeakSignalNoiseRatio
 
 from straightvq.models import AutoencoderBase, AutoencoderOutput
 from straightvq.nn import Quantizer
-from straightvq.nn.part import check_float, check_part
-from straightvq.tasks._task import Alternate, Batch, Pass, QuantizedTask, SetMetrics, check_choice
+from straightvq.nn.part import check_choice, check_float, check_part
+from straightvq.tasks._task import Alternate, Batch, Pass, QuantizedTask, SetMetrics
 from straightvq.tasks.fid import FrechetDistances, load_features
 
 __all__ = ["Reconstruction"]

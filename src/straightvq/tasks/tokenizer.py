@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-import uuid
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from straightvq.files import replacing
 from straightvq.models import AutoencoderBase
 from straightvq.nn.part import check_part
 from straightvq.tasks._run import KEPT, RunFolder, load_weights
@@ -168,11 +168,6 @@ def _read(file: Path, number: int) -> Tensor | None:
 
 def _write(file: Path, tokens: Tensor) -> None:
     """All or nothing: under another name first, then renamed."""
-    unfinished = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    # Read-only, or full: the next run encodes again.
+    with contextlib.suppress(OSError, SafetensorError), replacing(file) as unfinished:
         save_file({"tokens": tokens.contiguous()}, unfinished)
-        os.replace(unfinished, file)
-    except (OSError, SafetensorError):  # read-only, or full: the next run encodes again
-        with contextlib.suppress(OSError):
-            unfinished.unlink()

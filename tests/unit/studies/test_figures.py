@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from straightvq.studies.figures import mean_curve, read_curve
+from straightvq.studies.figures import mean_curve
+from straightvq.tasks._run import read_log
 
 
 def test_mean_curve_of_seeds_that_validate_at_other_steps() -> None:
@@ -27,4 +28,4 @@ def test_curve_of_a_resumed_run_joins_its_logs_and_the_later_one_counts(tmp_path
         file = tmp_path / "metrics" / f"version_{version}" / "metrics.csv"
         file.parent.mkdir(parents=True)
         file.write_text("step,val/accuracy\n" + lines)
-    assert read_curve(tmp_path, "val/accuracy") == ([10, 20, 30, 40], [0.5, 0.7, 0.8, 0.9])
+    assert read_log(tmp_path, "val/accuracy") == ([10, 20, 30, 40], [0.5, 0.7, 0.8, 0.9])

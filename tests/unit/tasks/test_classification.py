@@ -279,7 +279,7 @@ def test_resume_is_exact_with_mixup_and_shifts(length: dict[str, int], stop: int
     ("arguments", "message"),
     [
         ({"lr": 0.0}, r"`Classification`: `lr` must be a finite number"),
-        ({"optimizer": "lion"}, r'`optimizer` must be one of "adamw", "sgd". Got \'lion\''),
+        ({"optimizer": "lion"}, r"`optimizer` must be one of 'adamw', 'sgd'. Got 'lion'"),
         ({"momentum": 0.9}, r'`momentum` belongs to optimizer "sgd"'),
         ({"momentum": 1.0, "optimizer": "sgd"}, r"`momentum` must be a finite number in \[0, 1\)"),
         ({"mixup": -0.1}, r"`mixup` must be a finite number"),

@@ -164,7 +164,7 @@ MISTAKES: dict[str, tuple[list[Any], str]] = {
     "temperature": (["--temperature=-1"], "`generate`: `temperature` must be a finite number in [0, inf]"),
     "guidance": (["--guidance=nan"], "`generate`: `guidance` must be a finite number in [0, inf]"),
     "seed": (["--seed=-1"], "`generate`: `seed` must be an integer >= 0"),
-    "device": (["--device", "tpu"], "`generate`: `device` must be auto, cpu"),
+    "device": (["--device", "tpu"], "`generate`: `device` must be one of auto, cpu"),
     "box without picture": (["--box", "0,0,4,4"], "`box` and `mask` belong to `inpaint`"),
     "picture without box": (["--inpaint", "{picture}"], "`inpaint` needs a region: either `box` or `mask`"),
     "box outside": (

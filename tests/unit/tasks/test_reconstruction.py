@@ -186,7 +186,7 @@ def test_resume_is_exact(preset: str, alternate: str, stop: int, tmp_path: Path)
         ({"weight_decay": -1.0}, r"`weight_decay` must be a finite number"),
         ({"betas": (0.9, 1.0)}, r"`betas` must be a finite number"),
         ({"warmup_steps": -1}, r"`warmup_steps` must be an integer >= 0"),
-        ({"loss": "l3"}, r'`loss` must be one of "mse", "l1". Got \'l3\''),
+        ({"loss": "l3"}, r"`loss` must be one of 'mse', 'l1'. Got 'l3'"),
         ({"loss_weight": 0.0}, r"`loss_weight` must be a finite number"),
         ({"alternate": "yes"}, r"`alternate` must be one of"),
         ({"inner_steps": 0, "alternate": "codebook_and_encoder"}, r"`inner_steps` must be an integer >= 1"),

@@ -44,3 +44,23 @@ def deviations(flat: Tensor) -> tuple[Tensor, Tensor]:
 def mean_and_variance(flat: Tensor) -> tuple[Tensor, Tensor]:
     mean, centred = deviations(flat)
     return mean, centred.square().mean(0)
+
+
+def merge_tables(a: Tensor, b: Tensor) -> Tensor:
+    """Two tables of moments `(rows, dim)` as if their vectors had been in one; never waits for the device.
+
+    Rows: number of vectors, mean, sum of squared deviations from it, and any others, which add. Equal means, and parts
+    without vectors, merge without rounding.
+
+    Source:
+        Chan, Golub and LeVeque, 1979.
+
+    Example:
+        >>> merge_tables(torch.tensor([[1.0], [0.0], [0.0]]), torch.tensor([[3.0], [4.0], [0.0]])).flatten()
+        tensor([ 4.,  3., 12.])
+    """
+    total = a[0] + b[0]
+    move = b[1] - a[1]
+    share = b[0] / total.clamp(min=1)
+    moments = torch.stack([total, a[1] + share * move, a[2] + b[2] + share * a[0] * move.square()])
+    return torch.cat([moments, a[3:] + b[3:]])
