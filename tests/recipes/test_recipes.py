@@ -237,3 +237,19 @@ def test_demo_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert all(1 <= float(row["perplexity"]) <= 16 for row in rows if row["split"] == "test")
     starts = [load(tmp_path / "demo" / f"{arm}.ckpt")["state_dict"] for arm in ("plain", "straight")]
     assert starts[0]["model.encoder.0.weight"].shape == starts[1]["model.encoder.0.weight"].shape
+
+
+def test_progress_names_no_last_epoch_where_there_is_none_and_no_version_of_a_logger(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shown = ("--trainer.enable_progress_bar", "true")
+    for number, options in enumerate(
+        (("--trainer.max_steps", 2), ("--trainer.max_steps", -1, "--trainer.max_epochs", 1))
+    ):
+        assert run("fit", ["digits"], *options, *shown, "--name", f"run{number}", runs=tmp_path) == 0
+    said = capfd.readouterr().out
+    assert "Epoch 0  " in said
+    assert "Epoch 0/0" in said
+    assert "train/loss" in said
+    assert "v_num" not in said
+    assert "/-2" not in said

@@ -10,13 +10,14 @@ from typing import Any, cast
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from torch import Tensor
 
 import straightvq
+from straightvq.tasks._bar import RunBar
 from straightvq.tasks._log import MetricsLog
 from straightvq.tasks._run import deny_foreign_code, find_sound, read_checkpoint
 from straightvq.tasks.finite import StopOnNonFinite
@@ -146,8 +147,12 @@ class TrainingCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, WholeFiles()]
         trainer = super().instantiate_trainer(**kwargs)
+        callbacks = cast(Any, trainer).callbacks
+        own = options["callbacks"] or []
+        if not any(isinstance(part, ProgressBar) for part in (own if isinstance(own, list) else [own])):
+            callbacks[:] = [RunBar() if type(part) is RichProgressBar else part for part in callbacks]
         if self.subcommand == "fit":
-            options, callbacks = self.config_init["fit"], cast(Any, trainer).callbacks
+            options = self.config_init["fit"]
             if options["stop_on_non_finite"]:
                 callbacks.append(StopOnNonFinite())
             callbacks.append(LastCheckpoint(self.directory / "last.ckpt", options["save_every"]))
