@@ -63,7 +63,7 @@ def _page(
     ]
     lines += [context.remark, ""] if context.remark else []
     if context.left_out:
-        lines += [f"{context.left_out} results of other settings than the study has now are left out.", ""]
+        lines += [f"Results of other settings than the study has now are left out: {context.left_out}.", ""]
     if size.follows:
         before = [f"[{name}]({name}/report.md)" for name in (Path(name).stem for name in size.follows.values())]
         lines += [f"Built upon {', '.join(before)}, whose checkpoints are kept.", ""]

@@ -324,7 +324,7 @@ def test_results_of_other_settings_stay_out_of_the_report(study: Callable[..., i
     assert study("--seeds", "1", "--rows", "VQ", content=changed) == 0
     page = Path("out/report.md").read_text()
     assert "1 of 2 runs are finished" in page
-    assert "1 results of other settings than the study has now are left out." in page
+    assert "Results of other settings than the study has now are left out: 1." in page
     assert "| unquantized | – |" in page
 
 
