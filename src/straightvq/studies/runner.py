@@ -15,6 +15,7 @@ from straightvq.studies.report import Context, write_report
 from straightvq.studies.results import Results
 from straightvq.studies.run import Cell
 from straightvq.studies.study import Size, Study, unknown
+from straightvq.studies.study_file import load_study
 from straightvq.studies.work import Work
 
 __all__ = ["reproduce"]
@@ -63,7 +64,7 @@ def reproduce(
             result cannot be written.
         KeyboardInterrupt: when stopped; says how to go on.
     """
-    study = Study.load(name)
+    study = load_study(name)
     if study.script is not None:
         if size or data or sets or models or rows or seeds or precision or dry_run or keep or rerun:
             raise ValueError(f"`reproduce`: the study {study.name} is a single figure and takes no option but --out.")
@@ -104,7 +105,7 @@ def reproduce(
 
 def _preparation(work: Work, name: str, data: Path | None, precision: str | None) -> Work:
     """The part of another study that a study is built upon."""
-    study = Study.load(name)
+    study = load_study(name)
     if work.size.name not in study.sizes:
         raise unknown(f"the size of {study.name},", work.size.name, study.sizes)
     size = study.sizes[work.size.name].at_precision(precision)

@@ -152,21 +152,6 @@ class Study:
     sizes: dict[str, Size]
     script: str | None = None
 
-    @classmethod
-    def load(cls, name: str) -> "Study":
-        """Reads a packaged study by its name, or a YAML file of one's own.
-
-        Raises:
-            ValueError: if there is none, or if it says something that no study says.
-
-        Example:
-            >>> list(Study.load("classification").rows)[:3]
-            ['VQ', 'affine', 'sync']
-        """
-        from straightvq.studies.study_file import read_study  # which needs this module
-
-        return read_study(name)
-
     def cells(
         self, size: Size, sets: Sequence[str], models: Sequence[str] | None, rows: Sequence[str] | None
     ) -> list[Cell]:

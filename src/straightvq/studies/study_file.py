@@ -11,11 +11,19 @@ import yaml  # type: ignore[import-untyped]
 from straightvq.studies.run import Config, slug
 from straightvq.studies.study import DataSet, Measure, Model, Row, Size, Study, expanded, study_names, unknown
 
-__all__ = ["read_study"]
+__all__ = ["load_study"]
 
 
-def read_study(name: str) -> Study:
-    """Reads a packaged study by its name, or a YAML file of one's own; raises as `Study.load` does."""
+def load_study(name: str) -> Study:
+    """Reads a packaged study by its name, or a YAML file of one's own.
+
+    Raises:
+        ValueError: if there is none, or if it says something that no study says.
+
+    Example:
+        >>> list(load_study("classification").rows)[:3]
+        ['VQ', 'affine', 'sync']
+    """
     path = _find(name)
     return _Reader(path).study(_read(path, []))
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from straightvq.studies import Study
+from straightvq.studies import Study, load_study
 from straightvq.studies.report import Context, write_report
 from straightvq.studies.results import Findings, Results
 from straightvq.studies.run import Cell
@@ -43,7 +43,7 @@ VALUES = {"VQ": [0.0040, 0.0044], "half": [0.0020, 0.0022], "same": [0.0041, 0.0
 def study(tmp_path: Path) -> Study:
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(STUDY, sort_keys=False))
-    return Study.load(str(file))
+    return load_study(str(file))
 
 
 @pytest.fixture

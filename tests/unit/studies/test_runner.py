@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from straightvq.cli import main
-from straightvq.studies import Study, runner, training, work
+from straightvq.studies import load_study, runner, training, work
 from straightvq.studies.results import Result, Results
 from straightvq.studies.run import Cell, Run
 from straightvq.tasks import Tokenizer
@@ -287,7 +287,7 @@ def test_what_another_process_finishes_meanwhile_is_kept_and_not_repeated(
 ) -> None:
     content = edited(tune={"by": "val/accuracy", "settings": {}})
     train = work.train
-    other = Study.load  # read when the file is there
+    other = load_study  # read when the file is there
 
     def meanwhile(run: Run, *args: Any, **kwargs: Any) -> Result:
         """While this run is trained, another process finishes the next row's."""
@@ -739,7 +739,7 @@ def built(run: Run, folder: Path, *options: str) -> Any:
 @pytest.mark.parametrize("size", ["small", "paper"])
 def test_every_configuration_of_a_shipped_study_builds(name: str, size: str, tmp_path: Path) -> None:
     """All rows, and all networks."""
-    study = Study.load(name)
+    study = load_study(name)
     chosen = study.sizes[size]
     rows, first = ("all", "unquantized"), next(iter(chosen.models))
     kept = [
@@ -755,7 +755,7 @@ def test_every_configuration_of_a_shipped_study_builds(name: str, size: str, tmp
 
 @pytest.mark.parametrize("size", ["small", "paper"])
 def test_maskgit_fits_its_tokenizers(size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, tokenizers = Study.load("maskgit"), Study.load("maskgit_tokenizer")
+    study, tokenizers = load_study("maskgit"), load_study("maskgit_tokenizer")
     chosen, served = study.sizes[size], tokenizers.sizes[size]
     for cell in study.cells(chosen, [*chosen.sets, *chosen.without_data], None, ["all"]):
         first = built(tokenizers.final(served, *tokenizers.serving(served, cell, 0), "", "photos"), tmp_path / "first")

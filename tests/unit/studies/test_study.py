@@ -9,10 +9,10 @@ import torch
 import yaml
 
 import straightvq as svq
-from straightvq.studies import Study, ablation, study_names
+from straightvq.studies import Study, ablation, load_study, study_names
 from straightvq.studies.run import Cell
 
-CLASSIFICATION = Study.load("classification")
+CLASSIFICATION = load_study("classification")
 
 SMALL: dict[str, Any] = {
     "title": "A study",
@@ -40,7 +40,7 @@ SMALL: dict[str, Any] = {
 def load(tmp_path: Path, content: Any) -> Study:
     file = tmp_path / "mine.yaml"
     file.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
-    return Study.load(str(file))
+    return load_study(str(file))
 
 
 def edited(**changes: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_packaged_studies_are_read() -> None:
     packaged = ["autoencoder", "classification", "maskgit", "maskgit_features", "maskgit_tokenizer", "toy"]
     assert study_names() == packaged
     for name in study_names():
-        study = Study.load(name)
+        study = load_study(name)
         assert study.title
         # Inception takes the place of a classifier of ours in the paper's size.
         sizes = {"tiny", "small"} if name == "maskgit_features" else {"tiny", "small", "paper"}
@@ -75,18 +75,18 @@ def test_shipped_rows_are_those_of_the_paper_and_the_baselines() -> None:
     assert list(CLASSIFICATION.sizes["small"].models) == ["AlexNet", "ResNet-18", "ViT"]
     assert CLASSIFICATION.rows["all"].paper["AlexNet"] == {"accuracy": 57.9, "perplexity": 753.8}
     table3 = ["VQ", "affine", "OPT", "affine + OPT", "replace", "l2 + replace", "all"]
-    assert list(Study.load("autoencoder").rows) == [*table3, "EMA + reset", "straight", "unquantized"]
-    assert Study.load("autoencoder").rows["all"].paper["cifar10"] == {"MSE": 1.74, "perplexity": 608.6}
+    assert list(load_study("autoencoder").rows) == [*table3, "EMA + reset", "straight", "unquantized"]
+    assert load_study("autoencoder").rows["all"].paper["cifar10"] == {"MSE": 1.74, "perplexity": 608.6}
 
 
 def test_maskgit_has_the_rows_of_the_paper_and_a_tokenizer_for_each() -> None:
-    study = Study.load("maskgit")
+    study = load_study("maskgit")
     assert {name: row.paper["celeba"] for name, row in study.rows.items()} == {
         "VQ": {"FID": 90.4, "rFID": 93.75},
         "l2 + replace": {"FID": 79.8, "rFID": 86.3},
         "all": {"FID": 74.85, "rFID": 74.2},
     }
-    tokenizers, autoencoders = Study.load("maskgit_tokenizer"), Study.load("autoencoder")
+    tokenizers, autoencoders = load_study("maskgit_tokenizer"), load_study("autoencoder")
     assert tokenizers.rows == autoencoders.rows
     for size in study.sizes.values():
         for cell in study.cells(size, [*size.sets, *size.without_data], None, None):
@@ -151,7 +151,7 @@ def test_overlays_come_in_the_order_of_their_generality(tmp_path: Path) -> None:
 
 def test_every_row_tries_the_same_number_of_settings() -> None:
     for name in ("classification", "autoencoder"):
-        study = Study.load(name)
+        study = load_study(name)
         size = study.sizes["small"]
         counts = {len(study.tuning(size, cell, None)) for cell in study.cells(size, ["cifar10"], None, None)}
         assert counts == {3}
@@ -195,7 +195,7 @@ def test_rows_and_models_can_be_chosen(tmp_path: Path) -> None:
 )
 def test_unknown_study(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Study.load(name)
+        load_study(name)
 
 
 @pytest.mark.parametrize(
