@@ -1,5 +1,6 @@
 """The figures of a study: every run as a dot, and the course of training. matplotlib is imported by the functions."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,11 +89,13 @@ def _curves(
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     name = _on_validation(measure)
-    height = 6.0
+    rows = max(map(len, places))
+    above = 0.6 + 0.32 * (1 if rows <= 4 else math.ceil(rows / 2))  # a legend in one line, or in two columns
+    height = 3.8 + above
     figure = panels.new_figure(8.0 * len(places), 0.8 + height)
     panels.headline(figure, f"{measure.label} on the validation set")
     for place, cells in enumerate(places):
-        ax = _axes(figure, 0, place, 1, len(places), left=1.0, height=height, above=2.2)
+        ax = _axes(figure, 0, place, 1, len(places), left=1.0, height=height, above=above)
         handles = {}
         for number, cell in enumerate(cells):
             steps, values = mean_curve([read_log(run, name) for run in _runs(folder, results, cell)])

@@ -67,12 +67,12 @@ def _page(
     if size.follows:
         before = [f"[{name}]({name}/report.md)" for name in (Path(name).stem for name in size.follows.values())]
         lines += [f"Built upon {', '.join(before)}, whose checkpoints are kept.", ""]
-    lines += [
-        "Values are mean ± standard deviation over seeds, on the test set. "
-        f"**Against {first}** is the mean of the paired differences in {headline.label} over common seeds ± its "
-        "standard error; *tied* is within two standard errors.",
-        "",
-    ]
+    comparison = (
+        f" **Against {first}** is the mean of the paired differences in {headline.label} over common seeds ± its "
+        "standard error; *tied* is within two standard errors."
+    )
+    values = "Values are mean ± standard deviation over seeds, on the test set."
+    lines += [values + (comparison if len(study.rows) > 1 else ""), ""]
     for table in tables:
         lines += [f"## {table.title}", "", table.markdown(), "", *([table.note, ""] if table.note else [])]
     for name, text in FIGURES.items():

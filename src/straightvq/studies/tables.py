@@ -130,7 +130,10 @@ def main_table(study: Study, cells: Sequence[Cell], results: Findings) -> Table:
     header = ["row"]
     for measure in study.measures:
         header += [measure.heading, *(["paper"] if _known(paper, measure) else [])]
-    header += [f"against {first}", "verdict", *(["paper", "direction"] if has_paper else []), "seeds", "s per run"]
+    is_compared = len(cells) > 1
+    if is_compared:
+        header += [f"against {first}", "verdict", *(["paper", "direction"] if has_paper else [])]
+    header += ["seeds", "s per run"]
     lines = []
     for cell in cells:
         own = by_row[cell.row]
@@ -140,21 +143,35 @@ def main_table(study: Study, cells: Sequence[Cell], results: Findings) -> Table:
             if _known(paper, measure):
                 value = paper[cell.row].get(measure.label)
                 line.append(NONE if value is None else f"{value:.{measure.digits}f}")
-        values, reference = _by_seed(own, headline), _by_seed(by_row[first], headline)
-        against = compare(values, reference, headline.better)
-        line += ["", ""] if cell.row == first else [_against(headline, against, values, reference), against.verdict]
-        if has_paper:
-            theirs, base = paper[cell.row].get(headline.label), paper[first].get(headline.label)
-            if theirs is None or base is None or cell.row == first:
-                line += ["", ""]
-            else:
-                line += [_paper_against(headline, theirs, base), _direction(headline, against, theirs - base)]
+        if is_compared:
+            line += _compared(headline, cell.row, first, by_row, paper if has_paper else None)
         seconds = [r.seconds for r in own]
         line += [str(len(own)), f"{statistics.mean(seconds):.0f}" if seconds else NONE]
         lines.append(line)
     methods = {row: _by_seed(own, headline) for row, own in by_row.items() if not study.rows[row].bound}
     notes = [best_rows(methods, headline), *(note for row in by_row for note in _pairs(study, row, by_row, paper))]
     return Table(f"{cells[0].model} on {cells[0].set}", header, lines, " ".join(note for note in notes if note))
+
+
+def _compared(
+    headline: Measure,
+    row: str,
+    first: str,
+    by_row: Mapping[str, Sequence[Result]],
+    paper: Mapping[str, Mapping[str, float]] | None,
+) -> list[str]:
+    """Difference to the first row and verdict; the paper's difference and whether ours goes its way."""
+    if row == first:
+        return [""] * (2 if paper is None else 4)
+    values, reference = _by_seed(by_row[row], headline), _by_seed(by_row[first], headline)
+    against = compare(values, reference, headline.better)
+    line = [_against(headline, against, values, reference), against.verdict]
+    if paper is None:
+        return line
+    theirs, base = paper[row].get(headline.label), paper[first].get(headline.label)
+    if theirs is None or base is None:
+        return [*line, "", ""]
+    return [*line, _paper_against(headline, theirs, base), _direction(headline, against, theirs - base)]
 
 
 def best_rows(values: Mapping[str, Mapping[int, float]], headline: Measure) -> str:
