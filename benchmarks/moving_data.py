@@ -14,6 +14,7 @@ import argparse
 import datetime
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,6 +63,7 @@ METHODS: dict[str, Callable[[svq.Init | None], svq.VectorQuantizer]] = {
     "alternated": alternated,
     "vq_ste_pp": lambda init: preset(svq.presets.vq_ste_pp, init),
     "straight": lambda init: preset(svq.presets.straight, init),
+    "straight, fraction 0.05": lambda init: preset(partial(svq.presets.straight, fraction=0.05), init),
 }
 
 

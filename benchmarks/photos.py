@@ -42,6 +42,9 @@ ARMS = [
     "straight:codebook_dim=None@lr=3e-3",
     "straight:commitment=1.0@lr=3e-3",
     "straight:reassign=True@lr=3e-3",
+    "straight:fraction=0.1@lr=3e-3",
+    "straight:fraction=0.05@lr=3e-3",
+    "straight:fraction=0.02@lr=3e-3",
 ]
 FIELDS = ["arm", "seed", "steps", "threads", "mse", "psnr", "codes_used", "perplexity", "seconds"]
 

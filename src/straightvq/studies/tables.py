@@ -189,7 +189,8 @@ def best_rows(values: Mapping[str, Mapping[int, float]], headline: Measure) -> s
     means = {row: statistics.mean(own.values()) for row, own in values.items() if own}
     if not headline.better or len(means) < 2:
         return ""
-    best = (max if headline.better == "higher" else min)(means, key=lambda row: means[row])
+    repeated = {row: mean for row, mean in means.items() if len(values[row]) > 1} or means  # one run proves little
+    best = (max if headline.better == "higher" else min)(repeated, key=lambda row: repeated[row])
     verdicts = {row: compare(values[row], values[best], headline.better).verdict for row in means if row != best}
     unknown = [row for row, verdict in verdicts.items() if not verdict]
     text = f"Best {headline.label}: {best}"

@@ -109,7 +109,7 @@ def test_too_few_seeds_are_not_called_a_tie() -> None:
     accuracy = Measure("accuracy", "accuracy", better="higher")
     one = {"a": {0: 1.0}, "b": {0: 3.0}}
     assert best_rows(one, accuracy) == "Best accuracy: b; too few common seeds to compare it with: a."
-    some = {"a": {0: 1.0}, "b": {0: 3.0, 1: 4.0}, "c": {0: 2.0, 1: 4.5}}
+    some = {"a": {0: 9.0}, "b": {0: 3.0, 1: 4.0}, "c": {0: 2.0, 1: 4.5}}
     assert best_rows(some, accuracy).endswith("b; tied with it: c; too few common seeds to compare it with: a.")
 
 
