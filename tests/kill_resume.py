@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from straightvq.cli import main as command
-from straightvq.tasks._run import RunFolder
+from straightvq.tasks._run import log_rows, read_log
 
 SMALL = (
     "--config digits --config tiny --trainer.max_steps 30 --trainer.val_check_interval 7 --trainer.log_every_n_steps 2 "
@@ -157,9 +157,8 @@ class Ending:
 
 def log_of(folder: Path) -> dict[str, Any]:
     """Steps and values of every column, resumed parts laid over interrupted ones."""
-    run = RunFolder(folder)
-    names = {name for row in run._rows() for name in row if name}
-    return {f"log of {name}": run.log(name) for name in names - {"step"}}
+    names = {name for row in log_rows(folder) for name in row if name}
+    return {f"log of {name}": read_log(folder, name) for name in names - {"step"}}
 
 
 def identical(a: Any, b: Any) -> bool:

@@ -191,13 +191,14 @@ def _columns(files: list[Path]) -> tuple[str, str | None, list[str] | None]:
     for file in files:
         try:
             schema = pq.read_schema(file)
-        except (pa.ArrowException, OSError) as error:
+            names = schema.names
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for names of columns
             raise ValueError(f"`Images`: {file.name} is not a readable Parquet file: {error}") from error
-        image = next((name for name in IMAGE_COLUMNS if name in schema.names), "")
+        image = next((name for name in IMAGE_COLUMNS if name in names), "")
         if not image:
             raise ValueError(
                 f"`Images`: {file.name} must have a column 'image' with encoded pictures. "
-                f"Got the columns {', '.join(schema.names) or 'none'}."
+                f"Got the columns {', '.join(names) or 'none'}."
             )
         kind = schema.field(image).type
         inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
@@ -205,7 +206,7 @@ def _columns(files: list[Path]) -> tuple[str, str | None, list[str] | None]:
             raise TypeError(
                 f"`Images`: column {image!r} of {file.name} must be binary or struct<bytes, path>. Got {kind}."
             )
-        label = "label" if "label" in schema.names else None
+        label = "label" if "label" in names else None
         if label and not pa.types.is_integer(schema.field(label).type):
             raise TypeError(f"`Images`: column 'label' of {file.name} must be integer. Got {schema.field(label).type}.")
         found.append((image, label))
@@ -243,6 +244,6 @@ def _read_parquet(files: list[Path], image: str, label: str | None) -> ParquetRo
         if label is not None:
             values = [table.column(label).cast(pa.int64()).fill_null(-1).to_numpy() for table in tables]
             labels = np.concatenate(values)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"`Images`: {files[0].parent} holds a damaged Parquet file: {error}") from error
     return ParquetRows(images, labels, [(file.name, table.num_rows) for file, table in zip(files, tables, strict=True)])

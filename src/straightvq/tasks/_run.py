@@ -113,7 +113,7 @@ def read_log(folder: Path, name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one column of a run's CSV logs, resumed parts included; empty if there is none."""
     values = {
         int(step): value
-        for row in _rows(folder)
+        for row in log_rows(folder)
         if (step := _number(row.get("step"))) is not None and (value := _number(row.get(name))) is not None
     }
     steps = sorted(values)
@@ -121,7 +121,8 @@ def read_log(folder: Path, name: str) -> tuple[list[int], list[float]]:
     return [step + 1 for step in steps], [values[step] for step in steps]
 
 
-def _rows(folder: Path) -> Iterator[dict[str, str]]:
+def log_rows(folder: Path) -> Iterator[dict[str, str]]:
+    """The rows of a run's CSV logs as they were written, text by column."""
     files = folder.glob("metrics/version_*/metrics.csv")
     for file in sorted(files, key=lambda f: (len(f.parent.name), f.parent.name)):
         with file.open(newline="", encoding="utf-8") as lines:
