@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from straightvq.cli import main, recipe_names, recipe_path
+from straightvq.tasks.resume import WholeFiles
 
 # A few steps of a tiny network may well use few codes.
 pytestmark = pytest.mark.filterwarnings("ignore::straightvq.tasks.monitor.CodebookWarning")
@@ -253,3 +254,27 @@ def test_progress_names_no_last_epoch_where_there_is_none_and_no_version_of_a_lo
     assert "train/loss" in said
     assert "v_num" not in said
     assert "/-2" not in said
+
+
+BY_EPOCH = ("--trainer.max_steps", -1, "--trainer.max_epochs", 2, "--trainer.val_check_interval", 1.0)
+
+
+@pytest.mark.parametrize("options", [(), (*BY_EPOCH, "--trainer.check_val_every_n_epoch", 1)], ids=["steps", "epochs"])
+def test_the_last_checkpoint_is_written_behind_all_others_of_its_step(
+    options: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is killed between two of them goes on from the last one, and repeats nothing of its step."""
+    written: list[tuple[int, str]] = []
+    write = WholeFiles.save_checkpoint
+
+    def remember(self: WholeFiles, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        written.append((checkpoint["global_step"], Path(path).name))
+        write(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(WholeFiles, "save_checkpoint", remember)
+    assert run("fit", ["digits"], "--save_every", 2, "--keep_every", 2, *options, runs=tmp_path) == 0
+    assert {"best.ckpt", "last.ckpt", "step-00000004.ckpt"} <= {name for _, name in written}
+    done = 0
+    for step, name in written:
+        assert step > done, (name, written)
+        done = step if name == "last.ckpt" else done

@@ -119,8 +119,12 @@ class TrainingCLI(LightningCLI):
         config["weights_only"] = True
         if config["ckpt_path"] is not None:
             self._check_checkpoint(Path(config["ckpt_path"]))
-        if config["checkpoint"]["dirpath"] is None:
-            config["checkpoint"]["dirpath"] = str(self.directory)
+        checkpoint = config["checkpoint"]
+        if checkpoint["dirpath"] is None:
+            checkpoint["dirpath"] = str(self.directory)
+        if checkpoint["save_on_train_epoch_end"] is None and str(checkpoint["monitor"]).startswith("val/"):
+            # Lightning may wait for the end of the epoch, which comes behind last.ckpt.
+            checkpoint["save_on_train_epoch_end"] = False
 
     def _check_checkpoint(self, file: Path) -> None:
         """Refuses a damaged or unsafe file before anything is built, and names the newest one that can be used."""
@@ -155,9 +159,9 @@ class TrainingCLI(LightningCLI):
             options = self.config_init["fit"]
             if options["stop_on_non_finite"]:
                 callbacks.append(StopOnNonFinite())
-            callbacks.append(LastCheckpoint(self.directory / "last.ckpt", options["save_every"]))
             if options["keep_every"] is not None:
                 callbacks.append(KeptCheckpoints(self.directory / "checkpoints", options["keep_every"]))
+            callbacks.append(LastCheckpoint(self.directory / "last.ckpt", options["save_every"]))  # behind all others
         return trainer
 
     def summary(self) -> str:

@@ -112,6 +112,9 @@ class LastCheckpoint(StepCheckpoint):
 
     Lightning's own "last" is written when the best one is, so never without validation.
 
+    Whoever goes on from it repeats nothing of its step. It belongs behind the other checkpoints in the list of
+    callbacks: one that is still to be written when the training is killed would be missing for good.
+
     Args:
         path: the file, overwritten each time.
         every_n_steps: optimizer steps between two writes, at least 1.
