@@ -11,6 +11,7 @@ from straightvq.nn import (
     GradientUpdate,
     KMeansInit,
     Parametrization,
+    RunningAffine,
     StraightThrough,
     UnitNorm,
     UnitNormCodes,
@@ -28,6 +29,7 @@ def ablation(
     channel_dim: int = -1,
     lr_scale: float | None = None,
     groups: int = 1,
+    running: bool = False,
     sync: float = 0.0,
     fraction: float | None = None,
     patience: int | None = None,
@@ -43,14 +45,18 @@ def ablation(
         dim: channels of ``z``.
         codebook_size: number of codes.
         channel_dim: axis of the channels.
-        lr_scale: learning-rate multiplier of affine codes; None for codes without a map.
-        groups: affine groups.
+        lr_scale: learning-rate multiplier of learned affine codes; None for codes without a learned map.
+        groups: affine groups, learned or running.
+        running: affine codes from running statistics.
         sync: weight of the synchronised update, the paper's nu; 0 for none.
         fraction: of the way to the cluster mean, per step of alternated optimisation; None for a codebook that is
             trained by gradient.
         patience: steps without use before a code is replaced; None for no replacement.
         l2: unit-norm embeddings and codes.
         commitment: weight of the commitment loss.
+
+    Raises:
+        ValueError: for affine codes that are both learned and running, and for values that a part refuses.
 
     Source: arXiv 2305.08842, the rows of its tables.
 
@@ -59,7 +65,15 @@ def ablation(
         Affine(lr_scale=2.0, groups=1)
     """
     check_bool("ablation", "l2", l2)
-    parts: list[Parametrization] = [] if lr_scale is None else [Affine(lr_scale, groups)]
+    check_bool("ablation", "running", running)
+    if running and lr_scale is not None:
+        raise ValueError(
+            "`ablation`: affine codes are learned (`lr_scale`) or follow running statistics (`running`), not both. "
+            f"Got lr_scale={lr_scale}, running=True."
+        )
+    parts: list[Parametrization] = []
+    parts += [RunningAffine(groups=groups)] if running else []
+    parts += [Affine(lr_scale, groups)] if lr_scale is not None else []
     parts += [UnitNormCodes()] if l2 else []
     return VectorQuantizer(
         dim,

@@ -133,7 +133,13 @@ def test_each_method_changes_one_part() -> None:
     assert "DeadCodeReset" not in plain
     assert "AlternatedUpdate(" in repr(ablation(8, 16, fraction=0.1))
     assert "DeadCodeReset(" in repr(ablation(8, 16, patience=20))
+    assert "RunningAffine(momentum=0.1, groups=4" in repr(ablation(8, 16, running=True, groups=4))
     assert ablation(8, 16, l2=True)(torch.randn(4, 8)).quantized.norm(dim=1).allclose(torch.ones(4), atol=1e-5)
+
+
+def test_affine_codes_are_learned_or_running() -> None:
+    with pytest.raises(ValueError, match=r"not both\. Got lr_scale=2\.0, running=True"):
+        ablation(8, 16, lr_scale=2.0, running=True)
 
 
 def test_overlays_come_in_the_order_of_their_generality(tmp_path: Path) -> None:
