@@ -753,6 +753,19 @@ def test_every_configuration_of_a_shipped_study_builds(name: str, size: str, tmp
         assert config["data"].seed == 1
 
 
+@pytest.mark.parametrize("name", ["classification", "autoencoder"])
+def test_the_small_networks_take_every_set(name: str, tmp_path: Path) -> None:
+    """Also those that a study does not take by itself."""
+    study = load_study(name)
+    chosen = study.sizes["small"]
+    for cell in study.cells(chosen, study.sets, None, ["all"]):
+        if (cell.model, cell.set) == ("ViT", "imagenet100"):
+            continue  # has the images of size `paper`
+        config = built(study.final(chosen, cell, 0, "", "photos"), tmp_path)
+        data, task = config["data"], config["model"].eval()
+        assert task(torch.zeros(1, data.channels, data.size, data.size)).quantizer.indices.numel() > 1
+
+
 @pytest.mark.parametrize("size", ["small", "paper"])
 def test_maskgit_fits_its_tokenizers(size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, tokenizers = load_study("maskgit"), load_study("maskgit_tokenizer")
