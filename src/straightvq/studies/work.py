@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from straightvq.studies.study import Size, Study
 from straightvq.studies.training import discard_checkpoints, train
 
 __all__ = ["Work", "best_setting"]
+
+# Seconds between two looks at what other processes have finished.
+_PATIENCE = 5.0
 
 
 class Work:
@@ -103,22 +107,43 @@ class Work:
             )
 
     def run(self, keep: bool, report: Callable[[], None]) -> None:
-        count = len(list(self))
+        """Does what is due, and waits for what other processes do of it: each run is left to the one that is at it."""
+        last = ""
         # `disable=None`: no bar where nobody watches, only the lines.
-        with tqdm(total=count, unit="run", disable=None, dynamic_ncols=True) as bar:
-            for run in self:
-                if self.is_due(run):
-                    self._run(run, bar, keep)
-                    report()
-                bar.update()
+        with tqdm(total=len(list(self)), unit="run", disable=None, dynamic_ncols=True) as bar:
+            while others := self._run_free(bar, keep, report):
+                if others[0].title != last:
+                    last = others[0].title
+                    bar.set_description(f"waiting for {last}")
+                    tqdm.write(f"waiting for {last}, which another process works on", file=sys.stdout)
+                time.sleep(_PATIENCE)
 
-    def _run(self, run: Run, bar: Any, keep: bool) -> None:
+    def _run_free(self, bar: Any, keep: bool, report: Callable[[], None]) -> list[Run]:
+        """Does what is due and free; returns the rest: what other processes are at, and what has to wait for that."""
+        rest, finished = [], 0
+        for run in self:
+            if self.is_due(run):
+                if not self._is_tuned(run) or not self._run(run, bar, keep):
+                    rest.append(run)
+                    continue
+                report()
+            finished += 1
+            bar.update(max(0, finished - bar.n))
+        return rest
+
+    def _is_tuned(self, run: Run) -> bool:
+        """Whether all is known by which its setting is chosen."""
+        return run.kind == TUNE or not any(map(self.is_due, self.tuning(run.cell)))
+
+    def _run(self, run: Run, bar: Any, keep: bool) -> bool:
+        """Returns False if another process is at it."""
         place = self.results.place(run)
-        with _alone(run, place):
+        with _alone(place) as is_alone:
             self.results.refresh()
-            if not self.is_due(run):  # another process has finished it meanwhile
-                return
-            self._redone.add(place)
+            is_due = is_alone and self.is_due(run)  # another process may have finished it meanwhile
+            self._redone.add(place)  # here or there
+            if not is_due:
+                return is_alone
             bar.set_description(run.title)
             if self.results.forget(run):  # failed, or of other settings: nothing to go on from
                 shutil.rmtree(place)
@@ -127,6 +152,7 @@ class Work:
             if not keep and not result.error:
                 discard_checkpoints(place)
         tqdm.write(f"{run.title}: {self._words(result)}, {result.seconds:.0f} s", file=sys.stdout)
+        return True
 
     def _result(self, run: Run, place: Path, bar: Any) -> Result:
         """Trains and measures."""
@@ -207,19 +233,20 @@ def best_setting(study: Study, results: Sequence[Result]) -> str:
 
 
 @contextlib.contextmanager
-def _alone(run: Run, place: Path) -> Iterator[None]:
-    """Keeps other processes from the same run; the operating system gives the lock back when this one dies."""
+def _alone(place: Path) -> Iterator[bool]:
+    """Whether no other process is at the run in this folder; if so none will be until the block ends or this one dies.
+
+    The lock is the operating system's, which gives it back then.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(place.parent / f".{place.name}.lock")
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise ValueError(
-            f"`reproduce`: another process works on {run.title} in {str(place)!r}. Wait for it, or give each process "
-            "other --sets, --models or --rows."
-        ) from None
+        yield False
+        return
     try:
-        yield
+        yield True
     finally:
         lock.release()
 

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import multiprocessing
 import os
 import shutil
 import signal
@@ -268,18 +269,76 @@ def test_the_result_is_written_before_the_checkpoint_goes(
     assert Path("out/same/runs/digits/net/VQ/seed0/last.ckpt").is_file()
 
 
-def test_two_processes_never_work_on_one_run(
-    study: Callable[..., int], trained: list[Run], capsys: pytest.CaptureFixture[str]
+def test_a_run_that_another_process_is_at_is_left_to_it_and_waited_for(
+    study: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lock = folder_is_locked(Path("out/runs/digits/net/VQ/tune0"))
-    assert study("--rows", "VQ") == 2
-    said = capsys.readouterr().err
-    assert "another process works on digits net VQ tuning: lr 1e-2 in 'out/runs/digits/net/VQ/tune0'" in said
+    seen: list[list[str]] = []
+
+    def sleep(seconds: float) -> None:
+        seen.append([run.title for run in trained])
+        if len(seen) == 2:
+            lock.release()  # without a result: the other process was killed
+
+    monkeypatch.setattr(work.time, "sleep", sleep)
+    assert study("--seeds", "1") == 0
+    free = ["VQ tuning: lr 1e-3", "unquantized tuning: lr 1e-2", "unquantized tuning: lr 1e-3", "unquantized seed 0"]
+    assert seen == 2 * [[f"digits net {title}" for title in free]]  # no row before all of its tuning
+    assert [run.title for run in trained[4:]] == ["digits net VQ tuning: lr 1e-2", "digits net VQ seed 0"]
+    said = capsys.readouterr().out
+    assert said.count("waiting for digits net VQ tuning: lr 1e-2, which another process works on") == 1
+    assert "2 of 2 runs are finished" in Path("out/report.md").read_text()
+
+
+def test_a_failed_run_that_another_process_repeats_is_not_repeated_again(
+    study: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = edited(tune={"by": "val/accuracy", "settings": {}}, rows={"VQ": STUDY["rows"]["VQ"]})
+    train, failing = work.train, Result.of
+    monkeypatch.setattr(work, "train", lambda run, *args, **kwargs: failing(run, 1.0, {}, error="no luck"))
+    assert study("--seeds", "1", content=content) == 0
+    monkeypatch.setattr(work, "train", train)
+    file = Path("out/runs/digits/net/VQ/seed0/result.json")
+    lock, written = folder_is_locked(file.parent), file.read_text()
+    file.unlink()
+
+    def sleep(seconds: float) -> None:
+        file.write_text(written)
+        lock.release()
+
+    monkeypatch.setattr(work.time, "sleep", sleep)
+    assert study("--seeds", "1", "--rerun", content=content) == 0
     assert trained == []
-    lock.release()
-    content = edited(tune={"by": "val/accuracy", "settings": {}})
-    assert study("--rows", "VQ", content=content) == 0
-    assert len(trained) == 2
+
+
+def test_the_same_command_in_three_processes_shares_the_work(study: Callable[..., int], tmp_path: Path) -> None:
+    """Real processes; in place of its first training each waits for the others."""
+    done = tmp_path / "done"
+    done.mkdir()
+    context = multiprocessing.get_context("fork")
+    all_are_here = context.Barrier(3)
+
+    def work_here() -> None:
+        own: list[str] = []
+
+        def train(run: Run, place: Path, *args: Any, **kwargs: Any) -> Result:
+            if not own:
+                all_are_here.wait(60)
+            own.append(run.title)
+            (done / run.title.replace(" ", "_")).touch(exist_ok=False)
+            return Result.of(run, 1.0, {"test/accuracy": 0.5, "val/accuracy": run.number / 10})
+
+        work.train, work._PATIENCE, runner.draw = train, 0.01, lambda *args: None
+        sys.exit(study("--seeds", "4"))
+
+    processes = [context.Process(target=work_here) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len(list(done.iterdir())) == len(table()) == 12
+    assert {row["setting"] for row in table() if row["kind"] == "final"} == {"lr 1e-3"}
 
 
 def test_what_another_process_finishes_meanwhile_is_kept_and_not_repeated(
@@ -538,7 +597,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
         runs.append(run)
         place.mkdir(parents=True, exist_ok=True)
         (place / "last.ckpt").touch()
-        return Result.of(run, 1.0, {"test/accuracy": 0.5})
+        return Result.of(run, 1.0, {"test/accuracy": 0.5, "val/accuracy": 0.5})
 
     monkeypatch.setattr(work, "train", train)
     monkeypatch.setattr(runner, "draw", lambda *args: None)
