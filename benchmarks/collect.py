@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
-FILES = ("report.md", "report.tex", "results.csv")
+FILES = ("report.md", "report.tex", "results.csv", "curves.csv")
 PICTURE = re.compile(r"(?<=\]\()[^)]+\.png(?=\))")
 BEFORE = re.compile(r"(?<=\]\()([\w.-]+)/report\.md(?=\))")  # studies that this one is built upon
 BLOCK = re.compile(r"(<!-- study: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

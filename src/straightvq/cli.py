@@ -383,6 +383,9 @@ def _reproduce(args: list[str]) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list the runs and estimate the time")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished runs")
     parser.add_argument("--rerun", action="store_true", help="repeat runs that failed or have other settings")
+    parser.add_argument(
+        "--known", type=Path, help="folder with the results.csv of the same study made elsewhere, to be taken over"
+    )
     parser.add_argument(_VERBOSE, action="store_true", help="show the whole message of a mistake in a configuration")
     options = vars(parser.parse_args(args))
     is_verbose = options.pop(_VERBOSE.removeprefix("--"))

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from straightvq.diagnostics import panels, save
+from straightvq.files import write_text
+from straightvq.studies import curves
+from straightvq.studies.curves import Curves
 from straightvq.studies.report import Context
 from straightvq.studies.results import Findings
 from straightvq.studies.run import FINAL, Cell
 from straightvq.studies.study import Measure, Study
-from straightvq.tasks._run import read_log
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +28,7 @@ STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 
 
 def draw(folder: Path, context: Context, results: Findings, cells: Sequence[Cell]) -> None:
-    """Writes ``results.png`` and ``curves.png`` of whatever is finished."""
+    """Writes ``results.png``, ``curves.png`` and the points of the latter, ``curves.csv``, of whatever is finished."""
     places = [
         (place, [cell for cell in cells if (cell.set, cell.model) == place])
         for place in dict.fromkeys((cell.set, cell.model) for cell in cells)
@@ -34,26 +36,14 @@ def draw(folder: Path, context: Context, results: Findings, cells: Sequence[Cell
     shown = [here for _, here in places if any(results.of(cell, FINAL) for cell in here)]
     if shown:
         save(_dots(context.study, results, shown), folder / "results.png")
-        measure = _charted(context.study, folder, results, shown)
-        if measure is not None:
-            save(_curves(context.study, measure, folder, results, shown), folder / "curves.png")
-
-
-def _charted(study: Study, folder: Path, results: Findings, places: Sequence[Sequence[Cell]]) -> Measure | None:
-    """The first measure that is also taken on the validation set; some are known at the end only."""
-    runs = [_runs(folder, results, cell) for cells in places for cell in cells]
-    for measure in study.measures:
-        if any(read_log(run, _on_validation(measure))[0] for of_cell in runs for run in of_cell):
-            return measure
-    return None
-
-
-def _on_validation(measure: Measure) -> str:
-    return f"val/{measure.name.partition('/')[2]}"
-
-
-def _runs(folder: Path, results: Findings, cell: Cell) -> list[Path]:
-    return [folder / "runs" / cell.folder / f"seed{r.number}" for r in results.of(cell, FINAL)]
+        # The first measure that is also taken on the validation set; some are known at the end only.
+        for measure in context.study.measures:
+            name = f"val/{measure.name.partition('/')[2]}"
+            recorded = Curves.recorded(name, folder, results, [cell for here in shown for cell in here])
+            if recorded.points:
+                write_text(folder / curves.FILE, recorded.table())
+                save(_curves(context.study, measure, recorded, shown), folder / "curves.png")
+                break
 
 
 def _dots(study: Study, results: Findings, places: Sequence[Sequence[Cell]]) -> "Figure":
@@ -82,13 +72,11 @@ def _dots(study: Study, results: Findings, places: Sequence[Sequence[Cell]]) -> 
     return figure
 
 
-def _curves(
-    study: Study, measure: Measure, folder: Path, results: Findings, places: Sequence[Sequence[Cell]]
-) -> "Figure":
+def _curves(study: Study, measure: Measure, recorded: Curves, shown: Sequence[Sequence[Cell]]) -> "Figure":
     """A measure of the methods on the validation set over the steps, mean of the seeds that are there."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-    name = _on_validation(measure)
+    places = [cells for cells in shown if any(recorded.of(cell) for cell in cells)]
     rows = max(map(len, places))
     above = 0.6 + 0.32 * (1 if rows <= 4 else math.ceil(rows / 2))  # a legend in one line, or in two columns
     height = 3.8 + above
@@ -98,7 +86,7 @@ def _curves(
         ax = _axes(figure, 0, place, 1, len(places), left=1.0, height=height, above=above)
         handles = {}
         for number, cell in enumerate(cells):
-            steps, values = mean_curve([read_log(run, name) for run in _runs(folder, results, cell)])
+            steps, values = mean_curve(recorded.of(cell))
             if steps and not study.rows[cell.row].bound:
                 (handles[cell.row],) = ax.plot(
                     steps,

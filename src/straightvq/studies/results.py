@@ -13,9 +13,9 @@ from straightvq.files import write_text
 from straightvq.studies.origin import hardware, versions
 from straightvq.studies.run import Cell, Run
 
-__all__ = ["Findings", "Result", "Results"]
+__all__ = ["Findings", "Result", "Results", "read_table"]
 
-FILE = "result.json"
+FILE, TABLE = "result.json", "results.csv"
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,9 @@ class Result:
         )
 
 
+NAMED = [name for name in Result.__dataclass_fields__ if name != "metrics"]
+
+
 class Findings:
     """Results to be compared.
 
@@ -112,16 +115,29 @@ class Results(Findings):
 
     def place(self, run: Run) -> Path:
         """Folder of a run."""
-        return self.folder / "runs" / run.cell.folder / run.name
+        return self.folder / self.inner(run)
+
+    @staticmethod
+    def inner(run: Run) -> Path:
+        """Folder of a run within that of its study."""
+        return Path("runs") / run.cell.folder / run.name
 
     def get(self, run: Run) -> Result | None:
         """The result of a run with these very settings."""
         found = self._known.get(self.place(run))
         return found if found is not None and found.settings == run.settings else None
 
+    def has(self, run: Run) -> bool:
+        """Whether there is a result, whatever its settings."""
+        return self.place(run) in self._known
+
     def is_stale(self, run: Run) -> bool:
         """Whether there is a result of other settings."""
-        return self.place(run) in self._known and self.get(run) is None
+        return self.has(run) and self.get(run) is None
+
+    def suppose(self, run: Run, result: Result) -> None:
+        """Knows a result until the files are read again."""
+        self._known[self.place(run)] = result
 
     def matching(self, runs: Iterable[Run]) -> Findings:
         """The results of these very runs, without those of other settings."""
@@ -135,7 +151,7 @@ class Results(Findings):
     def write(self) -> None:
         """Writes the table of all."""
         self.refresh()
-        write_text(self.folder / "results.csv", self.table())
+        write_text(self.folder / TABLE, self.table())
 
     def forget(self, run: Run) -> bool:
         """Drops what is known of a run, whatever its settings; returns whether there was something."""
@@ -148,13 +164,35 @@ class Results(Findings):
             row = asdict(result)
             rows.append({**row, **row.pop("metrics")} | {"metrics": None})
         rows.sort(key=lambda r: (r["set"], r["model"], r["row"], r["kind"], r["number"]))
-        named = [name for name in Result.__dataclass_fields__ if name != "metrics"]
         metrics = sorted({key for result in self for key in result.metrics})
         text = io.StringIO()
-        writer = csv.DictWriter(text, [*named, *metrics], extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(text, [*NAMED, *metrics], extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         return text.getvalue()
+
+
+def read_table(file: Path) -> list[Result]:
+    """What `Results.table` wrote.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            reader = csv.DictReader(lines)
+            if not set(NAMED) <= set(reader.fieldnames or []):
+                raise ValueError("other columns")
+            return [_from_row(row) for row in reader]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"`reproduce`: {str(file)!r} is not a table of results that a study wrote.") from error
+
+
+def _from_row(row: dict[str, str]) -> Result:
+    metrics = {name: float(value) for name, value in row.items() if name not in NAMED and value}
+    numbers = {"number": int(row["number"]), "seconds": float(row["seconds"])}
+    values: dict[str, Any] = {name: row[name] for name in NAMED} | numbers | {"metrics": metrics}
+    return Result(**values)
 
 
 def _read(file: Path) -> Result:

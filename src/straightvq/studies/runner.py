@@ -16,6 +16,7 @@ from straightvq.studies.results import Results
 from straightvq.studies.run import Cell
 from straightvq.studies.study import Size, Study, unknown
 from straightvq.studies.study_file import load_study
+from straightvq.studies.transfer import take_over
 from straightvq.studies.work import Work
 
 __all__ = ["reproduce"]
@@ -35,13 +36,13 @@ def reproduce(
     dry_run: bool = False,
     keep: bool = False,
     rerun: bool = False,
+    known: Path | None = None,
 ) -> Path:
     """Runs what is missing of a study and writes its report.
 
     Finished runs are not repeated, a stopped one goes on from its last checkpoint, so the same call can be made until
-    nothing is left. Several processes may work on one folder if they are given different sets, models or rows, and if
-    what these share, such as a classifier in whose features all are measured, is finished; a run that another process
-    works on is refused. The report is of all that is finished on the sets named, and on others that have results here.
+    nothing is left. Several processes share the work if they are given the same call: a run is left to the process that
+    is at it. The report is of all that is finished on the sets named, and on others that have results here.
 
     Args:
         name: of a packaged study, or a YAML file.
@@ -54,6 +55,8 @@ def reproduce(
         dry_run: only lists the runs, with an estimate of the time.
         keep: whether the checkpoints of finished runs are kept; those that other runs build upon always are.
         rerun: repeats runs that failed, and those of other settings than the study's, which are refused otherwise.
+        known: results of the same study from elsewhere, a folder with their ``results.csv``. Those of the same settings
+            are taken over, tables, curve and samples without checkpoints, and not run again.
 
     Returns:
         The folder of the results: ``report.md``, ``report.tex``, ``results.csv``, figures, and ``runs``; and a folder
@@ -66,7 +69,7 @@ def reproduce(
     """
     study = load_study(name)
     if study.script is not None:
-        if size or data or sets or models or rows or seeds or precision or dry_run or keep or rerun:
+        if size or data or sets or models or rows or seeds or precision or dry_run or keep or rerun or known:
             raise ValueError(f"`reproduce`: the study {study.name} is a single figure and takes no option but --out.")
         return _run_script(study, out)
     size = "small" if size is None else size
@@ -85,13 +88,20 @@ def reproduce(
     for option, other in chosen.follows.items():
         work.before[option] = _preparation(work, other, data, precision)
     parts = [*work.before.values(), work]
-    if dry_run:
-        sys.stdout.write("".join([remark + "\n" if remark else "", *(part.listing() for part in parts)]))
-        return folder
-    for part in parts:
-        part.refuse_stale()
+    if not dry_run:
+        for part in parts:
+            part.refuse_stale()
     if remark:
         sys.stdout.write(remark + "\n")
+    if known is not None:
+        for part in parts:
+            place = known if part is work else known / part.study.name
+            if part is work or place.is_dir():
+                with _protected(part.folder, part.results):
+                    sys.stdout.write(take_over(part, place, write=not dry_run) + "\n")
+    if dry_run:
+        sys.stdout.write("".join(part.listing() for part in parts))
+        return folder
     options = [] if data is None else ["--data", "SETS"]  # a place on this machine means nothing to a reader
     options += [] if set(shown) in (set(chosen.sets), set(chosen.without_data)) else ["--sets", *shown]
     options += [] if seeds == chosen.seeds else ["--seeds", str(seeds)]

@@ -85,10 +85,17 @@ class Work:
                 for cell in here:
                     yield self.final(cell, seed)
 
+    def compared(self) -> Iterator[Run]:
+        """The runs of everything that the study compares, tuning first."""
+        for cell in self.everything:
+            yield from self.tuning(cell)
+        for cell in self.everything:
+            for seed in range(self.seeds):
+                yield self.final(cell, seed)
+
     def reported(self) -> tuple[Findings, int]:
         """The results of everything that the study compares now, and the number of those of other settings."""
-        runs = [run for cell in self.everything for run in self.tuning(cell)]
-        runs += [self.final(cell, seed) for cell in self.everything for seed in range(self.seeds)]
+        runs = list(self.compared())
         return self.results.matching(runs), sum(map(self.results.is_stale, runs))
 
     def is_due(self, run: Run) -> bool:
@@ -186,7 +193,7 @@ class Work:
             if not any(place.glob("*.ckpt")):
                 raise ValueError(
                     f"`reproduce`: {run.title} is built upon the checkpoint in {str(place)!r}, which is gone. Remove "
-                    "that folder, and the same command makes it anew."
+                    "that folder, and the same command makes it anew (without --known, which brings no checkpoints)."
                 )
         return None
 

@@ -13,6 +13,8 @@ import yaml  # type: ignore[import-untyped]
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
+from straightvq.files import write_text
+
 KEPT = "checkpoints"
 """Subfolder of the checkpoints that ``--keep_every`` writes."""
 
@@ -119,6 +121,12 @@ def read_log(folder: Path, name: str) -> tuple[list[int], list[float]]:
     steps = sorted(values)
     # The loggers count a step from 0, the checkpoints from 1.
     return [step + 1 for step in steps], [values[step] for step in steps]
+
+
+def write_log(folder: Path, name: str, steps: list[int], values: list[float]) -> None:
+    """A log for `read_log`, of a run that was made elsewhere."""
+    lines = [f"step,{name}", *(f"{step - 1},{value!r}" for step, value in zip(steps, values, strict=True))]
+    write_text(folder / "metrics" / "version_0" / "metrics.csv", "\n".join([*lines, ""]))
 
 
 def log_rows(folder: Path) -> Iterator[dict[str, str]]:

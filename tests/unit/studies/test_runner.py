@@ -1,6 +1,5 @@
 """Studies through the real command line: whole, stopped and taken up again, with mistakes."""
 
-import csv
 import errno
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ import filelock
 import pytest
 import torch
 import yaml
+from tests.small_study import STUDY, Counter, edited, table
 
 from straightvq.cli import main
 from straightvq.studies import load_study, runner, training, work
@@ -25,106 +25,6 @@ from straightvq.studies.run import Cell, Run
 from straightvq.tasks import Tokenizer
 from straightvq.tasks.command_line import TrainingCLI, quiet
 
-# Two rows in one network of toy size, tuned over two settings; a second or so for each run.
-STUDY: dict[str, Any] = {
-    "title": "Two rows",
-    "measures": {
-        "test/accuracy": {"label": "accuracy", "better": "higher", "scale": 100, "unit": "%"},
-        "test/perplexity": {"label": "perplexity"},
-    },
-    "tune": {
-        "by": "val/accuracy",
-        "settings": {"lr 1e-2": {"model.init_args.lr": 1e-2}, "lr 1e-3": {"model.init_args.lr": 1e-3}},
-    },
-    "base": {
-        "model": {
-            "class_path": "straightvq.tasks.Classification",
-            "init_args": {
-                "warmup_steps": 2,
-                "model": {
-                    "class_path": "straightvq.models.AlexNet",
-                    "init_args": {"num_classes": 10, "in_channels": 1, "width": 2, "small_images": True},
-                },
-            },
-        },
-        "data": {
-            "class_path": "straightvq.data.Images",
-            "init_args": {"size": 8, "channels": 1, "batch_size": 16, "on_error": "raise"},
-        },
-        "trainer": {"accelerator": "cpu", "max_steps": -1, "num_sanity_val_steps": 0, "log_every_n_steps": 2},
-        "checkpoint": {"monitor": None, "save_top_k": 0},
-        "monitor": {"pictures_every": 0},
-        "save_every": 3,
-    },
-    "sets": {
-        "digits": {"config": {"data.init_args": {"source": "digits", "num_train": 80, "num_test": 32}}},
-        "own": {"folder": "own", "config": {}},
-    },
-    "rows": {
-        "VQ": {
-            "config": {
-                "model.init_args.model.init_args.quantizer": {
-                    "class_path": "straightvq.studies.ablation",
-                    "init_args": {"dim": 12, "codebook_size": 8, "channel_dim": 1},
-                }
-            },
-            "paper": {"net": {"accuracy": 47.2}},
-        },
-        "unquantized": {"config": {"model.init_args.model.init_args.quantizer": None}},
-    },
-    "sizes": {
-        "s": {
-            "sets": ["digits"],
-            "seeds": 2,
-            "models": {"net": {"seconds": 2, "config": {}}},
-            "config": {"trainer.max_epochs": 2},
-            "tune": {"trainer.max_epochs": 1},
-        },
-        "own": {
-            "sets": ["own"],
-            "seeds": 1,
-            "models": {"net": {"config": {}}},
-            "config": {"trainer.max_epochs": 1},
-        },
-        "both": {
-            "sets": ["own"],
-            "without_data": ["digits"],
-            "seeds": 1,
-            "models": {"net": {"config": {}}},
-            "config": {"trainer.max_epochs": 1},
-        },
-    },
-}
-
-
-def edited(**changes: Any) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(yaml.safe_dump(STUDY, sort_keys=False))
-    for path, value in changes.items():
-        *parents, last = path.split("__")
-        place = content
-        for key in parents:
-            place = place[key]
-        place[last] = value
-    return content
-
-
-@pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs the study in its own folder: ``study("--rows", "VQ", size="s", content=STUDY)``."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*options: str, size: str = "s", content: dict[str, Any] = STUDY) -> int:
-        Path("mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-        return main(["reproduce", "mine.yaml", "--size", size, "--out", "out", *options])
-
-    return run
-
-
-def table(folder: Path = Path("out")) -> list[dict[str, str]]:
-    """Without the seconds, which no two runs share."""
-    with (folder / "results.csv").open(newline="") as file:
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
-
 
 def folder_is_locked(place: Path) -> filelock.FileLock:
     """As another process that works on a run does it."""
@@ -132,22 +32,6 @@ def folder_is_locked(place: Path) -> filelock.FileLock:
     lock = filelock.FileLock(place.parent / f".{place.name}.lock", is_singleton=False)
     lock.acquire()
     return lock
-
-
-class Counter:
-    """Counts the trainings; stops before a given one as Ctrl-C would."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None, at: int = -1) -> None:
-        self.titles: list[str] = []
-        real = training.train
-
-        def counted(run: Run, *args: Any, **kwargs: Any) -> Any:
-            if len(self.titles) == at and error is not None:
-                raise error
-            self.titles.append(run.title)
-            return real(run, *args, **kwargs)
-
-        monkeypatch.setattr(work, "train", counted)
 
 
 def test_whole_study(
@@ -586,22 +470,6 @@ def test_a_figure_cannot_take_the_place_of_a_file(
     said = capsys.readouterr().err
     assert said.startswith("straightvq: ")
     assert "taken" in said
-
-
-@pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
-    """The runs that would be trained, in place of their training."""
-    runs: list[Run] = []
-
-    def train(run: Run, place: Path, *args: Any, **kwargs: Any) -> Result:
-        runs.append(run)
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "last.ckpt").touch()
-        return Result.of(run, 1.0, {"test/accuracy": 0.5, "val/accuracy": 0.5})
-
-    monkeypatch.setattr(work, "train", train)
-    monkeypatch.setattr(runner, "draw", lambda *args: None)
-    return runs
 
 
 @pytest.fixture

@@ -1,0 +1,140 @@
+"""Results that were made elsewhere are taken over from their tables, and nothing but those of the same settings."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from benchmarks.collect import collect
+from tests.small_study import STUDY, Counter, edited, table
+
+from straightvq.cli import main
+from straightvq.studies.curves import Curves
+from straightvq.studies.run import Cell, Run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The study, really run."""
+    place = tmp_path_factory.mktemp("finished")
+    (place / "mine.yaml").write_text(yaml.safe_dump(STUDY, sort_keys=False))
+    with contextlib.chdir(place):
+        assert main(["reproduce", "mine.yaml", "--size", "s", "--out", "out"]) == 0
+    return place / "out"
+
+
+@pytest.fixture
+def elsewhere(finished: Path, tmp_path: Path) -> Path:
+    """The finished study's tables and pictures, without its runs."""
+    return collect(finished, tmp_path / "kept")
+
+
+def test_a_study_goes_on_from_its_tables_as_if_its_runs_were_there(
+    study: Callable[..., int],
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    counter = Counter(monkeypatch)
+    assert study("--known", str(elsewhere)) == 0
+    assert counter.titles == []
+    assert f"8 finished runs taken over from {elsewhere}\n" in capsys.readouterr().out
+    for name in ("report.md", "report.tex", "results.csv", "curves.csv"):
+        assert Path("out", name).read_bytes() == (elsewhere / name).read_bytes(), name
+    for name in ("results.png", "curves.png"):
+        assert Path("out", name).is_file()
+    # Now they are this folder's own.
+    assert study("--known", str(elsewhere)) == 0
+    assert "0 finished runs taken over" in capsys.readouterr().out
+    assert study() == 0
+    assert counter.titles == []
+
+
+def test_what_the_tables_lack_is_run(
+    study: Callable[..., int],
+    elsewhere: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = table(elsewhere)
+    lines = (elsewhere / "results.csv").read_text().splitlines(keepends=True)
+    left = [line for line in lines if ",VQ,final,1," not in line]
+    assert len(left) == len(lines) - 1
+    (elsewhere / "results.csv").write_text("".join(left))
+    counter = Counter(monkeypatch)
+    assert study("--known", str(elsewhere)) == 0
+    assert counter.titles == ["digits net VQ seed 1"]
+    assert table() == whole
+
+
+def test_results_of_other_settings_stay_where_they_are(
+    study: Callable[..., int],
+    elsewhere: Path,
+    trained: list[Run],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    content = edited()
+    content["rows"]["VQ"]["config"]["model.init_args.lr"] = 0.02
+    assert study("--known", str(elsewhere), content=content) == 0
+    assert {run.cell.row for run in trained} == {"VQ"}
+    assert "4 finished runs taken over" in capsys.readouterr().out
+
+
+def test_a_listing_counts_what_would_be_taken_over_and_writes_nothing(
+    study: Callable[..., int],
+    elsewhere: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert study("--known", str(elsewhere), "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert said.count(": finished") == 8
+    assert not Path("out").exists()
+
+
+def test_own_results_come_first(
+    study: Callable[..., int],
+    elsewhere: Path,
+    trained: list[Run],
+) -> None:
+    assert study() == 0
+    own = table()
+    assert own != table(elsewhere)
+    assert study("--known", str(elsewhere)) == 0
+    assert table() == own
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("results.csv", None, "must be a folder with the results.csv of a study"),
+        ("results.csv", "a,b\n1,2\n", "is not a table of results"),
+        ("results.csv", "\x00\x01", "is not a table of results"),
+        ("curves.csv", "a,b\n1,2\n", "is not a table of curves"),
+        ("curves.csv", "set,model,row,seed,step,val/accuracy\nx,y,z,zero,1,2\n", "is not a table of curves"),
+        ("curves.csv", "", "is not a table of curves"),
+    ],
+)
+def test_what_is_no_table_is_named_and_nothing_is_written(
+    study: Callable[..., int],
+    elsewhere: Path,
+    name: str,
+    content: str | None,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (elsewhere / name).unlink()
+    if content is not None:
+        (elsewhere / name).write_text(content)
+    assert study("--known", str(elsewhere)) == 2
+    assert message in capsys.readouterr().err
+    assert not list(Path(".").glob("out/runs/*/*/*/*/result.json"))
+
+
+def test_curves_come_back_from_their_table(tmp_path: Path) -> None:
+    cell, other = Cell("a", "b, c", "d"), Cell("a", "e", "d")
+    curves = Curves(
+        "val/mse", {(cell, 0): ([10, 20], [0.1, 1 / 3]), (cell, 2): ([10], [5.0]), (other, 0): ([1], [2.0])}
+    )
+    (tmp_path / "curves.csv").write_text(curves.table())
+    assert Curves.read(tmp_path / "curves.csv") == curves
+    assert curves.of(cell) == [([10, 20], [0.1, 1 / 3]), ([10], [5.0])]
