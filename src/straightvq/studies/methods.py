@@ -10,6 +10,7 @@ from straightvq.nn import (
     DeadCodeReset,
     GradientUpdate,
     KMeansInit,
+    NormalInit,
     Parametrization,
     RunningAffine,
     StraightThrough,
@@ -34,12 +35,14 @@ def ablation(
     fraction: float | None = None,
     patience: int | None = None,
     l2: bool = False,
+    kmeans: bool = True,
     commitment: float = 0.25,
 ) -> VectorQuantizer:
     """Plain VQ with a k-means start, plus any of the paper's methods.
 
     All of them together, with the values of `straightvq.presets.vq_ste_pp`, are that preset. Every row starts from
-    k-means, plain VQ too: a row differs from the first one in what it switches on and in nothing else.
+    k-means unless it is told otherwise, plain VQ too: a row differs from the first one in what it switches on and in
+    nothing else.
 
     Args:
         dim: channels of ``z``.
@@ -53,6 +56,7 @@ def ablation(
             trained by gradient.
         patience: steps without use before a code is replaced; None for no replacement.
         l2: unit-norm embeddings and codes.
+        kmeans: start the codes from k-means of the first batch, or from N(0, 1) as the authors' code does.
         commitment: weight of the commitment loss.
 
     Raises:
@@ -66,6 +70,7 @@ def ablation(
     """
     check_bool("ablation", "l2", l2)
     check_bool("ablation", "running", running)
+    check_bool("ablation", "kmeans", kmeans)
     if running and lr_scale is not None:
         raise ValueError(
             "`ablation`: affine codes are learned (`lr_scale`) or follow running statistics (`running`), not both. "
@@ -80,7 +85,7 @@ def ablation(
         Codebook(
             codebook_size,
             parametrization=Chain(parts) if len(parts) > 1 else parts[0] if parts else None,
-            init=KMeansInit(),
+            init=KMeansInit() if kmeans else NormalInit(),
             update=GradientUpdate() if fraction is None else AlternatedUpdate(fraction=fraction),
             reset=None if patience is None else DeadCodeReset(patience),
         ),

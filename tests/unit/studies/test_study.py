@@ -133,6 +133,8 @@ def test_each_method_changes_one_part() -> None:
     assert "DeadCodeReset" not in plain
     assert "AlternatedUpdate(" in repr(ablation(8, 16, fraction=0.1))
     assert "DeadCodeReset(" in repr(ablation(8, 16, patience=20))
+    assert "KMeansInit(" in plain
+    assert "NormalInit(std=1.0)" in repr(ablation(8, 16, kmeans=False))
     assert "RunningAffine(momentum=0.1, groups=4" in repr(ablation(8, 16, running=True, groups=4))
     assert ablation(8, 16, l2=True)(torch.randn(4, 8)).quantized.norm(dim=1).allclose(torch.ones(4), atol=1e-5)
 
