@@ -1,5 +1,6 @@
 """One run of a study: `straightvq fit` with overlays, taken up where it was stopped, and measured."""
 
+import gc
 import math
 import shlex
 import shutil
@@ -41,6 +42,8 @@ def train(run: Run, place: Path, configs: Path, show: Show) -> Result:
     Returns:
         The result; of a training that broke off because its values were no longer finite, with an ``error``.
     """
+    # A trainer and its callbacks refer to one another, so that the memory of the run before may still be held.
+    gc.collect()
     words = _words(run, place, configs)
     watcher = _Watcher(show)
     with quiet(), warnings.catch_warnings():
