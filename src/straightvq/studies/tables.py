@@ -213,7 +213,8 @@ def _pairs(
         text = f"{row} against {other}: {_against(headline, against, own, values)}"
         text += f", {against.verdict}" if against.verdict else ""
         theirs, base = paper[row].get(headline.label), paper[other].get(headline.label)
-        if theirs is not None and base is not None:
+        # Two forms of one row of the paper's have the same values, which say nothing.
+        if theirs is not None and base is not None and theirs != base:
             direction = _direction(headline, against, theirs - base)
             text += f" (paper {_paper_against(headline, theirs, base)}{f': {direction}' if against.verdict else ''})"
         sentences.append(text + ".")

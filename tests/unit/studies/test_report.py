@@ -126,6 +126,10 @@ def test_a_row_is_compared_with_the_rows_that_it_names(study: Study, results: Re
     note = main_table(dataclasses.replace(study, rows=named), cells(study), results).note
     assert note.endswith(" half against same: -2.10 ± 0.00 (x 0.50), better (paper -2.00 (x 0.60): agrees).")
     assert "against none" not in note
+    # Two forms of one row of the paper's: it has nothing to say on their difference.
+    own = {**named, "half": dataclasses.replace(named["half"], paper=study.rows["same"].paper)}
+    note = main_table(dataclasses.replace(study, rows=own), cells(study), results).note
+    assert note.endswith(" half against same: -2.10 ± 0.00 (x 0.50), better.")
 
 
 def test_main_table(study: Study, results: Results) -> None:
