@@ -224,8 +224,9 @@ class Codebook(Part):
     @torch.no_grad()
     def write(self, codes: Tensor, rows: Tensor) -> None:
         """Writes effective ``codes`` (size, dim) through the parametrization's inverse where ``rows`` is set."""
-        raw = self.parametrization.inverse(codes.to(self.raw.dtype))
-        self.raw.copy_(torch.where(rows[:, None], raw, self.raw))
+        raw = self.parametrization.rebase(self.raw, rows)
+        written = self.parametrization.inverse(codes.to(self.raw.dtype))
+        self.raw.copy_(torch.where(rows[:, None], written, raw))
 
     @torch.no_grad()
     def set_codes(self, codes: Tensor) -> None:

@@ -19,6 +19,8 @@ from straightvq.nn.ranks import Message
 # Below this a scale counts as zero: its inverse would blow rounding up.
 _SMALLEST_SCALE = 1e-4
 _SMALLEST_VARIANCE = 1e-12
+# Between its inverse and this a running scale is left alone.
+_LARGEST_SCALE = 1024.0
 
 
 class Parametrization(Part):
@@ -54,6 +56,13 @@ class Parametrization(Part):
     def adopt(self, codes: Tensor) -> Tensor:
         """Raw table for a whole new set of codes (init, import); may change the map so that it fits them."""
         return self.inverse(codes)
+
+    def rebase(self, raw: Tensor, rows: Tensor) -> Tensor:
+        """Raw table that gives the same codes, before ``rows``, Bool (k,), are written through the inverse.
+
+        May change the map with it, if its inverse has become too steep.
+        """
+        return raw
 
     def observe(self, batch: Batch, raw: Tensor) -> None:
         """Sees the batch before the codes are read. Training only."""
@@ -205,6 +214,20 @@ class RunningAffine(Parametrization):
         grouped = (_by_group(codes, self.groups) - self.mean_z[:, None]) / self._scale() + self.mean_c[:, None]
         return grouped.reshape(codes.shape).to(codes.dtype)
 
+    def rebase(self, raw: Tensor, rows: Tensor) -> Tensor:
+        """Makes the map the identity where its scale has left [1/1024, 1024]; the codes stay what they are.
+
+        Codes that are written again and again, and have another variance than the embeddings, move the scale on with
+        every step, and one written into a channel that is constant in the embeddings moves it by orders of magnitude:
+        the raw table would overflow.
+        """
+        scale = self._scale()[:, 0]
+        is_steep = ((scale < 1 / _LARGEST_SCALE) | (scale > _LARGEST_SCALE)) & rows.any()
+        based = torch.where(is_steep[:, None], _by_group(self(raw), self.groups), _by_group(raw, self.groups))
+        self.mean_c.copy_(torch.where(is_steep, self.mean_z, self.mean_c))
+        self.var_c.copy_(torch.where(is_steep, self.var_z, self.var_c))
+        return based.reshape(raw.shape)
+
     def adopt(self, codes: Tensor) -> Tensor:
         mean, var = _moments(_by_group(codes, self.groups))
         for running, new in ((self.mean_z, mean), (self.mean_c, mean), (self.var_z, var), (self.var_c, var)):
@@ -327,6 +350,10 @@ class Chain(Parametrization):
         for part in reversed(self._parts):
             codes = part.adopt(codes)
         return codes
+
+    def rebase(self, raw: Tensor, rows: Tensor) -> Tensor:
+        # The table is the first part's; what comes after it acts on codes that only an inverse could change.
+        return self._parts[0].rebase(raw, rows)
 
     def observe(self, batch: Batch, raw: Tensor) -> None:
         for part in self._parts:

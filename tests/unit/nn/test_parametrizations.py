@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from tests.reference import naive
 from torch import Tensor
 
 import straightvq as svq
+from straightvq.nn import parametrizations
 from straightvq.nn.batch import Batch
 from straightvq.nn.ranks import Message
 
@@ -199,6 +202,80 @@ def test_running_affine_is_untouched_by_a_batch_without_vectors(groups: int) -> 
         remember(part, empty, torch.full((len(empty),), -1))
     for name, value in before.items():
         assert torch.equal(value, part.state_dict()[name]), name
+
+
+@every
+def test_a_rebased_table_has_the_same_codes(make: object) -> None:
+    part = stirred(bound(make(), 8, 3))  # type: ignore[operator]
+    if "var_c" in dict(part.named_buffers()):
+        part.get_buffer("var_c")[0, 1] = 1e-14  # scale 7e5
+        part.get_buffer("var_c")[0, 2] = 1e14
+    raw = torch.randn(8, 3, dtype=torch.float64)
+    codes = part(raw)
+    torch.testing.assert_close(part(part.rebase(raw, torch.ones(8, dtype=torch.bool))), codes, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_only_steep_channels_are_rebased_and_only_for_a_write(groups: int) -> None:
+    part = stirred(bound(svq.RunningAffine(groups=groups), 8, 3))
+    part.var_c[-1, 1] = 1e8
+    raw = torch.randn(8, 3, dtype=torch.float64)
+    before = {name: value.clone() for name, value in part.state_dict().items()}
+    assert torch.equal(part.rebase(raw, torch.zeros(8, dtype=torch.bool)), raw)
+    assert all(torch.equal(before[name], value) for name, value in part.state_dict().items())
+    rows = torch.arange(8) == 0
+    based = part.rebase(raw, rows)
+    own = 8 - 8 // groups  # the first code of the last group
+    assert torch.equal(based[:own], raw[:own])
+    assert torch.equal(based[:, [0, 2]], raw[:, [0, 2]])
+    torch.testing.assert_close(based[own:, 1], part(based)[own:, 1])  # the identity
+    assert part.var_c[-1, 1] == part.var_z[-1, 1]
+    assert torch.equal(part.rebase(based, rows), based)
+
+
+def test_a_channel_without_variance_can_be_written_again_and_again() -> None:
+    """An embedding's channel may be constant, such as that of a dead ReLU, when codes are written beside it."""
+    torch.manual_seed(0)
+    codebook = svq.Codebook(32, parametrization=svq.RunningAffine(), init=svq.SampleInit())
+    layer = svq.VectorQuantizer(3, codebook)
+    for _ in range(60):
+        layer(torch.randn(256, 3) * torch.tensor([1.0, 1.0, 0.0]))
+        wanted = layer.codes()
+        wanted[5] = torch.tensor([0.5, -2.0, 3.0])
+        codebook.write(wanted, torch.arange(32) == 5)
+        torch.testing.assert_close(layer.codes(), wanted, rtol=1e-4, atol=1e-4)
+    assert codebook.raw.abs().max() < 1e5
+
+
+@pytest.mark.parametrize("spread", [0.2, 5.0])
+def test_codes_with_another_spread_than_the_embeddings_do_not_drive_the_table_away(spread: float) -> None:
+    """Writes that hold the codes' variance off the embeddings' move the scale on with every step."""
+    torch.manual_seed(0)
+    codebook = svq.Codebook(16, parametrization=svq.RunningAffine(), init=svq.SampleInit())
+    layer = svq.VectorQuantizer(4, codebook)
+    everything, codes = torch.ones(16, dtype=torch.bool), spread * torch.randn(16, 4)
+    for _ in range(2000):
+        layer(torch.randn(64, 4))
+        codebook.write(codes, everything)
+    assert 1e-4 < codebook.raw.abs().max() < 1e5
+    torch.testing.assert_close(layer.codes(), codes, rtol=1e-4, atol=1e-4)
+
+
+def test_rebasing_changes_the_numbers_and_not_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same codes in float64, whether the table is rebased at every write or never."""
+    trained = []
+    for largest in (1.0, math.inf):
+        monkeypatch.setattr(parametrizations, "_LARGEST_SCALE", largest)
+        torch.manual_seed(0)
+        parts = {"update": svq.AlternatedUpdate(fraction=0.3), "reset": svq.DeadCodeReset(3)}
+        codebook = svq.Codebook(32, parametrization=svq.RunningAffine(groups=2), init=svq.SampleInit(), **parts)
+        layer = svq.VectorQuantizer(4, codebook).double()
+        for step in range(40):
+            layer((1 + 0.1 * step) * torch.randn(64, 4, dtype=torch.float64) + 0.2 * step)
+        trained.append((layer.codes(), codebook.raw.clone()))
+    (codes, raw), (same, other) = trained
+    torch.testing.assert_close(codes, same, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(raw, other, rtol=0.1)
 
 
 def test_running_affine_ignores_masked_vectors() -> None:
