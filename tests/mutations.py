@@ -95,9 +95,16 @@ FAULTS = [
     Fault(
         "forgotten inverse map",
         CODEBOOK,
-        "raw = self.parametrization.inverse(codes.to(self.raw.dtype))",
-        "raw = codes.to(self.raw.dtype)",
+        "written = self.parametrization.inverse(codes.to(self.raw.dtype))",
+        "written = codes.to(self.raw.dtype)",
         KNOWN,
+    ),
+    Fault(
+        "scale that runs away",
+        CODEBOOK,
+        "raw = self.parametrization.rebase(self.raw, rows)",
+        "raw = self.raw",
+        "tests/unit/nn/test_parametrizations.py",
     ),
     Fault("missing all-reduce", CODEBOOK, "message = Message(self.process_group)", "message = Message(False)", LAWS),
     Fault(

@@ -22,7 +22,7 @@ def load_study(name: str) -> Study:
 
     Example:
         >>> list(load_study("classification").rows)[:3]
-        ['VQ', 'affine', 'sync']
+        ['VQ', 'affine', 'affine (running)']
     """
     path = _find(name)
     return _Reader(path).study(_read(path, []))
