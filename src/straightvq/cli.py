@@ -312,7 +312,7 @@ def _generate(args: list[str]) -> None:
     )
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, such as runs/maskgit_digits")
     parser.add_argument("--num", type=int, default=64, help="pictures (default: %(default)s)")
-    parser.add_argument("--classes", default=None, help="numbers or names, such as 3,5, or any (default: all in turn)")
+    parser.add_argument("--classes", default=None, help="names or numbers, such as 3,5, or any (default: all in turn)")
     parser.add_argument("--steps", type=int, default=None, help="of decoding (default: the run's)")
     parser.add_argument("--temperature", type=float, default=None, help="more is more varied (default: the run's)")
     parser.add_argument("--guidance", type=float, default=None, help="more is truer to the class (default: the run's)")

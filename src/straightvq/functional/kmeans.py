@@ -1,6 +1,7 @@
 """k-means in bounded memory, with k-means++ seeding."""
 
 from collections.abc import Iterator
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -86,7 +87,7 @@ def _check(z: Tensor, num_codes: int, iterations: int, batch_size: int | None) -
     if batch_size is not None:
         counts.append(("batch_size", batch_size, 1))
     for name, value, least in counts:
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, Integral) or isinstance(value, bool):
             raise TypeError(f"`kmeans`: `{name}` must be an integer. Got {value!r}.")
         if value < least:
             raise ValueError(f"`kmeans`: `{name}` must be >= {least}. Got {value}.")

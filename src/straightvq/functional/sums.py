@@ -46,7 +46,7 @@ def _check(z: Tensor, indices: Tensor, num_codes: int) -> None:
         raise TypeError(f"`code_sums`: `z` must be a floating-point tensor. Got {got}.")
     if not isinstance(indices, Tensor) or indices.dtype not in (torch.int64, torch.int32):
         got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
-        raise TypeError(f"`code_sums`: `indices` must be an integer tensor. Got {got}.")
+        raise TypeError(f"`code_sums`: `indices` must be an integer tensor, int64 or int32. Got {got}.")
     if z.ndim != 2 or indices.shape != z.shape[:1]:
         raise ValueError(
             f"`code_sums`: `z` must be (n, d) and `indices` (n,). Got {tuple(z.shape)} and {tuple(indices.shape)}."

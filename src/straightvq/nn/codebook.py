@@ -135,7 +135,7 @@ class Codebook(Part):
             self.reset.bind(self.size, dim)
         with torch.no_grad():
             start = self.init.start(self.size, dim).to(torch.get_default_dtype())
-            raw = self.parametrization.adopt(start)
+            raw = self.parametrization.inverse(start)  # its statistics wait for data
         if raw_takes_gradient:
             self.raw = nn.Parameter(raw)
         else:
@@ -143,10 +143,11 @@ class Codebook(Part):
         self.register_buffer("is_ready", torch.zeros((), dtype=torch.bool))
         self.register_buffer("is_set", torch.zeros((), dtype=torch.bool))
         self.register_buffer("is_frozen", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("pool", raw.new_empty(0, dim))
         self.register_buffer("rewritten", torch.zeros(self.size, dtype=torch.bool))
         self.register_buffer("seed", torch.randint(1 << 62, ()))
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+        # Part of the state, but no buffer: its length varies, and whoever averages models copies buffers one to one.
+        self.pool = raw.new_empty(0, dim)
         self._read_flags()
 
     @torch.no_grad()
@@ -182,13 +183,41 @@ class Codebook(Part):
                 if self._frozen:
                     parameter.grad = None  # an optimizer skips it: no weight decay, no momentum
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        pool = state_dict.get(prefix + "pool")
-        if self._is_bound and pool is not None and pool.ndim == 2 and pool.shape[1:] == self.pool.shape[1:]:
-            self.pool = self.pool.new_empty(pool.shape)  # the only buffer whose length varies
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
+        super()._apply(fn, recurse)
         if self._is_bound:
-            self._read_flags()
+            self.pool = fn(self.pool)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._is_bound:
+            destination[prefix + "pool"] = self.pool
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        name = prefix + "pool"
+        pool = state_dict.pop(name, None) if self._is_bound else None
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if not self._is_bound:
+            return
+        if pool is None:
+            missing_keys.append(name)
+        elif pool.ndim != 2 or pool.shape[1] != self.pool.shape[1]:
+            error_msgs.append(f"size mismatch for {name}: expected (n, {self.pool.shape[1]}). Got {tuple(pool.shape)}.")
+        else:
+            self.pool = pool.detach().to(self.pool, copy=True)
+        self._read_flags()
 
     # --- reading and writing ------------------------------------------------------------------------------------
 
@@ -371,7 +400,7 @@ class Codebook(Part):
 
     def _initialise_now(self, z: Tensor, valid: Tensor | None) -> None:
         """Makes all ranks equal, then fits the codes to all vectors seen so far."""
-        for tensor in (*self.parameters(), *self.buffers()):
+        for tensor in (*self.parameters(), *self.buffers(), self.pool):
             copy_from_first_rank(tensor.detach(), self.process_group)
         if self.is_set or not self.init.needs_data:
             self.parametrization.observe(Batch(z, valid, self.process_group), self.raw)
@@ -380,7 +409,7 @@ class Codebook(Part):
         rows = rows_over_ranks(z if valid is None else z[valid], self.process_group)
         if len(rows) == 0:
             return
-        pool = torch.cat([self.pool, rows.to(self.pool.dtype)])
+        pool = torch.cat([self.pool.to(rows.device), rows.to(self.pool.dtype)])
         generator = torch.Generator().manual_seed(int(draw_integers(self.seed, self.step, _INIT, (1,))))
         seen = len(pool)
         if seen > _PLENTY * self.size:

@@ -28,6 +28,8 @@ class Parametrization(Part):
 
     # Whether autograd keeps the raw table to differentiate `forward`.
     saves_table = True
+    # Whether every table of codes has a raw table that gives it: what a later part of a chain may rely on.
+    is_onto = False
 
     @property
     def is_learned(self) -> bool:
@@ -84,6 +86,7 @@ class Direct(Parametrization):
     """
 
     saves_table = False
+    is_onto = True
 
     def forward(self, raw: Tensor) -> Tensor:
         return raw
@@ -116,6 +119,8 @@ class Affine(Parametrization):
         >>> affine(torch.ones(1, 1)).item(), affine.inverse(torch.full((1, 1), 2.5)).item()
         (2.5, 1.0)
     """
+
+    is_onto = True
 
     def __init__(self, lr_scale: float = 1.0, groups: int = 1) -> None:
         super().__init__()
@@ -171,6 +176,8 @@ class RunningAffine(Parametrization):
     global statistic to all groups, here groups really differ; their remedy shrinks the mean too, which at mean 1,000
     and unit spread would put the codes two standard deviations beside the data.
     """
+
+    is_onto = True
 
     def __init__(self, momentum: float = 0.1, groups: int = 1, shrink: float = 0.9998) -> None:
         super().__init__()
@@ -319,6 +326,7 @@ class Chain(Parametrization):
         if not isinstance(parts, Sequence) or not parts:
             raise ValueError(f"`Chain`: `parts` must be a list of at least one parametrization. Got {parts!r}.")
         self.parts = nn.ModuleList(check_part(self, "parts", part, Parametrization) for part in parts)
+        self.is_onto = all(part.is_onto for part in self._parts)
 
     @property
     def is_learned(self) -> bool:
@@ -352,8 +360,23 @@ class Chain(Parametrization):
         return codes
 
     def rebase(self, raw: Tensor, rows: Tensor) -> Tensor:
-        # The table is the first part's; what comes after it acts on codes that only an inverse could change.
-        return self._parts[0].rebase(raw, rows)
+        parts = self._parts
+        tables = [raw]  # what each part maps
+        for part in parts[:-1]:
+            tables.append(part(tables[-1]))
+        for last in reversed(range(len(parts))):
+            if not all(part.is_onto for part in parts[:last]):
+                continue  # what it wants to map instead may not be reachable
+            based = parts[last].rebase(tables[last], rows)
+            if based is tables[last]:
+                continue
+            # Rows that it leaves alone keep their digits; the others go back through the parts before it.
+            moved = (based != tables[last]).any(1, keepdim=True)
+            tables[last] = based
+            for i in reversed(range(last)):
+                based = parts[i].inverse(based)
+                tables[i] = torch.where(moved, based, tables[i])
+        return tables[0]
 
     def observe(self, batch: Batch, raw: Tensor) -> None:
         for part in self._parts:

@@ -199,7 +199,14 @@ class QuantizedTask(lightning.LightningModule, ABC):
 
         def quantizer_loss() -> Tensor:
             z = self.latent(batch)
-            return quantizer(z if self.alternate == "codebook_and_encoder" else z.detach()).loss
+            loss = quantizer(z if self.alternate == "codebook_and_encoder" else z.detach()).loss
+            if not loss.requires_grad:
+                raise ValueError(
+                    f'`{type(self).__name__}`: `alternate` "codebook" has nothing to train in its first phase: the '
+                    "quantizer's loss depends on no code that takes a gradient. Give it a CodebookLoss, unfreeze its "
+                    'codebook, or set `alternate` to "no".'
+                )
+            return loss
 
         def task_loss() -> Tensor:
             seen["done"] = self.compute(batch)

@@ -74,6 +74,11 @@ def analyze(
         bar = progress.add_task("data", total=len(chosen) + 1)
         task, data = folder.build()
         check_task(task)
+        if not getattr(task, "quantize", True):
+            raise ValueError(
+                f"`analyze`: {str(folder.folder)!r} was trained with `quantize: false`: there is no quantization to "
+                "look at."
+            )
         task.to(place)
         probe = Probe(probe_batches(data, num_images, place), seed)
         options = _step_options(folder.config, place)

@@ -39,8 +39,9 @@ class Classification(QuantizedTask):
     Args:
         model: the network; any of the classifiers in `straightvq.models`.
         lr: peak learning rate.
-        codebook_lr: peak learning rate of the codebook's parameters; None takes ``lr``. Under "sgd" a codebook that
-            is trained by gradient needs one in the tens: its gradient is a mean over all vectors and channels.
+        codebook_lr: peak learning rate of the codebook's parameters; None takes ``lr``. With ``alternate`` that of
+            the second phase; the first has ``inner_lr``. Under "sgd" a codebook that is trained by gradient needs one
+            in the tens: its gradient is a mean over all vectors and channels.
         weight_decay: of the network; never applied to the codebook.
         optimizer: "adamw", or "sgd" with momentum.
         betas: of AdamW.
@@ -190,7 +191,7 @@ class Classification(QuantizedTask):
         """``{"logits": Float (B, num_classes), "prediction": Int64 (B)}``, with a quantizer also its ``indices``."""
         out = self(batch["image"])
         result = {"logits": out.logits, "prediction": out.logits.argmax(1)}
-        return result if out.quantizer is None else {**result, "indices": out.quantizer.indices}
+        return result if out.quantizer is None or not self.quantize else {**result, "indices": out.quantizer.indices}
 
     def _check_labels(self, label: Tensor, logits: Tensor) -> None:
         # On an accelerator torch's own assertion stops the kernel; asking here would make each step wait.

@@ -22,7 +22,7 @@ from straightvq.nn.part import check_float, check_int
 from straightvq.tasks._run import RunFolder, load_weights, pick_device, read_checkpoint
 from straightvq.tasks.generation import Generation
 
-__all__ = ["Sampling", "generate", "image_grid", "tokens_in_box"]
+__all__ = ["Sampling", "class_number", "generate", "image_grid", "tokens_in_box"]
 
 # Grids that are decoded at once.
 _BATCH = 64
@@ -36,7 +36,8 @@ class Sampling:
 
     Args:
         num: pictures, at least 1.
-        classes: numbers or names, taken in turn; "any" is the null class. None takes all classes of the network.
+        classes: names, or numbers that are no names, taken in turn; "any" is the null class. None takes all classes of
+            the network.
         steps: of decoding; None takes the task's.
         temperature: of the noise on the confidences, at least 0; None takes the task's.
         guidance: weight of the class against the null class, at least 0; None takes the task's.
@@ -53,6 +54,8 @@ class Sampling:
     def __post_init__(self) -> None:
         check_int("generate", "num", self.num, 1)
         check_int("generate", "seed", self.seed, 0)
+        if self.seed >= 1 << 63:
+            raise ValueError(f"`generate`: `seed` must be below 2**63. Got {self.seed}.")
         if self.steps is not None:
             check_int("generate", "steps", self.steps, 1)
         for name in ("temperature", "guidance"):
@@ -152,17 +155,22 @@ def _classes(names: Sequence[str] | None, task: Generation, data: Images) -> lis
         return None
     if names is None:
         return list(range(number))
-    return [_class(name, number, data) for name in names]
+    return [class_number(name, number, data) for name in names]
 
 
-def _class(name: str, number: int, data: Images) -> int:
+def class_number(name: str, number: int, data: Images) -> int:
+    """Label of a class that is given by its name, by its number in [0, ``number``), or as "any" (-1).
+
+    Raises:
+        ValueError: for what is none of them.
+    """
     if name == "any":
         return -1
-    if not name.lstrip("-").isdecimal():
-        known = data.class_names or []
-        if name not in known:
-            raise ValueError(f"`generate`: there is no class {name!r}. The data have {', '.join(known) or 'numbers'}.")
+    known = data.class_names or []
+    if name in known:  # first: a class may be called 10 and be the second one
         return known.index(name)
+    if not name.lstrip("-").isdecimal():
+        raise ValueError(f"`generate`: there is no class {name!r}. The data have {', '.join(known) or 'numbers'}.")
     if not 0 <= int(name) < number:
         raise ValueError(f"`generate`: a class must be in [0, {number}), a name, or any. Got {name}.")
     return int(name)

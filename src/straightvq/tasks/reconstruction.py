@@ -38,7 +38,8 @@ class Reconstruction(QuantizedTask):
     Args:
         model: the network; any of the autoencoders in `straightvq.models`.
         lr: peak learning rate of AdamW.
-        codebook_lr: peak learning rate of the codebook's parameters; None takes ``lr``.
+        codebook_lr: peak learning rate of the codebook's parameters; None takes ``lr``. With ``alternate`` that of
+            the second phase; the first has ``inner_lr``.
         weight_decay: of AdamW; never applied to the codebook.
         betas: of AdamW.
         warmup_steps: steps of linear warm-up. The cosine then reaches 0 at the last step that the Trainer plans.
@@ -144,9 +145,13 @@ class Reconstruction(QuantizedTask):
             self._distances = None
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """``{"indices": Int64 (B, h, w), "reconstruction": Float (B, C, H, W) in [0, 1]}``."""
+        """``{"indices": Int64 (B, h, w), "reconstruction": Float (B, C, H, W) in [0, 1]}``.
+
+        Without ``quantize`` there are no indices.
+        """
         out = cast(AutoencoderOutput, self(batch["image"]))
-        return {"indices": out.quantizer.indices, "reconstruction": out.reconstruction.clamp(0, 1)}
+        result = {"reconstruction": out.reconstruction.clamp(0, 1)}
+        return {"indices": out.quantizer.indices, **result} if self.quantize else result
 
 
 class _ImageMetrics(SetMetrics):

@@ -1,6 +1,7 @@
 import importlib
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from tests.reference import naive
@@ -18,6 +19,12 @@ def generator(seed: int = 0) -> torch.Generator:
 def distortion(z: Tensor, centres: Tensor) -> float:
     """Mean squared distance to the nearest centre."""
     return (z - centres[nearest_code(z, centres)]).square().sum(1).mean().item()
+
+
+def test_counts_may_be_integers_of_numpy() -> None:
+    z = torch.randn(20, 2, generator=generator())
+    plain, other = (kmeans(z, n, iterations=n, generator=generator()) for n in (3, np.int64(3)))
+    assert torch.equal(plain, other)
 
 
 def test_two_clusters_by_hand() -> None:

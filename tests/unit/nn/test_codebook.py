@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import straightvq as svq
 
@@ -159,6 +160,37 @@ def test_loading_a_frozen_state_clears_pending_gradients() -> None:
     before = layer.codes()
     optimizer.step()
     assert torch.equal(before, layer.codes())
+
+
+def test_averaged_models_can_copy_a_codebook_whose_init_is_not_finished() -> None:
+    for use_buffers in (False, True):
+        layer = quantizer(size=32, init=svq.KMeansInit())
+        averaged = AveragedModel(layer, multi_avg_fn=get_ema_multi_avg_fn(0.0), use_buffers=use_buffers)
+        for _ in range(8):  # the pool is full after seven
+            layer(torch.randn(20, 4))
+            averaged.update_parameters(layer)
+        z = torch.randn(6, 4)
+        assert torch.equal(averaged.eval()(z).quantized, layer.eval()(z).quantized)
+
+
+@pytest.mark.parametrize("shape", [None, (3,), (3, 5)])
+def test_a_state_without_a_fitting_pool_is_refused(shape: tuple[int, ...] | None) -> None:
+    layer = quantizer(size=32, init=svq.KMeansInit())
+    state = layer.state_dict()
+    if shape is None:
+        del state["codebook.pool"]
+    else:
+        state["codebook.pool"] = torch.zeros(shape)
+    with pytest.raises(RuntimeError, match=r"codebook\.pool"):
+        layer.load_state_dict(state)
+
+
+def test_the_pool_follows_the_codebook_to_other_dtypes() -> None:
+    layer = quantizer(size=32, init=svq.KMeansInit())
+    layer(torch.randn(20, 4))
+    assert layer.double().codebook.pool.dtype == torch.float64
+    assert layer.to("meta").codebook.pool.is_meta
+    assert len(layer.codebook.pool) == 20
 
 
 def test_loading_restores_the_pool_of_an_unfinished_init() -> None:

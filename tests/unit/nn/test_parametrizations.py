@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -245,6 +246,57 @@ def test_a_channel_without_variance_can_be_written_again_and_again() -> None:
         codebook.write(wanted, torch.arange(32) == 5)
         torch.testing.assert_close(layer.codes(), wanted, rtol=1e-4, atol=1e-4)
     assert codebook.raw.abs().max() < 1e5
+
+
+CHAINS = {
+    "affine before": lambda: svq.Chain([svq.Affine(), svq.RunningAffine()]),
+    "running before": lambda: svq.Chain([svq.RunningAffine(), svq.RunningAffine(groups=2)]),
+    "nested": lambda: svq.Chain([svq.Direct(), svq.Chain([svq.Affine(groups=2), svq.RunningAffine()])]),
+}
+
+
+@pytest.mark.parametrize("make", CHAINS.values(), ids=list(CHAINS))
+def test_a_rebased_part_of_a_chain_leaves_the_codes(make: Callable[[], svq.Chain]) -> None:
+    part = stirred(bound(make(), 8, 3))
+    *_, steep = (m for m in part.modules() if isinstance(m, svq.RunningAffine))
+    steep.var_c[0, 1] = 1e-10
+    raw = torch.randn(8, 3, dtype=torch.float64)
+    codes, rows = part(raw), torch.ones(8, dtype=torch.bool)
+    based = part.rebase(raw, rows)
+    assert steep.var_c[0, 1] == steep.var_z[0, 1]
+    torch.testing.assert_close(part(based), codes, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(part.rebase(based, rows), based, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("make", CHAINS.values(), ids=list(CHAINS))
+def test_training_through_a_chain_survives_a_channel_of_zeros(make: Callable[[], svq.Chain]) -> None:
+    torch.manual_seed(0)
+    slots = {"init": svq.KMeansInit(), "update": svq.AlternatedUpdate(), "reset": svq.DeadCodeReset(1)}
+    layer = svq.VectorQuantizer(4, svq.Codebook(32, parametrization=make(), **slots))  # type: ignore[arg-type]
+    for _ in range(100):
+        out = layer(torch.randn(64, 4) * torch.tensor([0.0, 1.0, 1.0, 1.0]))
+    assert out.loss.isfinite()
+    assert layer.codebook.raw.abs().max() < 1e5
+
+
+def test_a_part_behind_a_normalisation_is_not_rebased() -> None:
+    """Its new table would not be of unit norm."""
+    part = bound(svq.Chain([svq.UnitNormCodes(), svq.RunningAffine()]), 8, 3)
+    part.get_submodule("parts.1").get_buffer("var_c")[0, 1] = 1e-10
+    raw = torch.randn(8, 3, dtype=torch.float64)
+    codes = part(raw)
+    torch.testing.assert_close(part(part.rebase(raw, torch.ones(8, dtype=torch.bool))), codes, rtol=0, atol=0)
+
+
+def test_running_statistics_of_a_layer_begin_with_the_first_batch() -> None:
+    torch.manual_seed(0)
+    layer = svq.VectorQuantizer(4, svq.Codebook(8, parametrization=svq.RunningAffine(shrink=1.0)))
+    z = torch.randn(100, 4) + 1000
+    layer(z)
+    part = layer.codebook.parametrization
+    torch.testing.assert_close(part.get_buffer("mean_z")[0], z.mean(0))
+    torch.testing.assert_close(part.get_buffer("var_z")[0], z.var(0, correction=0), rtol=1e-3, atol=0)
+    torch.testing.assert_close(layer.codes().mean(0), z.mean(0))
 
 
 @pytest.mark.parametrize("spread", [0.2, 5.0])

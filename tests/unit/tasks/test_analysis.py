@@ -227,6 +227,10 @@ class TestMistakes:
         (tmp_path / "config.yaml").write_text("seed_everything: 0\n")
         assert "configures no model and data" in self.said(capsys, tmp_path)
 
+    def test_a_network_without_its_quantizer(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run = fit(tmp_path, "unquantized", "--model.quantize", "false")
+        assert "was trained with `quantize: false`" in self.said(capsys, run)
+
     def test_no_checkpoint(self, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         run = copy_of(plain, tmp_path)
         for file in run.glob("*.ckpt"):

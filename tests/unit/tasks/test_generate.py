@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 from straightvq.cli import main
 from straightvq.tasks._run import RunFolder, load_weights
 from straightvq.tasks.fid import ClassifierFeatures
-from straightvq.tasks.generate import image_grid, tokens_in_box
+from straightvq.tasks.generate import class_number, image_grid, tokens_in_box
 from straightvq.tasks.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::straightvq.tasks.monitor.CodebookWarning")
@@ -164,6 +165,7 @@ MISTAKES: dict[str, tuple[list[Any], str]] = {
     "temperature": (["--temperature=-1"], "`generate`: `temperature` must be a finite number in [0, inf]"),
     "guidance": (["--guidance=nan"], "`generate`: `guidance` must be a finite number in [0, inf]"),
     "seed": (["--seed=-1"], "`generate`: `seed` must be an integer >= 0"),
+    "large seed": (["--seed=99999999999999999999"], "`generate`: `seed` must be below 2**63"),
     "device": (["--device", "tpu"], "`generate`: `device` must be one of auto, cpu"),
     "box without picture": (["--box", "0,0,4,4"], "`box` and `mask` belong to `inpaint`"),
     "picture without box": (["--inpaint", "{picture}"], "`inpaint` needs a region: either `box` or `mask`"),
@@ -221,3 +223,10 @@ def test_grid_shows_every_picture_once() -> None:
     small = grid[:, factor // 2 :: factor, factor // 2 :: factor]
     assert [int((small == value).sum()) for value in (10, 20, 30)] == [60, 60, 60]
     assert (small[:, 6:10, 7:11] == 255).all()
+
+
+def test_a_class_is_meant_by_its_name_before_its_number() -> None:
+    data: Any = types.SimpleNamespace(class_names=["1", "10", "2", "cat"])
+    assert [class_number(name, 4, data) for name in ("1", "10", "2", "cat", "3", "any")] == [0, 1, 2, 3, 3, -1]
+    with pytest.raises(ValueError, match=r"a class must be in \[0, 4\), a name, or any. Got 4."):
+        class_number("4", 4, data)

@@ -130,6 +130,23 @@ def test_predictions_are_indices_and_reconstructions() -> None:
     assert batches[0]["reconstruction"].min() >= 0
 
 
+def test_a_network_without_its_quantizer_predicts_no_indices() -> None:
+    batches: Any = make_trainer(1).predict(make_task(quantize=False), make_loader(10))
+    assert list(batches[0]) == ["reconstruction"]
+
+
+@pytest.mark.parametrize("why", ["frozen", "no codebook loss"])
+def test_a_first_phase_with_nothing_to_train_is_refused(why: str) -> None:
+    losses = [svq.CommitmentLoss()] if why == "no codebook loss" else None
+    slots = {"losses": losses, "estimator": svq.StraightThrough(0.5)}
+    quantizer = svq.VectorQuantizer(4, svq.Codebook(8), channel_dim=1, **slots)  # type: ignore[arg-type]
+    model = Autoencoder(quantizer, hidden=8, blocks=1)
+    if why == "frozen":
+        model.quantizer.codebook.freeze()
+    with pytest.raises(ValueError, match='`alternate` "codebook" has nothing to train in its first phase'):
+        make_trainer(2).fit(Reconstruction(model, alternate="codebook"), make_loader())
+
+
 def test_rate_warms_up_and_falls_to_zero() -> None:
     task = make_task(lr=1e-2, warmup_steps=4, codebook_lr=1e-3)
     trainer = make_trainer(10)
