@@ -14,7 +14,7 @@ from straightvq.functional.sums import code_sums
 from straightvq.nn.batch import Batch
 from straightvq.nn.inits import Init, NormalInit
 from straightvq.nn.parametrizations import Direct, Parametrization
-from straightvq.nn.part import Part, check_int, check_part, making_float32
+from straightvq.nn.part import Part, check_int, check_part, keeping_float32, making_float32
 from straightvq.nn.ranks import Group, Message, copy_from_first_rank, rows_over_ranks
 from straightvq.nn.resets import Clock, Reset
 from straightvq.nn.updates import Assigned, GradientUpdate, Update
@@ -186,7 +186,7 @@ class Codebook(Part):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
         super()._apply(fn, recurse)
         if self._is_bound:
-            self.pool = fn(self.pool)
+            self.pool = keeping_float32(fn)(self.pool)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -215,6 +215,8 @@ class Codebook(Part):
             missing_keys.append(name)
         elif pool.ndim != 2 or pool.shape[1] != self.pool.shape[1]:
             error_msgs.append(f"size mismatch for {name}: expected (n, {self.pool.shape[1]}). Got {tuple(pool.shape)}.")
+        elif local_metadata.get("assign_to_params_buffers", False):
+            self.pool = pool.detach()
         else:
             self.pool = pool.detach().to(self.pool, copy=True)
         self._read_flags()

@@ -34,10 +34,12 @@ class Part(nn.Module, ABC):
         """Does nothing: a part starts over with the codebook that owns it, see ``Codebook.reset_parameters``."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        return super()._apply(_keep_float32(fn), recurse)
+        return super()._apply(keeping_float32(fn), recurse)
 
 
-def _keep_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def keeping_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """``fn``, which moves or casts a tensor, but never to less than float32."""
+
     def guarded(tensor: Tensor) -> Tensor:
         out = fn(tensor)
         if out.is_floating_point() and out.dtype.itemsize < 4:
