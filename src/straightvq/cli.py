@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import importlib
 import inspect
+import os
 import re
 import shlex
 import sys
@@ -23,7 +24,7 @@ TRAINING = {
 OTHERS = {
     "demo": "plain VQ against ours on two photographs: minutes on a CPU, no download",
     "recipes": "list the packaged recipes, or show one",
-    "analyze": "measure a run's checkpoints: divergence, gradients, pictures, a report",
+    "analyze": "measure a run's checkpoints: divergence, gradients, pictures, a report; or several side by side",
     "reproduce": "run a comparison of methods, small on a CPU or full on a GPU, and write its report",
     "generate": "draw pictures from a trained generation run, or fill a region of one",
 }
@@ -87,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"straightvq: {stop or 'stopped'}\n")
         return 130
+    except BrokenPipeError:  # who reads along has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -284,22 +287,40 @@ def _analyze(args: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="straightvq analyze",
         description="Measures the checkpoints of a run on a fixed part of its test split: usage, divergence of "
-        "embeddings and codes, gradients, update delay. Writes numbers, pictures and a one-page report.",
+        "embeddings and codes, gradients, update delay. Writes numbers, pictures and a one-page report; of several "
+        "runs also a table and a picture with all of them.",
     )
-    parser.add_argument("run", type=Path, help="folder that `straightvq fit` made, such as runs/photos")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="run", help="folder that `straightvq fit` made, such as runs/photos"
+    )
     parser.add_argument(
         "--num-images", type=int, default=512, help="test examples to measure on (default: %(default)s)"
     )
-    parser.add_argument("--out", type=Path, default=None, help="folder of the results (default: analysis in the run's)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="folder of the results (default: analysis in the run's; of several runs, comparison beside them)",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of vectors chosen and of the t-SNE (default: %(default)s)")
     options = parser.parse_args(args)
     try:
         from straightvq.tasks.analysis import analyze
+        from straightvq.tasks.comparison import compare
     except ImportError as error:
         raise UsageError(f'{error}. The analysis needs the extra: pip install "straightvq[train]"') from error
+    settings = {
+        "out": options.out,
+        "num_images": options.num_images,
+        "device": options.device,
+        "seed": options.seed,
+    }
     with _explained():
-        analyze(options.run, out=options.out, num_images=options.num_images, device=options.device, seed=options.seed)
+        if len(options.runs) == 1:
+            analyze(options.runs[0], **settings)
+        else:
+            compare(options.runs, **settings)
 
 
 # --- generation ---------------------------------------------------------------------------------------------------

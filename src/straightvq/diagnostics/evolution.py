@@ -3,7 +3,7 @@
 They share the style of `panels.py`. matplotlib and scikit-learn are imported by the functions, not by this module.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -292,7 +292,7 @@ class CurvePanel:
 
     title: str
     unit: str
-    lines: dict[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     reference: float | None = None
     is_share: bool = False
 
