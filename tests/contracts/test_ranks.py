@@ -109,6 +109,7 @@ def _everything(rank: int, join: Callable[[], None]) -> dict[str, Any]:
         "wrapped": {case: _wrapped(case, rank, ranks) for case in CASES},
         "accumulated": {case: _wrapped(case, rank, ranks, micro_batches=2) for case in ACCUMULATED},
         "loaded": {case: _loaded_by_the_first(case, rank, ranks) for case in LOADED},
+        "filling": _filling_in_the_first(rank, ranks),
         "halves": _in_two_groups(rank, ranks),
         "alone": _one_alone(rank),
         "sharded": _sharded(rank, ranks),
@@ -136,6 +137,18 @@ def _loaded_by_the_first(case: str, rank: int, ranks: int) -> dict[str, Any]:
         net.load_state_dict(_begun(case))
     _trained(DistributedDataParallel(net), _even(rank, ranks), range(3, 6))
     return _state(net)
+
+
+def _filling_in_the_first(rank: int, ranks: int) -> dict[str, Tensor]:
+    """Only the first rank has vectors in the pool of an unfinished init, when all go on together."""
+    layer = _made("ema", seed=rank)
+    if rank == 0:
+        layer.codebook.process_group = False
+        layer(_batch(0)[0][:9])
+        layer.codebook.process_group = None
+    for step in (1, 2):
+        layer(_batch(step)[0][_even(rank, ranks)][:3])
+    return layer.state_dict()
 
 
 def _begun(case: str) -> dict[str, Tensor]:
@@ -268,6 +281,14 @@ def test_a_state_loaded_by_the_first_rank_alone_is_everyones(case: str, ranks: l
     alone.load_state_dict(_begun(case))
     _trained(alone, slice(None), range(3, 6))
     assert_close(ranks[0]["loaded"][case], _state(alone))
+
+
+def test_a_pool_that_the_first_rank_alone_has_is_everyones(ranks: list[dict[str, Any]]) -> None:
+    states = [rank["filling"] for rank in ranks]
+    assert_equal(states)
+    pool = states[0]["codebook.pool"]
+    assert len(pool) == 9 + 2 * 3 * len(ranks)
+    assert torch.equal(pool[:9], _batch(0)[0][:9])
 
 
 def test_a_group_of_some_ranks_has_a_codebook_of_its_own(ranks: list[dict[str, Any]]) -> None:

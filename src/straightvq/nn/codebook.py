@@ -15,7 +15,7 @@ from straightvq.nn.batch import Batch
 from straightvq.nn.inits import Init, NormalInit
 from straightvq.nn.parametrizations import Direct, Parametrization
 from straightvq.nn.part import Part, check_int, check_part, keeping_float32, making_float32
-from straightvq.nn.ranks import Group, Message, copy_from_first_rank, rows_over_ranks
+from straightvq.nn.ranks import Group, Message, copy_from_first_rank, rows_of_first_rank, rows_over_ranks
 from straightvq.nn.resets import Clock, Reset
 from straightvq.nn.updates import Assigned, GradientUpdate, Update
 
@@ -402,8 +402,9 @@ class Codebook(Part):
 
     def _initialise_now(self, z: Tensor, valid: Tensor | None) -> None:
         """Makes all ranks equal, then fits the codes to all vectors seen so far."""
-        for tensor in (*self.parameters(), *self.buffers(), self.pool):
+        for tensor in (*self.parameters(), *self.buffers()):
             copy_from_first_rank(tensor.detach(), self.process_group)
+        self.pool = rows_of_first_rank(self.pool.to(z.device), self.process_group)
         if self.is_set or not self.init.needs_data:
             self.parametrization.observe(Batch(z, valid, self.process_group), self.raw)
             self._mark_ready()
@@ -411,7 +412,7 @@ class Codebook(Part):
         rows = rows_over_ranks(z if valid is None else z[valid], self.process_group)
         if len(rows) == 0:
             return
-        pool = torch.cat([self.pool.to(rows.device), rows.to(self.pool.dtype)])
+        pool = torch.cat([self.pool, rows.to(self.pool.dtype)])
         generator = torch.Generator().manual_seed(int(draw_integers(self.seed, self.step, _INIT, (1,))))
         seen = len(pool)
         if seen > _PLENTY * self.size:
