@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"straightvq: {error}\n")
         return 2
     except KeyboardInterrupt as stop:
-        sys.stderr.write(f"straightvq: {stop or 'stopped'}\n")
+        sys.stderr.write(f"straightvq: {str(stop) or 'stopped'}\n")
         return 130
     except BrokenPipeError:  # who reads along has seen enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -176,10 +176,13 @@ def _explained(is_verbose: bool = False) -> Iterator[None]:
         if is_verbose or sentence is None:
             raise
         raise UsageError("\n".join([sentence, *getattr(error, "__notes__", [])])) from error
+    except BrokenPipeError:  # is no mistake
+        raise
     except OSError as error:
-        if is_verbose or error.filename is None:
+        if is_verbose or error.errno is None:
             raise
-        raise UsageError(f"cannot use {str(error.filename)!r}: {error.strerror}.") from error
+        what = "read or write" if error.filename is None else f"use {str(error.filename)!r}"
+        raise UsageError(f"cannot {what}: {error.strerror}.") from error
 
 
 _VERBOSE = "--verbose_errors"
@@ -277,7 +280,8 @@ def _demo(args: list[str]) -> None:
         settings = DemoSettings(**{name: value for name, value in given.items() if value is not None})
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
-    run_demo(options.out, settings)
+    with _explained():
+        run_demo(options.out, settings)
 
 
 # --- analysis -----------------------------------------------------------------------------------------------------

@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["replacing", "write_text"]
+__all__ = ["replacing", "results_folder", "write_text"]
 
 
 @contextlib.contextmanager
@@ -36,3 +37,33 @@ def replacing(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def results_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder for the results of the block, which is gone again if the block raises before it wrote some.
+
+    Raises:
+        OSError: before the block, if nothing can be written there.
+
+    Example:
+        >>> place = Path(tempfile.mkdtemp())
+        >>> with contextlib.suppress(ValueError), results_folder(place / "new" / "results"):
+        ...     raise ValueError
+        >>> list(place.iterdir())
+        []
+    """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        try:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"some")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+        yield
+    except BaseException:
+        for place in missing:
+            with contextlib.suppress(OSError):  # there is something in it
+                place.rmdir()
+        raise

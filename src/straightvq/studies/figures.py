@@ -25,6 +25,8 @@ __all__ = ["draw", "mean_curve"]
 
 # More rows than colours: the second round is dashed.
 STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))
+LONGEST_NAME = 36  # letters of a row's
+WIDEST = 24.0  # inches of a figure that only its headline makes wide
 
 
 def draw(folder: Path, context: Context, results: Findings, cells: Sequence[Cell]) -> None:
@@ -50,11 +52,16 @@ def _dots(study: Study, results: Findings, places: Sequence[Sequence[Cell]]) -> 
     """One panel per network and measure; a dot is a run, the bar the mean."""
     measures, rows = study.measures[:2], len(places[0])
     height = 1.6 + 0.42 * rows
-    figure = panels.new_figure(8.0 * len(measures), 0.8 + height * len(places))
+    names = [panels.clip(cell.row, LONGEST_NAME) for cell in reversed(places[0])]
+    left = max(2.0, 0.3 + panels.LETTER_WIDTH * max(map(len, names)))
+    # A letter more, since what is cut to whole letters must not lose one by rounding.
+    headline = 0.8 + panels.HEADLINE_LETTER_WIDTH * (len(study.title) + 1)
+    width = max((6.0 + left) * len(measures), min(headline, WIDEST))
+    figure = panels.new_figure(width, 0.8 + height * len(places))
     panels.headline(figure, study.title)
     for place, cells in enumerate(places):
         for column, measure in enumerate(measures):
-            ax = _axes(figure, place, column, len(places), len(measures), left=2.0, height=height)
+            ax = _axes(figure, place, column, len(places), len(measures), left=left, height=height)
             for number, cell in enumerate(cells):
                 found = [r.metrics[measure.name] for r in results.of(cell, FINAL) if measure.name in r.metrics]
                 values = [measure.scale * value for value in found]
@@ -65,7 +72,7 @@ def _dots(study: Study, results: Findings, places: Sequence[Sequence[Cell]]) -> 
                 ax.scatter(values, [y] * len(values), s=34, color=color, alpha=0.7, linewidths=0, zorder=3)
                 mean = statistics.mean(values)
                 ax.plot([mean, mean], [y - 0.3, y + 0.3], color=color, linewidth=2.4, zorder=4)
-            ax.set_yticks(list(range(rows)), [panels.clip(cell.row, 22) for cell in reversed(cells)])
+            ax.set_yticks(list(range(rows)), names)
             ax.set_ylim(-0.6, rows - 0.4)
             ax.set_xlabel(measure.heading)
             panels.finish(ax, {}, f"{cells[0].model} on {cells[0].set}")

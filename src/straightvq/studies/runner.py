@@ -6,8 +6,9 @@ import errno
 import importlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 from straightvq.nn.part import check_int
 from straightvq.studies.figures import draw
@@ -69,7 +70,8 @@ def reproduce(
     """
     study = load_study(name)
     if study.script is not None:
-        if size or data or sets or models or rows or seeds or precision or dry_run or keep or rerun or known:
+        given = (size, data, sets, models, rows, seeds, precision, known)
+        if dry_run or keep or rerun or any(option is not None for option in given):
             raise ValueError(f"`reproduce`: the study {study.name} is a single figure and takes no option but --out.")
         return _run_script(study, out)
     size = "small" if size is None else size
@@ -99,6 +101,8 @@ def reproduce(
             if part is work or place.is_dir():
                 with _protected(part.folder, part.results):
                     sys.stdout.write(take_over(part, place, write=not dry_run) + "\n")
+    for part in parts:
+        part.check()
     if dry_run:
         sys.stdout.write("".join(part.listing() for part in parts))
         return folder
@@ -174,7 +178,7 @@ def _sets(study: Study, size: Size, data: Path | None, sets: Sequence[str] | Non
             f"No --data was given: embedded {', '.join(names)} stand in for {', '.join(outside)}, so that the numbers "
             "cannot be compared with the paper's."
         )
-    return names, remark
+    return list(dict.fromkeys(names)), remark
 
 
 def _sources(study: Study, names: Sequence[str], data: Path | None) -> dict[str, str | None]:
@@ -201,16 +205,37 @@ def _protected(folder: Path, results: Results) -> Iterator[None]:
             f"stopped; {len(results)} finished runs are in {folder}. The same command goes on where this one was."
         ) from stop
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
-        raise ValueError(
-            f"`reproduce`: cannot write the results: {error}. The {len(results)} finished runs in {str(folder)!r} are "
-            f"intact; the same command goes on once {'there is room' if is_full else 'that is put right'}."
+        raise _unwritable(
+            error, f"The {len(results)} finished runs in {str(folder)!r} are intact; the same command goes on"
         ) from error
 
 
+def _unwritable(error: OSError, way_out: str) -> ValueError:
+    is_full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+    condition = "there is room" if is_full else "that is put right"
+    return ValueError(f"`reproduce`: cannot write the results: {error}. {way_out} once {condition}.")
+
+
 def _run_script(study: Study, out: Path | None) -> Path:
-    module, _, function = str(study.script).rpartition(".")
+    script = _script(study)
     folder = Path("studies") / study.name if out is None else out
-    getattr(importlib.import_module(module), function)(folder, study.title, study.about)
+    try:
+        script(folder, study.title, study.about)
+    except OSError as error:
+        raise _unwritable(error, "The same command makes them anew") from error
     sys.stdout.write(f"{folder / 'report.md'}\n")
     return folder
+
+
+def _script(study: Study) -> Callable[[Path, str, str], object]:
+    module, _, name = str(study.script).rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"`reproduce`: `script` of {study.name} must be the class path of a function. Got {study.script!r}: "
+            f"{error}."
+        ) from error
+    if not callable(function):
+        raise ValueError(f"`reproduce`: `script` of {study.name} must be a function. Got {study.script!r}.")
+    return cast(Callable[[Path, str, str], object], function)

@@ -228,9 +228,14 @@ def study_names() -> list[str]:
 
 def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ValueError(f"`reproduce`: {what} {name!r} is not there.{hint} There are: {', '.join(known)}.")
+    there = ", ".join(known)
+    return ValueError(f"`reproduce`: {what} {name!r} is not there.{hint(name, known)} There are: {there}.")
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """What a misspelt name may stand for, as a sentence; "" if there is nothing like it."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _chosen(option: str, names: Sequence[str] | None, known: Iterable[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Reading a study file: turns it into a `Study`, and says where something is wrong."""
 
-import difflib
+import math
 from collections.abc import Iterable, Set
 from importlib import resources
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from straightvq.studies.run import Config, slug
-from straightvq.studies.study import DataSet, Measure, Model, Row, Size, Study, expanded, study_names, unknown
+from straightvq.studies.study import DataSet, Measure, Model, Row, Size, Study, expanded, hint, study_names, unknown
 
 __all__ = ["load_study"]
 
@@ -25,7 +25,7 @@ def load_study(name: str) -> Study:
         ['VQ', 'affine', 'affine (running)']
     """
     path = _find(name)
-    return _Reader(path).study(_read(path, []))
+    return _Reader(path, _read(path, [])).study()
 
 
 def _find(name: str) -> Path:
@@ -38,8 +38,8 @@ def _find(name: str) -> Path:
     raise unknown("the study", name, study_names())
 
 
-def _read(path: Path, before: list[Path]) -> Any:
-    """What a file says; sections that it lacks are those of the study that it is ``like``.
+def _read(path: Path, before: list[Path]) -> list[Any]:
+    """What a file says, behind what the study says that it is ``like``.
 
     Args:
         path: of the file.
@@ -52,33 +52,47 @@ def _read(path: Path, before: list[Path]) -> Any:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"`reproduce`: {str(path)!r} is not readable as YAML: {_one_line(error)}.") from error
     like = content.pop("like", None) if isinstance(content, dict) else None
-    return content if like is None else {**_read(_find(str(like)), [*before, path.resolve()]), **content}
+    return [content] if like is None else [*_read(_find(str(like)), [*before, path.resolve()]), content]
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def _below(part: Any, key: str) -> dict[Any, Any]:
+    """A section of what may be anything."""
+    own = part.get(key) if isinstance(part, dict) else None
+    return own if isinstance(own, dict) else {}
+
+
 class _Reader:
-    """Turns the content of a file into a `Study`; says where something is wrong."""
+    """Turns the content of a file into a `Study`; says where something is wrong.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: of the file.
+        contents: what it says, behind the studies that it is ``like``; a section takes the place of those before.
+    """
+
+    def __init__(self, path: Path, contents: list[Any]) -> None:
         self.path = path
+        self.contents = [self._section("the study", part) for part in contents]
 
-    def study(self, content: Any) -> Study:
-        content = self._section("the study", content)
+    def study(self) -> Study:
+        content = {key: section for part in self.contents for key, section in part.items()}
         if "script" in content:
             self._keys("the study", content, {"title", "about", "script"})
+            for key, text in content.items():
+                self._text(key, text)
             empty: dict[str, Any] = {"measures": [], "tune_by": "", "settings": {}, "base": {}, "sets": {}, "rows": {}}
             return Study(name=self.path.stem, sizes={}, **{"about": "", **content, **empty})
         self._keys("the study", content, {"title", "measures", "base", "sets", "rows", "sizes"}, {"about", "tune"})
         tune = self._keys("tune", content.get("tune") or {}, set(), {"by", "settings"})
         study = Study(
             name=self.path.stem,
-            title=str(content["title"]),
-            about=str(content.get("about", "")),
+            title=self._text("title", content["title"]),
+            about=self._text("about", content.get("about", "")),
             measures=[self._measure(name, part) for name, part in self._items("measures", content["measures"])],
-            tune_by=str(tune.get("by", "")),
+            tune_by=self._text("tune.by", tune.get("by", "")),
             settings=self._configs("tune.settings", tune.get("settings") or {}),
             base=self._config("base", content["base"]),
             sets={name: self._set(name, part) for name, part in self._items("sets", content["sets"])},
@@ -94,9 +108,8 @@ class _Reader:
                 raise self._error(f"`{kind}` must have at least one")
         if not study.measures or not study.measures[0].better:
             raise self._error("the first of `measures` must say with `better` whether higher or lower is better")
-        for kind, names in (("rows", study.rows), ("sets", study.sets)):
-            if len({slug(name) for name in names}) < len(names):
-                raise self._error(f"`{kind}` has names that differ in signs only, and would share a folder")
+        self._check_names(study)
+        self._check_paper(study)
         for size in study.sizes.values():
             for name in [*size.sets, *size.without_data]:
                 if name not in study.sets:
@@ -113,16 +126,48 @@ class _Reader:
                     f"{len(study.settings)}. Got {len(row.settings)}"
                 )
 
+    def _check_names(self, study: Study) -> None:
+        """All that names a folder or a file names one of its own."""
+        named: dict[str, Iterable[str]] = {"sets": study.sets, "rows": study.rows, "tune.settings": study.settings}
+        named |= {f"sizes.{size.name}.models": size.models for size in study.sizes.values()}
+        named |= {f"rows.{row.name}.settings": row.settings or {} for row in study.rows.values()}
+        for where, names in named.items():
+            known: dict[str, str] = {}
+            for name in names:
+                folder = slug(name)
+                if not folder.strip("."):
+                    raise self._error(f"`{where}` has the name {name!r}, of which no folder can be made")
+                if folder in known:
+                    raise self._error(
+                        f"`{where}` has names that differ in signs only, and would share a folder: "
+                        f"{known[folder]!r} and {name!r}"
+                    )
+                known[folder] = name
+
+    def _check_paper(self, study: Study) -> None:
+        """Whether the paper's values are of something.
+
+        Rows that are those of another study may have more of them than this one has sets, networks and measures.
+        """
+        places = [str(name) for part in self.contents for name in _below(part, "sets")]
+        sizes = [size for part in self.contents for size in _below(part, "sizes").values()]
+        places += [str(name) for size in sizes for name in _below(size, "models")]
+        measures = [own for part in self.contents for own in _below(part, "measures").values()]
+        labels = [str(own["label"]) for own in measures if isinstance(own, dict) and "label" in own]
+        for row in study.rows.values():
+            where = f"rows.{row.name}.paper"
+            for place, values in row.paper.items():
+                self._among(where, place, "which is no network and no set", places)
+                for label in values:
+                    self._among(f"{where}.{place}", label, "which is the label of no measure", labels)
+
     def _measure(self, name: str, part: Any) -> Measure:
         where = f"measures.{name}"
         part = self._keys(where, part, {"label"}, {"better", "compare", "scale", "digits", "unit"})
         for key in ("label", "unit"):
-            if not isinstance(part.get(key, ""), str):
-                raise self._error(f"`{where}.{key}` must be a text. Got {part[key]!r}")
-        if "scale" in part:
-            self._number(f"{where}.scale", part["scale"])
-        if not isinstance(part.get("digits", 1), int) or part.get("digits", 1) < 0:
-            raise self._error(f"`{where}.digits` must be an integer >= 0. Got {part['digits']!r}")
+            self._text(f"{where}.{key}", part.get(key, ""))
+        self._positive(f"{where}.scale", part.get("scale", 1.0))
+        self._integer(f"{where}.digits", part.get("digits", 1), 0)
         for key, choices in (("better", ("higher", "lower", "")), ("compare", ("difference", "ratio"))):
             if part.get(key, choices[0]) not in choices:
                 raise self._error(f"`measures.{name}.{key}` must be {' or '.join(choices[:2])}. Got {part[key]!r}")
@@ -160,25 +205,24 @@ class _Reader:
         where = f"sizes.{name}"
         optional = {"about", "without_data", "tune", "follows"}
         part = self._keys(where, part, {"sets", "models", "seeds", "config"}, optional)
-        if not isinstance(part["seeds"], int) or part["seeds"] < 1:
-            raise self._error(f"`{where}.seeds` must be an integer >= 1. Got {part['seeds']!r}")
+        seeds = self._integer(f"{where}.seeds", part["seeds"], 1)
         models = {}
         for model, own in self._items(f"{where}.models", part["models"]):
             own = self._keys(f"{where}.models.{model}", own, {"config"}, {"seconds"})
             seconds = own.get("seconds")
             if seconds is not None:
-                seconds = self._number(f"{where}.models.{model}.seconds", seconds)
+                seconds = self._positive(f"{where}.models.{model}.seconds", seconds)
             models[model] = Model(model, self._config(f"{where}.models.{model}", own["config"]), seconds)
         sets = self._names(f"{where}.sets", part["sets"])
         if not sets or not models:
             raise self._error(f"`{where}` must have at least one of `sets` and of `models`")
         return Size(
             name,
-            str(part.get("about", "")),
+            self._text(f"{where}.about", part.get("about", "")),
             sets,
             self._names(f"{where}.without_data", part.get("without_data", [])),
             models,
-            part["seeds"],
+            seeds,
             self._config(f"{where}.config", part["config"]),
             self._config(f"{where}.tune", part["tune"]) if "tune" in part else None,
             {option: str(study) for option, study in self._items(f"{where}.follows", part.get("follows") or {})},
@@ -199,8 +243,23 @@ class _Reader:
         return part
 
     def _number(self, where: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self._error(f"`{where}` must be a number. Got {value!r}")
+        return value
+
+    def _positive(self, where: str, value: Any) -> float:
+        if self._number(where, value) <= 0:
+            raise self._error(f"`{where}` must be a number > 0. Got {value!r}")
+        return value
+
+    def _integer(self, where: str, value: Any, minimum: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise self._error(f"`{where}` must be an integer >= {minimum}. Got {value!r}")
+        return value
+
+    def _text(self, where: str, value: Any) -> str:
+        if not isinstance(value, str):
+            raise self._error(f"`{where}` must be a text. Got {value!r}")
         return value
 
     def _section(self, where: str, part: Any) -> dict[str, Any]:
@@ -213,12 +272,15 @@ class _Reader:
         known = sorted(required | optional)
         for key in part:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise self._error(f"`{where}` has no key {key!r}.{hint} It takes {', '.join(known)}")
+                raise self._error(f"`{where}` has no key {key!r}.{hint(str(key), known)} It takes {', '.join(known)}")
         for key in sorted(required - part.keys()):
             raise self._error(f"`{where}` must have the key {key!r}")
         return part
+
+    def _among(self, where: str, name: str, otherwise: str, known: list[str]) -> None:
+        if name not in known:
+            there = ", ".join(dict.fromkeys(known))
+            raise self._error(f"`{where}` names {name!r}, {otherwise}.{hint(name, known)} There are: {there}")
 
     def _error(self, text: str) -> ValueError:
         return ValueError(f"`reproduce`: in {str(self.path)!r}, {text}.")

@@ -85,8 +85,16 @@ class Table:
     note: str = ""
 
     def markdown(self) -> str:
-        lines = [" | ".join(self.header), "|".join(["---", *["---:"] * (len(self.header) - 1)])]
-        lines += [" | ".join(row) for row in self.rows]
+        """A table whose first column is on the left, the others on the right.
+
+        Example:
+            >>> print(Table("A", ["row", "%"], [["a|b", "1"]]).markdown())
+            | row | % |
+            |---|---:|
+            | a\\|b | 1 |
+        """
+        head, *rows = (" | ".join(cell.replace("|", r"\|") for cell in row) for row in [self.header, *self.rows])
+        lines = [head, "|".join(["---", *["---:"] * (len(self.header) - 1)]), *rows]
         return "\n".join(f"| {line} |" if number != 1 else f"|{line}|" for number, line in enumerate(lines))
 
     def latex(self) -> str:
@@ -177,6 +185,9 @@ def _compared(
 def best_rows(values: Mapping[str, Mapping[int, float]], headline: Measure) -> str:
     """Which row is best on average, and which are tied with it over their common seeds.
 
+    The average is that over the seeds which all repeated rows have, if there are two: a row must not win by the seeds
+    that the others lack.
+
     Args:
         values: of each row by seed.
         headline: what is compared; without a better side nothing is best.
@@ -186,12 +197,18 @@ def best_rows(values: Mapping[str, Mapping[int, float]], headline: Measure) -> s
         >>> best_rows({"a": {0: 1.0, 1: 1.2}, "b": {0: 3.0, 1: 4.0}, "c": {0: 2.0, 1: 4.5}}, accuracy)
         'Best accuracy: b; tied with it: c.'
     """
-    means = {row: statistics.mean(own.values()) for row, own in values.items() if own}
-    if not headline.better or len(means) < 2:
+    rows = [row for row, own in values.items() if own]
+    if not headline.better or len(rows) < 2:
         return ""
-    repeated = {row: mean for row, mean in means.items() if len(values[row]) > 1} or means  # one run proves little
-    best = (max if headline.better == "higher" else min)(repeated, key=lambda row: repeated[row])
-    verdicts = {row: compare(values[row], values[best], headline.better).verdict for row in means if row != best}
+    repeated = [row for row in rows if len(values[row]) > 1] or rows  # one run proves little
+    common = set.intersection(*(set(values[row]) for row in repeated))
+
+    def mean(row: str) -> float:
+        own = values[row]
+        return statistics.mean(own[seed] for seed in (common if len(common) > 1 else own))
+
+    best = (max if headline.better == "higher" else min)(repeated, key=mean)
+    verdicts = {row: compare(values[row], values[best], headline.better).verdict for row in rows if row != best}
     unknown = [row for row, verdict in verdicts.items() if not verdict]
     text = f"Best {headline.label}: {best}"
     if len(unknown) < len(verdicts):
@@ -273,8 +290,8 @@ def _paper_against(headline: Measure, theirs: float, base: float) -> str:
 
 
 def _direction(headline: Measure, against: Comparison, theirs: float) -> str:
-    """Whether ours goes where the paper's goes."""
-    if not against.verdict:
+    """Whether ours goes where the paper's goes, if that goes anywhere."""
+    if not against.verdict or theirs == 0:
         return NONE
     if against.verdict == "tied":
         return "tied here"
@@ -282,11 +299,14 @@ def _direction(headline: Measure, against: Comparison, theirs: float) -> str:
     return "agrees" if against.verdict == expected else "disagrees"
 
 
+_MACROS = str.maketrans(
+    {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
+    | {"±": r"$\pm$", "–": "--"}
+)
+
+
 def _tex(text: str) -> str:
     if len(text) > 4 and text.startswith("**") and text.endswith("**"):
         return rf"\textbf{{{_tex(text[2:-2])}}}"
-    for sign in "&%$#_{}":
-        text = text.replace(sign, f"\\{sign}")
-    for sign, macro in (("±", r"$\pm$"), ("–", "--"), ("(x ", r"($\times$ ")):
-        text = text.replace(sign, macro)
-    return text
+    return text.translate(_MACROS).replace("(x ", r"($\times$ ")

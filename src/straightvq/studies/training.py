@@ -1,9 +1,11 @@
 """One run of a study: `straightvq fit` with overlays, taken up where it was stopped, and measured."""
 
 import gc
+import hashlib
 import math
 import shlex
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -13,17 +15,19 @@ from typing import Any
 import lightning
 import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
 from straightvq.files import write_text
 from straightvq.studies.results import Result
 from straightvq.studies.run import FINAL, Run
+from straightvq.tasks._run import read_checkpoint
 from straightvq.tasks.command_line import TrainingCLI, quiet
 from straightvq.tasks.generate import Sampling, generate
 from straightvq.tasks.generation import Generation
 from straightvq.tasks.monitor import CodebookWarning
 
-__all__ = ["discard_checkpoints", "train"]
+__all__ = ["Check", "discard_checkpoints", "train"]
 
 CHECKPOINTS = ("last.ckpt", "best.ckpt")
 SAMPLES = 100  # drawn from a model of images
@@ -63,6 +67,34 @@ def train(run: Run, place: Path, configs: Path, show: Show) -> Result:
     return Result.of(run, watcher.seconds, {name: value for name, value in metrics.items() if math.isfinite(value)})
 
 
+class Check:
+    """Reads configurations as `train` will, and builds nothing."""
+
+    def __init__(self) -> None:
+        try:
+            _ParserCLI(["fit"], "run", "")
+        except _EndedError as ended:
+            self._parser = ended.parser
+
+    def __call__(self, run: Run, place: Path) -> None:
+        """Refuses what is misspelt in the configuration of a run as the command line refuses it."""
+        with quiet(), tempfile.TemporaryDirectory() as configs:
+            self._parser.parse_args(["fit", *_words(run, place, Path(configs))])
+
+
+class _EndedError(Exception):
+    def __init__(self, parser: LightningArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+class _ParserCLI(TrainingCLI):
+    """Ends where the configuration would be read."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        raise _EndedError(parser)
+
+
 def discard_checkpoints(place: Path) -> None:
     """Removes those of a run whose result is written."""
     for name in CHECKPOINTS:
@@ -73,8 +105,10 @@ def _words(run: Run, place: Path, configs: Path) -> list[str]:
     """The command line behind the subcommand."""
     words = []
     for name, overlay in run.overlays.items():
-        file = configs / f"{name}.yaml"
-        write_text(file, yaml.safe_dump(overlay, sort_keys=False))
+        content = yaml.safe_dump(overlay, sort_keys=False)
+        # Names of two overlays may coincide, and another process may run another version of the study.
+        file = configs / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}.yaml"
+        write_text(file, content)
         words += ["--config", str(file)]
     return [*words, *run.options, "--runs", str(place.parent), "--name", place.name]
 
@@ -84,10 +118,21 @@ def _fit(run: Run, place: Path, words: list[str], watcher: "_Watcher") -> None:
     command = f"{shlex.join(['straightvq', 'fit', *words])}  # settings {run.settings}"
     last = place / CHECKPOINTS[0]
     if last.is_file() and command.rpartition("#")[2] in _header(place):
+        _refuse_damaged(last)
         words = [*words, "--ckpt_path", str(last)]
     else:
         shutil.rmtree(place, ignore_errors=True)
     _RunCLI(["fit", *words], command, watcher)
+
+
+def _refuse_damaged(last: Path) -> None:
+    try:
+        read_checkpoint(last, "reproduce")
+    except ValueError as error:
+        raise ValueError(
+            f"{error} Remove the folder {str(last.parent)!r}, and the same command makes this run anew; finished runs "
+            "are intact."
+        ) from error.__cause__
 
 
 def _header(place: Path) -> str:

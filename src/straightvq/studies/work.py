@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import shutil
 import sys
 import time
@@ -15,8 +14,8 @@ from tqdm import tqdm
 
 from straightvq.studies.results import Findings, Result, Results
 from straightvq.studies.run import TUNE, Cell, Run
-from straightvq.studies.study import Size, Study
-from straightvq.studies.training import discard_checkpoints, train
+from straightvq.studies.study import Size, Study, hint
+from straightvq.studies.training import Check, discard_checkpoints, train
 
 __all__ = ["Work", "best_setting"]
 
@@ -113,6 +112,25 @@ class Work:
                 "take a new folder with --out, or give the --precision they were made with."
             )
 
+    def check(self) -> None:
+        """Reads the configurations of what is due, so that the last row's mistakes are found before the first one runs.
+
+        Every row with every setting is read in every network, and every network on every set.
+        """
+        known: set[tuple[str, ...]] = set()
+        distinct = []
+        for run in filter(self.is_due, self):
+            cell = run.cell
+            new = {(cell.model, cell.row, run.setting), (cell.set, cell.model)} - known
+            if new:
+                distinct.append(run)
+                known |= new
+        if distinct:
+            check = Check()
+            for run in tqdm(distinct, "reading configurations", unit="", disable=None, dynamic_ncols=True, leave=False):
+                with _named(run):
+                    check(run, self.results.place(run))
+
     def run(self, keep: bool, report: Callable[[], None]) -> None:
         """Does what is due, and waits for what other processes do of it: each run is left to the one that is at it."""
         last = ""
@@ -168,17 +186,13 @@ class Work:
             bar.set_postfix_str(f"step {step} of {total}", refresh=step % 10 == 0)
 
         failed = self._failed_before(run)
-        try:
+        with _named(run):
             result = failed or train(run, place, self.folder / "configs", show)
-        except Exception as error:
-            error.add_note(f"The run was: {run.title}.")
-            raise
         decides = self.study.tune_by if run.kind == TUNE else self.study.measures[0].name
         if not result.error and decides not in result.metrics:
-            near = difflib.get_close_matches(decides, result.metrics, n=1)
             raise ValueError(
                 f"`reproduce`: {run.title} has no value {decides!r}, by which the study compares."
-                f"{f' Did you mean {near[0]!r}?' if near else ''} It has: {', '.join(sorted(result.metrics))}. The "
+                f"{hint(decides, result.metrics)} It has: {', '.join(sorted(result.metrics))}. The "
                 "trained state is kept: the same command goes on with the study file put right."
             )
         return result
@@ -237,6 +251,16 @@ def best_setting(study: Study, results: Sequence[Result]) -> str:
     sign = 1 if study.measures[0].better == "higher" else -1
     values = {r.setting: sign * r.metrics[study.tune_by] for r in results if study.tune_by in r.metrics}
     return max(values, key=lambda name: values[name]) if values else ""
+
+
+@contextlib.contextmanager
+def _named(run: Run) -> Iterator[None]:
+    """An error says whose it is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"The run was: {run.title}.")
+        raise
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import straightvq
 from straightvq.diagnostics import CurvePanel, Snapshot, curves_over_time, divergence_over_time, save, tsne_map
+from straightvq.files import results_folder, write_text
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
 from straightvq.tasks._concerns import list_cures
@@ -63,6 +64,7 @@ def analyze(
     Raises:
         ValueError, TypeError: for values out of range; if `run` is no run's folder, has no readable checkpoint, or
             has one of another network; if the task has no quantizer or no head.
+        OSError: if nothing can be written to `out`.
     """
     num_images, seed = check_int("analyze", "num_images", num_images, 1), check_int("analyze", "seed", seed, 0)
     place = pick_device("analyze", device, ("cpu", "cuda", "mps"))
@@ -70,7 +72,7 @@ def analyze(
     folder = RunFolder(Path(run))
     target = folder.folder / "analysis" if out is None else Path(out)
     chosen = _select(folder.checkpoints)
-    with quiet(), _progress(console) as progress:
+    with results_folder(target), quiet(), _progress(console) as progress:
         bar = progress.add_task("data", total=len(chosen) + 1)
         task, data = folder.build()
         check_task(task)
@@ -165,15 +167,14 @@ def _hint(folder: RunFolder, used: int) -> str:
 
 
 def _write(target: Path, result: dict[str, Any], folder: RunFolder, snapshots: list[Snapshot]) -> None:
-    target.mkdir(parents=True, exist_ok=True)
     name = result["run"]
     save(divergence_over_time(snapshots, title=f"Where embeddings and codes of {name} are"), target / "divergence.png")
     ends = snapshots if len(snapshots) <= 2 else [snapshots[0], snapshots[-1]]
     seed = result["settings"]["seed"]
     save(tsne_map(ends, seed=seed, title=f"Neighbourhoods of {name} (t-SNE)"), target / "tsne.png")
     save(curves_over_time(_plots(folder, result), title=f"{name} in the course of training"), target / "curves.png")
-    (target / "analysis.json").write_text(json.dumps(_plain(result), indent=2) + "\n", encoding="utf-8")
-    (target / "report.md").write_text(write_report(result), encoding="utf-8")
+    write_text(target / "analysis.json", json.dumps(_plain(result), indent=2) + "\n")
+    write_text(target / "report.md", write_report(result))
 
 
 def _plain(value: Any) -> Any:

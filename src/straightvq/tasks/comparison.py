@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from straightvq.diagnostics import CurvePanel, curves_over_time, panels, save
-from straightvq.files import write_text
+from straightvq.files import results_folder, write_text
 from straightvq.tasks._report import QUANTITIES, format_number
 from straightvq.tasks._run import RunFolder
 from straightvq.tasks.analysis import analyze
@@ -55,6 +55,7 @@ def compare(
     Raises:
         ValueError: for fewer than two runs, the same one twice, or more methods than the picture has colours; and
             whatever `analyze` raises.
+        OSError: if nothing can be written to `out`.
     """
     paths = [Path(os.path.abspath(run)) for run in runs]
     if len(set(paths)) < 2 or len(set(paths)) < len(paths):
@@ -68,18 +69,18 @@ def compare(
             f"Got {len(set(names))}: {', '.join(dict.fromkeys(names))}."
         )
     for run in runs:
-        RunFolder(Path(run))  # a folder that is none is found before the first one is measured
+        _ = RunFolder(Path(run)).checkpoints  # a folder that is none is found before the first one is measured
     target = Path(os.path.commonpath(paths)) / "comparison" if out is None else Path(out)
     console = console or Console()
     results: dict[str, list[Mapping[str, Any]]] = {}
-    for number, (name, run) in enumerate(zip(names, runs, strict=True), 1):
-        console.print(f"{name}, {number} of {len(names)}", highlight=False)
-        found = analyze(run, num_images=num_images, device=device, seed=seed, console=console)
-        results.setdefault(name, []).append(found)
-    target.mkdir(parents=True, exist_ok=True)
-    save(curves_over_time(_plots(results), title="In the course of training"), target / FILES[2])
-    write_text(target / FILES[1], _numbers(results))
-    write_text(target / FILES[0], _page(results))
+    with results_folder(target):
+        for number, (name, run) in enumerate(zip(names, runs, strict=True), 1):
+            console.print(f"{name}, {number} of {len(names)}", highlight=False)
+            found = analyze(run, num_images=num_images, device=device, seed=seed, console=console)
+            results.setdefault(name, []).append(found)
+        save(curves_over_time(_plots(results), title="In the course of training"), target / FILES[2])
+        write_text(target / FILES[1], _numbers(results))
+        write_text(target / FILES[0], _page(results))
     for file in FILES:
         console.print(f"  {target / file}", soft_wrap=True, highlight=False)
     return target
@@ -148,7 +149,7 @@ def _page(results: Results) -> str:
     shown = [q for q in QUANTITIES if q.name != _MOVES and any(_cell(runs, q.name) for runs in results.values())]
     header = ["method", *(["seeds"] if several else []), *(q.label for q in shown)]
     rows = [
-        [name, *([str(len(runs))] if several else []), *(_cell(runs, q.name) for q in shown)]
+        [name.replace("|", r"\|"), *([str(len(runs))] if several else []), *(_cell(runs, q.name) for q in shown)]
         for name, runs in results.items()
     ]
     lines = [

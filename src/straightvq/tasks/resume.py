@@ -163,7 +163,11 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def write_aside(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls ``write`` with an open file, which takes the place of ``path`` only when it is complete."""
+    """Calls ``write`` with an open file, which takes the place of ``path`` only when it is complete.
+
+    Raises:
+        OSError: with the name of the file, if the disk refuses it; also where ``write`` makes another error of that.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
@@ -172,9 +176,18 @@ def write_aside(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-    except BaseException:
+    except BaseException as error:
         unfinished.unlink(missing_ok=True)
-        raise
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        raise OSError(refusal.errno, refusal.strerror, str(path)) from error
+
+
+def _refusal(error: BaseException) -> OSError | None:
+    """What the disk said without the name of a file: `torch.save` turns it into an error of its own archive."""
+    found = error.__context__ if isinstance(error, RuntimeError) else error
+    return found if isinstance(found, OSError) and found.errno is not None and found.filename is None else None
 
 
 def _validation_follows(trainer: lightning.Trainer) -> bool:

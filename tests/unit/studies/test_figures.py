@@ -1,8 +1,13 @@
 from pathlib import Path
 
 import pytest
+import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from tests.small_study import edited
 
-from straightvq.studies.figures import mean_curve
+from straightvq.studies import load_study
+from straightvq.studies.figures import _dots, mean_curve
+from straightvq.studies.results import Findings
 from straightvq.tasks._run import read_log
 
 
@@ -29,3 +34,24 @@ def test_curve_of_a_resumed_run_joins_its_logs_and_the_later_one_counts(tmp_path
         file.parent.mkdir(parents=True)
         file.write_text("step,val/accuracy\n" + lines)
     assert read_log(tmp_path, "val/accuracy") == ([10, 20, 30, 40], [0.5, 0.7, 0.8, 0.9])
+
+
+@pytest.mark.parametrize("measures", [1, 2])
+def test_headline_and_names_of_rows_are_whole_and_within_the_figure(measures: int, tmp_path: Path) -> None:
+    content = edited(title="Classifiers in whose features images are compared, of which there is one for each set")
+    content["measures"] = dict(list(content["measures"].items())[:measures])
+    long = "affine (running) + replace + EMA 0.9"
+    content["rows"] = {name: content["rows"]["unquantized"] for name in ("VQ", long)}
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    study = load_study(str(file))
+    figure = _dots(study, Findings({}), [study.cells(study.sizes["s"], ["digits"], None, None)])
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    (headline,) = figure.texts
+    assert headline.get_text() == study.title
+    assert headline.get_window_extent(renderer).x1 < figure.bbox.x1
+    for ax in figure.axes:
+        labels = ax.get_yticklabels()
+        assert [label.get_text() for label in labels] == [long, "VQ"]
+        assert min(label.get_window_extent(renderer).x0 for label in labels) > 0
+        assert ax.get_position().width * figure.get_size_inches()[0] > 5

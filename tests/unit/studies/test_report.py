@@ -113,6 +113,23 @@ def test_too_few_seeds_are_not_called_a_tie() -> None:
     assert best_rows(some, accuracy).endswith("b; tied with it: c; too few common seeds to compare it with: a.")
 
 
+def test_a_row_is_not_best_by_a_seed_that_the_others_lack() -> None:
+    """Over seeds 0 and 1: 1 and 1.85."""
+    accuracy = Measure("accuracy", "accuracy", better="higher")
+    values = {"a": {0: 1.0, 1: 1.0, 2: 4.0}, "b": {0: 1.9, 1: 1.8}}
+    assert best_rows(values, accuracy) == "Best accuracy: b; tied with it: none."
+    # A single run takes no part in what is common; and one common seed is too few.
+    assert best_rows({**values, "c": {2: 9.0}}, accuracy).startswith("Best accuracy: b; tied with it: none; too few")
+    assert best_rows({"a": values["a"], "b": {0: 1.9, 3: 1.8}}, accuracy).startswith("Best accuracy: a;")
+
+
+def test_equal_values_of_the_paper_give_no_direction(study: Study, results: Results) -> None:
+    equal = {**study.rows, "half": dataclasses.replace(study.rows["half"], paper=study.rows["VQ"].paper)}
+    table = main_table(dataclasses.replace(study, rows=equal), cells(study), results)
+    half = next(row for row in table.rows if row[0] == "half")
+    assert half[-6:-2] == ["-2.10 ± 0.10 (x 0.50)", "better", "+0.00 (x 1.00)", "–"]
+
+
 def test_a_bound_is_never_the_best_row(study: Study, results: Results) -> None:
     best = min(VALUES, key=lambda row: sum(VALUES[row]))
     assert f": {best};" in main_table(study, cells(study), results).note
@@ -206,3 +223,21 @@ def test_latex_escapes_what_it_must() -> None:
     text = Table("t", ["a_b", "%"], [["l2 & c", "– x"]]).latex()
     assert r"a\_b & \% \\" in text
     assert r"l2 \& c & -- x \\" in text
+    signs = Table(
+        "t",
+        ["a^b"],
+        [
+            [
+                "~",
+            ],
+            ["c\\d {e} ± 1 (x 2)"],
+        ],
+    ).latex()
+    assert r"a\textasciicircum{}b \\" in signs
+    assert r"\textasciitilde{} \\" in signs
+    assert r"c\textbackslash{}d \{e\} $\pm$ 1 ($\times$ 2) \\" in signs
+
+
+def test_a_bar_in_a_name_ends_no_column() -> None:
+    text = Table("t", ["a|b", "%"], [["l2|c", "1"]]).markdown()
+    assert text.splitlines() == [r"| a\|b | % |", "|---|---:|", r"| l2\|c | 1 |"]

@@ -16,6 +16,7 @@ import filelock
 import pytest
 import torch
 import yaml
+from tests.full_disk import fills_up
 from tests.small_study import STUDY, Counter, edited, table
 
 from straightvq.cli import main
@@ -120,6 +121,43 @@ def test_full_disk_leaves_finished_results_intact(
     assert len(table()) == 1
     assert study("--rows", "VQ") == 0
     assert len(table()) == 4
+
+
+def test_a_disk_that_fills_within_a_checkpoint_leaves_the_one_before(
+    study: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--rows", "unquantized", "--seeds", "1")
+    content = edited(tune={"by": "val/accuracy", "settings": {}})
+    with monkeypatch.context() as patch:
+        fills_up(patch, after=1)
+        assert study(*options, content=content) == 2
+    said = capsys.readouterr().err
+    last = Path("out/runs/digits/net/unquantized/seed0/last.ckpt")
+    assert said.startswith("straightvq: `reproduce`: cannot write the results: [Errno 28] No space left on device: ")
+    assert f"{str(last)!r}. The 0 finished runs in 'out' are intact" in said
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+    assert study(*options, content=content) == 0
+    assert len(list(last.parent.glob("metrics/version_*"))) == 2, "it started again instead of going on"
+
+
+def test_a_damaged_checkpoint_is_named_with_a_way_out(
+    study: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--rows", "unquantized", "--seeds", "1")
+    content = edited(tune={"by": "val/accuracy", "settings": {}})
+    with monkeypatch.context() as patch:
+        fills_up(patch, after=1)
+        assert study(*options, content=content) == 2
+    capsys.readouterr()
+    place = Path("out/runs/digits/net/unquantized/seed0")
+    (place / "last.ckpt").write_bytes(b"half")
+    assert study(*options, content=content) == 2
+    said = capsys.readouterr().err
+    assert f"`reproduce`: '{place}/last.ckpt' cannot be read as a checkpoint" in said
+    assert f"Remove the folder '{place}', and the same command makes this run anew; finished runs are intact." in said
+    assert "--ckpt_path" not in said
+    shutil.rmtree(place)
+    assert study(*options, content=content) == 0
 
 
 def test_another_error_of_the_disk_does_not_speak_of_room(
@@ -287,7 +325,7 @@ def test_another_set_joins_the_report_in_place_of_the_first(study: Callable[...,
     [
         ({"tune__by": "val/acuracy"}, "digits net VQ tuning: lr 1e-2 has no value 'val/acuracy'"),
         (
-            {"measures": {"test/acc": {"label": "a", "better": "higher"}}},
+            {"measures": {"test/acc": {"label": "accuracy", "better": "higher"}}},
             "digits net VQ seed 0 has no value 'test/acc'",
         ),
     ],
@@ -397,6 +435,11 @@ def test_embedded_data_stand_in_with_a_clear_sentence(
     assert "digits net VQ seed 0: due" in said
 
 
+def test_a_set_that_is_named_twice_is_taken_once(study: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert study("--sets", "digits", "digits", "--rows", "VQ", "--seeds", "1", "--dry-run") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("3 runs in out;")
+
+
 @pytest.mark.parametrize(
     ("options", "size", "message"),
     [
@@ -442,6 +485,57 @@ def test_misspelt_key_in_an_overlay_leads_with_the_innermost_line(
     assert "Option 'label_smothing' is not accepted" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_misspelt_key_in_a_later_row_is_found_before_the_first_one_runs(
+    options: tuple[str, ...],
+    study: Callable[..., int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    counter = Counter(monkeypatch)
+    content = edited(rows__unquantized__settings={"a": {}, "b": {"model.init_args.label_smothing": 0.1}})
+    assert study(*options, content=content) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("straightvq: Option 'label_smothing' is not accepted")
+    assert said.err.endswith("The run was: digits net unquantized tuning: b.\n")
+    assert counter.titles == []
+    assert not Path("out").exists()
+
+
+def test_configurations_are_read_once_for_each_network_row_and_setting_that_is_due(
+    study: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = edited()
+    content["sets"]["half"] = content["sets"]["digits"]
+    content["sizes"]["s"]["sets"] = ["digits", "half"]
+    read: list[str] = []
+    monkeypatch.setattr(work, "Check", lambda: lambda run, place: read.append(run.title))
+    assert study("--rows", "VQ", content=content) == 0
+    assert read == [
+        "digits net VQ tuning: lr 1e-2",
+        "digits net VQ tuning: lr 1e-3",
+        "half net VQ tuning: lr 1e-2",
+    ]
+    read.clear()
+    assert study(content=content) == 0
+    assert read == [
+        f"{name} net unquantized tuning: lr 1e-{n}" for name, n in (("digits", 2), ("digits", 3), ("half", 2))
+    ]
+    read.clear()
+    assert study(content=content) == 0
+    assert read == []
+
+
+def test_overlays_of_one_name_have_files_of_their_own(tmp_path: Path) -> None:
+    """Of a row `a` with the setting `b-c`, and a row `a-b` with the setting `c`; a file of one content is shared."""
+    cell = Cell("digits", "net", "a")
+    runs = [Run(cell, "final", 0, "", {"setting-a-b-c": {"lr": lr}}) for lr in (1, 2, 1)]
+    files = [Path(training._words(run, tmp_path / "run", tmp_path / "configs")[1]) for run in runs]
+    assert [yaml.safe_load(file.read_text()) for file in files] == [{"lr": 1}, {"lr": 2}, {"lr": 1}]
+    assert files[0] == files[2] != files[1]
+    assert all(file.name.startswith("setting-a-b-c-") for file in files)
+
+
 def test_damaged_result_is_named(study: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     place = Path("out/runs/digits/net/VQ/seed0")
     place.mkdir(parents=True)
@@ -456,7 +550,7 @@ def test_toy_is_one_command(
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "toy"]) == 0
     assert Path("studies/toy/toy.png").is_file()
-    for option in (["--seeds", "3"], ["--size", "paper"], ["--keep"], ["--rerun"]):
+    for option in (["--seeds", "3"], ["--seeds", "0"], ["--size", "paper"], ["--keep"], ["--rerun"]):
         assert main(["reproduce", "toy", *option]) == 2
         assert "takes no option but --out" in capsys.readouterr().err
 
@@ -470,6 +564,45 @@ def test_a_figure_cannot_take_the_place_of_a_file(
     said = capsys.readouterr().err
     assert said.startswith("straightvq: ")
     assert "taken" in said
+
+
+def test_a_full_disk_under_a_figure_is_told_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("straightvq.studies.toy.draw_toy", full)
+    assert main(["reproduce", "toy"]) == 2
+    assert capsys.readouterr().err == (
+        "straightvq: `reproduce`: cannot write the results: [Errno 28] No space left on device. "
+        "The same command makes them anew once there is room.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("straightvq.studies.toy.draw_toyy", "must be the class path of a function. Got 'straightvq.studies.toy.draw_"),
+        ("straightvq.studies.toi.draw_toy", "No module named 'straightvq.studies.toi'."),
+        ("draw_toy", "must be the class path of a function. Got 'draw_toy'"),
+        ("straightvq.studies.toy.LR", "`script` of mine must be a function. Got 'straightvq.studies.toy.LR'."),
+    ],
+)
+def test_misspelt_script_is_named(
+    script: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(yaml.safe_dump({"title": "A", "about": "B", "script": script}))
+    assert main(["reproduce", "mine.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("straightvq: `reproduce`: `script` of mine must be")
+    assert message in said
 
 
 @pytest.fixture

@@ -103,6 +103,18 @@ def test_what_a_file_does_not_say_is_that_of_the_study_it_is_like(tmp_path: Path
     assert (study.rows, study.base, study.measures) == (first.rows, first.base, first.measures)
 
 
+def test_rows_of_another_study_may_have_values_for_sets_that_this_one_has_not(tmp_path: Path) -> None:
+    first = edited(rows__first__paper={"cifar": {"accuracy": 1}})
+    (tmp_path / "first.yaml").write_text(yaml.safe_dump(first, sort_keys=False))
+    own = {"like": str(tmp_path / "first.yaml"), "sets": {"digits": {"config": {}}}}
+    own["measures"] = {"test/mse": {"label": "MSE", "better": "lower"}}
+    own["sizes"] = {"s": {**SMALL["sizes"]["s"], "sets": ["digits"]}}
+    assert load(tmp_path, own).rows["first"].paper == {"cifar": {"accuracy": 1}}
+    (tmp_path / "first.yaml").write_text("- a list")
+    with pytest.raises(ValueError, match=r"`the study` must be a section with keys. Got \['a list'\]"):
+        load(tmp_path, own)
+
+
 def test_a_study_serves_the_same_row_and_seed_or_all_with_its_only_one(tmp_path: Path) -> None:
     study = load(tmp_path, SMALL)
     size, other = study.sizes["s"], Cell("cifar", "another net", "second")
@@ -244,6 +256,36 @@ def test_unknown_study(name: str, message: str) -> None:
         (edited(measures={"test/a": {"label": "a", "better": "more"}}), r"must be higher or lower. Got 'more'"),
         (edited(sizes__s__follows="x"), r"`sizes.s.follows` must be a section with keys. Got 'x'"),
         (edited(rows={"a b": {"config": {}}, "a+b": {"config": {}}}), r"`rows` has names that differ in signs only"),
+        (
+            edited(sets={"dig its": {"config": {}}, "dig/its": {"config": {}}}),
+            r"`sets` has names that differ in signs only, and would share a folder: 'dig its' and 'dig/its'",
+        ),
+        (
+            edited(sizes__s__models={"a-b": {"config": {}}, "a b": {"config": {}}}),
+            r"`sizes.s.models` has names that differ in signs only, and would share a folder: 'a-b' and 'a b'",
+        ),
+        (edited(tune__settings={"1e-3": {}, "1e+3": {}}), r"`tune.settings` has names that .*: '1e-3' and '1e\+3'"),
+        (edited(rows__second__settings={"a(b": {}, "a)b": {}}), r"`rows.second.settings` has names that differ"),
+        (edited(rows={"+": {"config": {}}}), r"`rows` has the name '\+', of which no folder can be made"),
+        (edited(sizes__s__models={"..": {"config": {}}}), r"`sizes.s.models` has the name '\.\.', of which no folder"),
+        (edited(sets={".": {"config": {}}}), r"`sets` has the name '\.', of which no folder can be made"),
+        (
+            edited(rows__first__paper={"nett": {"accuracy": 1}}),
+            r"`rows.first.paper` names 'nett', which is no network and no set. Did you mean 'net'\? There are: .*cifar",
+        ),
+        (
+            edited(rows__first__paper={"cifar": {"acuracy": 1}}),
+            r"`rows.first.paper.cifar` names 'acuracy', which is the label of no measure. Did you mean 'accuracy'\?",
+        ),
+        (edited(sizes__s__seeds=True), r"`sizes.s.seeds` must be an integer >= 1. Got True"),
+        (edited(measures={"test/a": {"label": "a", "digits": True}}), r"digits` must be an integer >= 0. Got True"),
+        (edited(measures={"test/a": {"label": "a", "scale": 0}}), r"scale` must be a number > 0. Got 0"),
+        (edited(measures={"test/a": {"label": "a", "scale": float("nan")}}), r"scale` must be a number. Got nan"),
+        (edited(sizes__s__models={"net": {"config": {}, "seconds": -3}}), r"seconds` must be a number > 0. Got -3"),
+        (edited(title=["A", "B"]), r"`title` must be a text. Got \['A', 'B'\]"),
+        ({**SMALL, "title": None}, r"`title` must be a text. Got None"),
+        ({**SMALL, "about": None}, r"`about` must be a text. Got None"),
+        ({"title": "A", "about": "B", "script": 3}, r"`script` must be a text. Got 3"),
     ],
 )
 def test_mistakes_in_a_study_file_are_explained(

@@ -1,5 +1,6 @@
 """`straightvq analyze` on tiny runs: what it writes, that its numbers are true, and its messages."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -266,6 +267,27 @@ class TestMistakes:
         for message in messages:
             assert message in said
         assert not (run / "analysis").exists()
+
+    def test_a_place_for_the_results_that_is_none_is_found_before_anything_is_measured(
+        self, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "taken").write_text("mine")
+        monkeypatch.setattr(_probe.Probe, "measure", lambda *_: pytest.fail("it measured"))
+        said = self.said(capsys, plain, "--out", tmp_path / "taken")
+        assert said == f"straightvq: cannot use '{tmp_path / 'taken'}': File exists.\n"
+
+    def test_a_full_disk_leaves_the_numbers_of_before(
+        self, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = (plain, "--num-images", "4", "--out", tmp_path)
+        (tmp_path / "analysis.json").write_text("before")
+
+        def full(self: Path, text: str, **_: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_text", full)
+        assert self.said(capsys, *options) == "straightvq: cannot read or write: No space left on device.\n"
+        assert (tmp_path / "analysis.json").read_text() == "before"
 
     def test_impossible_options(self, plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "`num_images` must be an integer >= 1. Got 0." in self.said(capsys, plain, "--num-images", 0)

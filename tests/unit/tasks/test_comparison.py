@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[Path, dict[str, Any]]:
     """Analyses by run, in place of real ones."""
     known: dict[Path, dict[str, Any]] = {}
     monkeypatch.setattr(comparison, "analyze", lambda run, **_: known[run])
-    monkeypatch.setattr(comparison, "RunFolder", lambda run: run)
+    monkeypatch.setattr(comparison, "RunFolder", lambda run: SimpleNamespace(checkpoints=[]))
     return known
 
 
@@ -78,6 +79,22 @@ def test_lines_are_means_of_seeds_and_keep_their_colour_where_a_method_lacks_a_n
     assert set(plots) == {"Usage", "Codes that a step moves"}
     assert plots["Usage"]["VQ"] == ([10, 20], pytest.approx([0.3, 0.6]))
     assert plots["Codes that a step moves"] == {"VQ": ([], []), "all": ([10], [0.5])}
+
+
+def test_a_place_for_the_results_that_is_none_is_found_before_anything_is_measured(
+    measured: dict[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """No analysis is known here, and none is asked for."""
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(FileExistsError, match="taken"):
+        compare([tmp_path / "a", tmp_path / "b"], out=tmp_path / "taken", console=Console(quiet=True))
+
+
+def test_a_bar_in_a_name_ends_no_column(measured: dict[Path, dict[str, Any]], tmp_path: Path) -> None:
+    runs = [tmp_path / "a|b", tmp_path / "c"]
+    measured.update({run: analysis(run, [0.5]) for run in runs})
+    page = (compare(runs, console=Console(quiet=True)) / "comparison.md").read_text()
+    assert "\n| a\\|b | 0.5 |\n" in page
 
 
 def test_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
