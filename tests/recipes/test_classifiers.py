@@ -16,8 +16,12 @@ from straightvq.cli import main, recipe_path
 
 pytestmark = pytest.mark.filterwarnings("ignore::straightvq.tasks.monitor.CodebookWarning")
 
-# What the network of the recipe has before the quantizer, at the width of the shrinking overlay.
-RECIPES = {"classify_digits": 12, "classify_folder": 4}
+# Options beside the shrinking overlay: the second network is large.
+_MODEL = "--model.init_args.model.init_args"
+RECIPES: dict[str, tuple[Any, ...]] = {
+    "classify_digits": (),
+    "classify_folder": (f"{_MODEL}.width", 2, f"{_MODEL}.quantizer.init_args.dim", 4),
+}
 SHRINKING = "tiny_classify"
 
 
@@ -36,8 +40,7 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, name: str, *options: Any, runs: Path, overlays: tuple[str, ...] = ()) -> int:
     configs = [word for recipe in (name, SHRINKING, *overlays) for word in ("--config", recipe)]
-    dim = ("--model.init_args.model.init_args.quantizer.init_args.dim", RECIPES[name])
-    return main([command, *configs, "--runs", str(runs), "--name", "run", *map(str, (*dim, *options))])
+    return main([command, *configs, "--runs", str(runs), "--name", "run", *map(str, (*RECIPES[name], *options))])
 
 
 def source(name: str, classes: Path) -> tuple[Any, ...]:

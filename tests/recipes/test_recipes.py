@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning
 import numpy as np
 import pytest
 import torch
@@ -27,6 +28,7 @@ FROM_A_FOLDER = ("fashion", "folder")
 OVERLAYS = ("ema", "plain_vq", "vq_ste_pp")
 SHRINKING = "tiny"
 SHRINKING_MASKED = "tiny_maskgit"
+UNCONDITIONAL = "unconditional"
 FEATURES = "features"
 CLASSIFIERS = ("classify_digits", "classify_folder", "tiny_classify")  # tests/recipes/test_classifiers.py
 
@@ -53,11 +55,11 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def test_every_recipe_is_tested() -> None:
-    tested = [*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, FEATURES, *CLASSIFIERS]
+    tested = [*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, UNCONDITIONAL, FEATURES, *CLASSIFIERS]
     assert sorted(tested) == recipe_names()
 
 
-@pytest.mark.parametrize("name", [*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, FEATURES])
+@pytest.mark.parametrize("name", [*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, UNCONDITIONAL, FEATURES])
 def test_every_field_of_a_recipe_has_a_comment(name: str) -> None:
     text = Path(recipe_path(name)).read_text()
     assert isinstance(yaml.safe_load(text), dict)
@@ -92,6 +94,35 @@ def test_recipe_of_a_masked_model_trains_on_its_tokenizer(name: str, pictures: P
     rows = list(csv.DictReader((folder / "metrics" / "version_0" / "metrics.csv").read_text().splitlines()))
     assert {"train/loss", "val/cross_entropy", "val/accuracy"} <= set(rows[0])
     assert {"val/mse"}.isdisjoint(rows[0])
+
+
+def test_masked_model_without_classes(tmp_path: Path) -> None:
+    assert run("fit", ["digits"], runs=tmp_path) == 0
+    options = ("--model.init_args.tokenizer", str(tmp_path / "digits-tiny"), "--name", "run")
+    assert run("fit", ["maskgit_digits", UNCONDITIONAL], *options, runs=tmp_path, shrinking=SHRINKING_MASKED) == 0
+    assert main(["generate", "--run", str(tmp_path / "run"), "--num", "2"]) == 0
+
+
+def test_a_resume_that_is_refused_leaves_the_run_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fit", ["digits"], "--name", "run", runs=tmp_path) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    wider = ("--name", "run", "--ckpt_path", "last", "--model.model.hidden", 12, "--trainer.max_steps", 10)
+    assert run("fit", ["digits"], *wider, runs=tmp_path) == 2
+    said = capsys.readouterr().err
+    assert "last.ckpt' is of another network than the configuration describes: it has model." in said
+    assert "Traceback" not in said
+    for name in ("config.yaml", "last.ckpt", "best.ckpt"):
+        assert (tmp_path / "run" / name).read_bytes() == before[name]
+
+
+def test_prediction_in_several_processes_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("fit", ["digits"], "--name", "run", runs=tmp_path) == 0
+    monkeypatch.setattr(lightning.Trainer, "world_size", property(lambda self: 2))
+    assert run("predict", ["digits"], "--name", "run", "--ckpt_path", "best", runs=tmp_path) == 2
+    assert "pass --trainer.devices 1. Got 2 processes." in capsys.readouterr().err
+    assert not (tmp_path / "run" / "predictions.safetensors").exists()
 
 
 def test_a_trained_model_is_measured_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,8 @@ class ResNet18(ClassifierBase):
     """A stem, four stages of two residual blocks, global average pooling, and a quantizer between two of them.
 
     Batch normalization makes training differ from evaluation: in training the features of an image depend on its
-    batch, in evaluation they do not.
+    batch, in evaluation they do not. Where the last stage has a single position (at 8 pixels with ``small_images``,
+    at 32 without) a training batch needs two images.
 
     Args:
         quantizer: any quantizer with ``channel_dim=1`` and ``dim=ResNet18.dim_at(position, width)``; None for the

@@ -2,10 +2,11 @@
 
 import contextlib
 import csv
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -43,10 +44,9 @@ class RunFolder:
 
     Attributes:
         config: the configuration of the training, all defaults included.
-        checkpoints: in the order of training, one per step.
 
     Raises:
-        ValueError: if it is no such folder or a checkpoint cannot be read.
+        ValueError: if it is no such folder.
     """
 
     def __init__(self, folder: Path, owner: str = "analyze") -> None:
@@ -54,18 +54,12 @@ class RunFolder:
         if not folder.is_dir():
             raise ValueError(f"`{owner}`: there is no folder {str(folder)!r}. Pass the one that `straightvq fit` made.")
         self.config = self._read_config()
-        files = sorted([*folder.glob("*.ckpt"), *folder.glob(f"{KEPT}/*.ckpt")])
-        if not files:
+        self._files = sorted([*folder.glob("*.ckpt"), *folder.glob(f"{KEPT}/*.ckpt")])
+        if not self._files:
             raise ValueError(
                 f"`{owner}`: {str(folder)!r} has no checkpoint: neither last.ckpt, nor best.ckpt, nor any in {KEPT}/. "
                 "Train until the first is written (--save_every)."
             )
-        by_step: dict[int, list[Path]] = {}
-        for file in files:
-            by_step.setdefault(int(read_checkpoint(file, owner)["global_step"]), []).append(file)
-        self.checkpoints = [
-            Checkpoint(same[0], tuple(file.stem for file in same), step) for step, same in sorted(by_step.items())
-        ]
 
     def _read_config(self) -> dict[str, Any]:
         file = self.folder / "config.yaml"
@@ -81,30 +75,48 @@ class RunFolder:
             raise ValueError(f"`{self.owner}`: {str(file)!r} configures no model and data. {hint}")
         return config
 
-    def checkpoint(self, name: str | None = None) -> Checkpoint:
-        """The one of that file name, without suffix; None takes the best, or the last where there is no best.
+    @functools.cached_property
+    def checkpoints(self) -> list[Checkpoint]:
+        """All of them in the order of training, one per step.
 
         Raises:
-            ValueError: if there is none of that name.
+            ValueError: if one cannot be read.
+        """
+        by_step: dict[int, list[Path]] = {}
+        for file in self._files:
+            by_step.setdefault(int(read_checkpoint(file, self.owner)["global_step"]), []).append(file)
+        return [Checkpoint(same[0], tuple(file.stem for file in same), step) for step, same in sorted(by_step.items())]
+
+    def checkpoint(self, name: str | None = None) -> Checkpoint:
+        """The one of that file name, without suffix; None takes the best, or else the last. No other one is read.
+
+        Raises:
+            ValueError: if there is none of that name, or it cannot be read.
         """
         for wanted in ("best", "last") if name is None else (name,):
-            for checkpoint in self.checkpoints:
-                if wanted in checkpoint.names:
-                    return checkpoint
+            for file in self._files:
+                if file.stem == wanted:
+                    return Checkpoint(file, (wanted,), int(read_checkpoint(file, self.owner)["global_step"]))
         if name is None:
             return self.checkpoints[-1]
-        known = ", ".join(name for checkpoint in self.checkpoints for name in checkpoint.names)
+        known = ", ".join(file.stem for file in self._files)
         raise ValueError(f"`{self.owner}`: {str(self.folder)!r} has no checkpoint {name!r}. It has {known}.")
 
     def build(self) -> tuple[lightning.LightningModule, lightning.LightningDataModule]:
         """Task and data as the configuration describes them, the weights still those of a new network."""
+        built = self._built({"model": lightning.LightningModule, "data": lightning.LightningDataModule})
+        return built.model, built.data
+
+    def build_task(self) -> lightning.LightningModule:
+        """The task alone; the data may be gone."""
+        return cast(lightning.LightningModule, self._built({"model": lightning.LightningModule}).model)
+
+    def _built(self, kinds: dict[str, type]) -> Any:
         deny_foreign_code()
         parser = LightningArgumentParser(exit_on_error=False)
-        parser.add_lightning_class_args(lightning.LightningModule, "model", subclass_mode=True)
-        parser.add_lightning_class_args(lightning.LightningDataModule, "data", subclass_mode=True)
-        parsed = parser.parse_object({key: self.config[key] for key in ("model", "data")})
-        built = parser.instantiate_classes(parsed)
-        return built.model, built.data
+        for key, kind in kinds.items():
+            parser.add_lightning_class_args(kind, key, subclass_mode=True)
+        return parser.instantiate_classes(parser.parse_object({key: self.config[key] for key in kinds}))
 
     def log(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one column of the run's log; see `read_log`."""
@@ -184,17 +196,23 @@ def load_weights(task: lightning.LightningModule, checkpoint: Checkpoint, owner:
         ValueError: if the checkpoint is of another network than the configuration's.
     """
     state = read_checkpoint(checkpoint.path, owner)["state_dict"]
+    found = differences(task, state)
+    if found:
+        raise ValueError(
+            f"`{owner}`: {str(checkpoint.path)!r} is of another network, or another version of it, than config.yaml "
+            f"describes: it {found}. Use the version that trained it; config.yaml names it."
+        )
+    task.load_state_dict(state)
+
+
+def differences(task: lightning.LightningModule, state: dict[str, Any]) -> str:
+    """In which names and shapes a state is not one of this task, "" if in none."""
     own = task.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     other = sorted(key for key in own.keys() & state.keys() if own[key].shape != getattr(state[key], "shape", None))
     found = [f"{word} {_some(keys)}" for word, keys in (("lacks", missing), ("also has", extra)) if keys]
     found += [f"has {key} {_size(state[key])} instead of {_size(own[key])}" for key in other[:2]]
-    if found:
-        raise ValueError(
-            f"`{owner}`: {str(checkpoint.path)!r} is of another network, or another version of it, than config.yaml "
-            f"describes: it {'; it '.join(found)}. Use the version that trained it; config.yaml names it."
-        )
-    task.load_state_dict(state)
+    return "; it ".join(found)
 
 
 def pick_device(owner: str, name: str, kinds: Sequence[str]) -> torch.device:

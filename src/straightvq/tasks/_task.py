@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, Self, cast, get_args
 
 import lightning
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 import straightvq as svq
 from straightvq.diagnostics import CodebookUsage
 from straightvq.nn import Quantizer
-from straightvq.nn.part import check_bool, check_choice, check_float, check_int
+from straightvq.nn.part import check_bool, check_choice, check_float, check_int, keeping_float32
 from straightvq.tasks._schedule import warm_up_and_decay
 from straightvq.tasks.alternated import alternated_step, attach_optimizers
 
@@ -39,7 +39,10 @@ class Pass(NamedTuple):
 
 
 class SetMetrics(nn.Module, ABC):
-    """Values over a whole set, exact for any batches and ranks: codebook usage, and what a task adds.
+    """Values over a whole set, exact for any batches: codebook usage, and what a task adds.
+
+    Sums are over all ranks, and stay in 32 bits at least where the network is cast to fewer: a sum in half precision
+    stops growing after a few hundred images.
 
     Args:
         quantizer: whose indices are counted; None for none.
@@ -50,6 +53,9 @@ class SetMetrics(nn.Module, ABC):
         size = getattr(quantizer, "codebook_size", None)
         levels = getattr(quantizer, "num_quantizers", None)
         self.usage = None if size is None else CodebookUsage(size, levels)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(keeping_float32(fn), recurse)
 
     @abstractmethod
     def errors(self) -> dict[str, Tensor]:

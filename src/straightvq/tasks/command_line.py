@@ -19,7 +19,7 @@ from torch import Tensor
 import straightvq
 from straightvq.tasks._bar import RunBar
 from straightvq.tasks._log import MetricsLog
-from straightvq.tasks._run import deny_foreign_code, find_sound, read_checkpoint
+from straightvq.tasks._run import deny_foreign_code, differences, find_sound, read_checkpoint
 from straightvq.tasks.finite import StopOnNonFinite
 from straightvq.tasks.monitor import CodebookMonitor
 from straightvq.tasks.resume import ExactResume, KeptCheckpoints, LastCheckpoint, WholeFiles
@@ -57,7 +57,7 @@ class TrainingCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             # The configuration in a run's folder is that of its training.
-            save_config_callback=SaveConfigCallback if args[0] == "fit" else None,
+            save_config_callback=_SavedConfig if args[0] == "fit" else None,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"callbacks": [ExactResume()]},
             parser_kwargs={**kwargs, **{command: dict(kwargs) for command in self.subcommands()}},
@@ -171,8 +171,30 @@ class TrainingCLI(LightningCLI):
         files = sorted(item.name for item in self.directory.glob("*") if not item.name.startswith("events."))
         return f"{self.directory}{os.sep}: {', '.join(files)}\n"
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            path = self.config[subcommand]["ckpt_path"]
+            if path is None or "loading state_dict" not in str(error):
+                raise
+            found = differences(self.model, read_checkpoint(Path(path), "--ckpt_path")["state_dict"])
+            raise ValueError(
+                f"`--ckpt_path`: {path!r} is of another network than the configuration describes: it {found}. Leave "
+                "out the options that change the network, or train anew without --ckpt_path."
+            ) from error
+
     def predict(self, **kwargs: Any) -> None:
-        """Runs the prediction and writes ``predictions.safetensors`` into the run's folder."""
+        """Runs the prediction and writes ``predictions.safetensors`` into the run's folder.
+
+        Raises:
+            ValueError: on several processes, each of which would have a part of the predictions only.
+        """
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                "`straightvq predict` writes one file from one process: pass --trainer.devices 1. "
+                f"Got {self.trainer.world_size} processes."
+            )
         batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
         if not self.trainer.is_global_zero or not batches:
             return
@@ -182,6 +204,15 @@ class TrainingCLI(LightningCLI):
         self.directory.mkdir(parents=True, exist_ok=True)
         tensors = {name: torch.cat([cast(dict[str, Tensor], batch)[name] for batch in batches]) for name in names}
         save_file({name: value.contiguous() for name, value in tensors.items()}, self.directory / PREDICTIONS)
+
+
+class _SavedConfig(SaveConfigCallback):
+    """Writes the configuration when the training begins: one that is refused leaves that of the run as it is."""
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None: ...
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
 
 
 def _header(command: str) -> list[str]:

@@ -149,7 +149,7 @@ def _missing() -> str:
     lacking = "torch-fidelity is not installed" if find_spec("torch_fidelity") is None else f"there is no {place}"
     return (
         "`FID`: there are no features to compare images in. Pass the run of a classifier as `features`, such as "
-        f"runs/digits_classifier; or provide Inception: {lacking}."
+        f"runs/features_digits; or provide Inception: {lacking}."
     )
 
 
@@ -194,9 +194,18 @@ class FrechetDistances:
         self._metrics[name].update(self.features(images).double(), real=False)
 
     def compute(self) -> dict[str, Tensor]:
-        """The distances by name, float64 scalars, the same on all ranks."""
-        # Rounding takes the distance of equal sets a little below 0.
-        return {name: cast(Any, metric).compute().clamp(min=0) for name, metric in self._metrics.items()}
+        """The distances by name, float64 scalars, the same on all ranks.
+
+        Raises:
+            ValueError: for fewer than two images, which have no covariance.
+        """
+        try:
+            # Rounding takes the distance of equal sets a little below 0.
+            return {name: cast(Any, metric).compute().clamp(min=0) for name, metric in self._metrics.items()}
+        except RuntimeError as error:
+            if "More than one sample" not in str(error):
+                raise
+            raise ValueError("`FID`: there must be at least two test images to compare. Got fewer.") from error
 
 
 class _Given(nn.Module):

@@ -16,14 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from straightvq.data import Images
 from straightvq.data.decode import UnreadableImageError, decode_image
+from straightvq.files import write_text
 from straightvq.nn.part import check_float, check_int
 from straightvq.tasks._run import RunFolder, load_weights, pick_device, read_checkpoint
 from straightvq.tasks.generation import Generation
 
 __all__ = ["Sampling", "class_number", "generate", "image_grid", "tokens_in_box"]
 
+SETTINGS = "samples.json"
 # Grids that are decoded at once.
 _BATCH = 64
 # Pixels of the grid picture's longer side, about.
@@ -78,8 +79,8 @@ def generate(
     """Samples from a trained generation run and writes the pictures.
 
     Writes ``grid.png`` (enlarged, one column per class), each sample as ``0000.png`` and so on, and ``samples.json``
-    with all settings; files of the same names are overwritten. With ``inpaint`` the grid begins with the picture and
-    with what was left of it.
+    with all settings, in place of those of an earlier call. With ``inpaint`` the grid begins with the picture and with
+    what was left of it. The data of the training are not needed.
 
     Args:
         run: folder that `straightvq fit` made with a `Generation` task; its best checkpoint is taken, or else the last.
@@ -103,24 +104,26 @@ def generate(
     """
     sampling = sampling or Sampling()
     console = console or Console()
-    task, data, step = _load(
-        RunFolder(Path(run), "generate"), tokenizer, pick_device("generate", device, ("cpu", "cuda"))
-    )
-    classes = _classes(sampling.classes, task, data)
+    folder = RunFolder(Path(run), "generate")
+    task, known, step = _load(folder, tokenizer, pick_device("generate", device, ("cpu", "cuda")))
+    classes = _classes(sampling.classes, task, known)
     labels = None if classes is None else torch.tensor(classes, device=task.device).repeat(sampling.num)[: sampling.num]
-    start, shown = _start(task, data, inpaint, box, mask)
+    start, shown = _start(task, _shape(folder), inpaint, box, mask)
     images = _draw(task, start, labels, sampling, console)
     target = Path(run) / "samples" if out is None else Path(out)
     used = replace(
         sampling,
-        classes=None if labels is None else ["any" if label < 0 else str(label) for label in labels.tolist()],
+        classes=None if labels is None else [_word(label, known) for label in labels.tolist()],
         **{
             name: getattr(task, name)
             for name in ("steps", "temperature", "guidance")
             if getattr(sampling, name) is None
         },
     )
-    _write(target, images, shown, _columns(sampling.num, classes), {"run": str(run), "step": step, **asdict(used)})
+    region = {"inpaint": inpaint, "box": box, "mask": mask, "tokenizer": tokenizer}
+    given = {name: value if name == "box" else str(value) for name, value in region.items() if value is not None}
+    settings = {"run": str(run), "step": step, **asdict(used), **given}
+    _write(target, images, shown, _columns(sampling.num, classes), settings)
     console.print(f"  {target / 'grid.png'}", soft_wrap=True, highlight=False)
     return target / "grid.png"
 
@@ -128,25 +131,42 @@ def generate(
 # --- the run ------------------------------------------------------------------------------------------------------
 
 
-def _load(run: RunFolder, tokenizer: str | None, device: torch.device) -> tuple[Generation, Images, int]:
-    """The trained task, its data, and the number of training steps."""
+def _load(run: RunFolder, tokenizer: str | None, device: torch.device) -> tuple[Generation, list[str], int]:
+    """The trained task, the names of its classes, and the number of training steps."""
     hint = "Pass the folder of a run that trained a `Generation`, such as runs/maskgit_digits."
     if not str(run.config["model"].get("class_path", "")).endswith("Generation"):
         raise ValueError(f"`generate`: {str(run.folder)!r} is a run of {run.config['model'].get('class_path')}. {hint}")
     if tokenizer is not None:
         run.config["model"].setdefault("init_args", {})["tokenizer"] = tokenizer
-    task, data = run.build()
-    if not isinstance(task, Generation) or not isinstance(data, Images):
+    task = run.build_task()
+    if not isinstance(task, Generation):
         raise ValueError(f"`generate`: {str(run.folder)!r} is a run of {type(task).__name__}. {hint}")
     checkpoint = run.checkpoint()
-    task.on_load_checkpoint(read_checkpoint(checkpoint.path, run.owner))
+    content = read_checkpoint(checkpoint.path, run.owner)
+    task.on_load_checkpoint(content)
     load_weights(task, checkpoint, run.owner)
     task.eval().to(device)
     task.tokenizer.to(device)
-    return task, data, checkpoint.step
+    return task, list(content.get("class_names") or []), checkpoint.step
 
 
-def _classes(names: Sequence[str] | None, task: Generation, data: Images) -> list[int] | None:
+def _shape(run: RunFolder) -> tuple[int, int]:
+    """Side in pixels and channels of the pictures of the training."""
+    data = run.config["data"].get("init_args") or {}
+    size, channels = data.get("size"), data.get("channels")
+    if not isinstance(size, int) or not isinstance(channels, int):
+        raise ValueError(f"`generate`: {str(run.folder)!r} does not say the `size` and `channels` of its pictures.")
+    return size, channels
+
+
+def _word(label: int, known: list[str]) -> str:
+    """What `class_number` takes for this label."""
+    if label < 0:
+        return "any"
+    return known[label] if label < len(known) else str(label)
+
+
+def _classes(names: Sequence[str] | None, task: Generation, known: list[str]) -> list[int] | None:
     """Class numbers, -1 for the null class; None in a network without classes."""
     number = task.model.num_classes
     if number is None:
@@ -155,10 +175,10 @@ def _classes(names: Sequence[str] | None, task: Generation, data: Images) -> lis
         return None
     if names is None:
         return list(range(number))
-    return [class_number(name, number, data) for name in names]
+    return [class_number(name, number, known) for name in names]
 
 
-def class_number(name: str, number: int, data: Images) -> int:
+def class_number(name: str, number: int, known: list[str]) -> int:
     """Label of a class that is given by its name, by its number in [0, ``number``), or as "any" (-1).
 
     Raises:
@@ -166,10 +186,9 @@ def class_number(name: str, number: int, data: Images) -> int:
     """
     if name == "any":
         return -1
-    known = data.class_names or []
     if name in known:  # first: a class may be called 10 and be the second one
         return known.index(name)
-    if not name.lstrip("-").isdecimal():
+    if not name.removeprefix("-").isdecimal():
         raise ValueError(f"`generate`: there is no class {name!r}. The data have {', '.join(known) or 'numbers'}.")
     if not 0 <= int(name) < number:
         raise ValueError(f"`generate`: a class must be in [0, {number}), a name, or any. Got {name}.")
@@ -204,7 +223,7 @@ def _to_bytes(images: Tensor) -> NDArray[np.uint8]:
 
 def _start(
     task: Generation,
-    data: Images,
+    shape: tuple[int, int],
     picture: str | os.PathLike[str] | None,
     box: Sequence[int] | None,
     mask: str | os.PathLike[str] | None,
@@ -216,15 +235,19 @@ def _start(
         return torch.full(task.model.grid, -1, device=task.device), []
     if (box is None) == (mask is None):
         raise ValueError("`generate`: `inpaint` needs a region: either `box` or `mask`.")
-    image = _read(picture, data.size, data.channels)
+    size, channels = shape
+    image = _read(picture, size, channels)
     if box is not None:
-        new = tokens_in_box(box, data.size, task.tokenizer.downsample)
+        new = tokens_in_box(box, size, task.tokenizer.downsample)
     else:
         assert mask is not None
         cell = task.tokenizer.downsample
-        new = _blocks(torch.from_numpy(_read(mask, data.size, 1)[0]) > 127, cell).any(-1)
+        new = _blocks(torch.from_numpy(_read(mask, size, 1)[0]) > 127, cell).any(-1)
         if not new.any():
-            raise ValueError(f"`generate`: `mask` must be white where the picture is new. Got {str(mask)!r}, all dark.")
+            raise ValueError(
+                f"`generate`: `mask` must be white where the picture is new. Got {str(mask)!r}, all dark once it is "
+                f"scaled and cut to {size} x {size} pixels as the picture is."
+            )
     pixels = torch.from_numpy(image)[None].to(task.device).float() / 255
     tokens = task.tokenizer.encode(pixels)[0].masked_fill(new.to(task.device), -1)
     hidden = new.repeat_interleave(task.tokenizer.downsample, 0).repeat_interleave(task.tokenizer.downsample, 1)
@@ -312,13 +335,17 @@ def _write(
     settings: dict[str, Any],
 ) -> None:
     target.mkdir(parents=True, exist_ok=True)
+    if (target / SETTINGS).is_file():
+        for old in target.glob("[0-9]*.png"):
+            if old.stem.isdecimal():
+                old.unlink()
     digits = max(4, len(str(len(images) - 1)))
     for number, image in enumerate(images):
         _save(image, target / f"{number:0{digits}d}.png")
     # In a row of their own, so that the columns below stay those of the classes.
     above = [*shown, *[np.full_like(images[0], 255)] * (-len(shown) % columns)]
     _save(image_grid([*above, *images], columns), target / "grid.png")
-    (target / "samples.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    write_text(target / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
 def _save(image: NDArray[np.uint8], file: Path) -> None:

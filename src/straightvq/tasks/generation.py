@@ -10,8 +10,11 @@ from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
 from straightvq.models import MaskGIT
+from straightvq.nn import Quantizer
 from straightvq.nn.part import check_choice, check_float, check_int, check_part
+from straightvq.nn.ranks import num_ranks, rank
 from straightvq.tasks._schedule import warm_up_and_decay
+from straightvq.tasks._task import SetMetrics
 from straightvq.tasks.fid import FrechetDistances, load_features
 from straightvq.tasks.sampling import decode_tokens, guided_logits, random_mask
 from straightvq.tasks.tokenizer import Tokenizer
@@ -116,7 +119,7 @@ class Generation(lightning.LightningModule):
                 "`Generation`: `codebook_size` of the model must be the tokenizer's, "
                 f"{self.tokenizer.codebook_size}. Got {model.codebook_size}."
             )
-        self.cross_entropy, self.accuracy = MeanMetric(), MeanMetric()
+        self.metrics = _TokenMetrics(None)
         self._distances: FrechetDistances | None = None
         self._generators: dict[str, torch.Generator] = {}
 
@@ -126,6 +129,11 @@ class Generation(lightning.LightningModule):
             raise ValueError(
                 "`Generation`: `guidance` needs classes, and the network has num_classes=None. Leave it at 0. "
                 f"Got {guidance:g}."
+            )
+        if guidance and not self.class_dropout:
+            raise ValueError(
+                "`Generation`: `guidance` compares with the null class, which is not trained with class_dropout=0. "
+                f"Leave it at 0, or train with a class_dropout such as 0.1. Got {guidance:g}."
             )
         return guidance
 
@@ -159,13 +167,17 @@ class Generation(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         tokens, labels = self._tokens(batch), self._labels(batch)
-        masked = random_mask(torch.rand(len(tokens), device=self.device), torch.rand(tokens.shape, device=self.device))
+        masked = random_mask(self._uniform(len(tokens)), self._uniform(*tokens.shape))
         if labels is not None and self.class_dropout:
-            labels = labels.masked_fill(torch.rand(len(labels), device=self.device) < self.class_dropout, -1)
+            labels = labels.masked_fill(self._uniform(len(labels)) < self.class_dropout, -1)
         logits = self.model(tokens.masked_fill(masked, -1), labels)
         loss = masked_cross_entropy(logits, tokens, masked, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(tokens))
         return loss
+
+    def _uniform(self, *shape: int) -> Tensor:
+        """Numbers in [0, 1): torch's generator is the same on all ranks, so each takes its own part of all numbers."""
+        return torch.rand(num_ranks(None), *shape, device=self.device)[rank(None)]
 
     def configure_optimizers(self) -> Any:
         decayed = {m.weight: None for m in self.model.modules() if isinstance(m, nn.Linear)}
@@ -181,6 +193,8 @@ class Generation(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tokenizer"] = self.tokenizer.fingerprint
+        # What is drawn from the network later can be asked for by name, wherever the images are by then.
+        checkpoint["class_names"] = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint that was trained on the codes of another tokenizer.
@@ -197,16 +211,17 @@ class Generation(lightning.LightningModule):
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._reset()
+        self.metrics.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._measure(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_dict(self._measured("val"), prog_bar=True, rank_zero_only=False)
+        values = {f"val/{name}": value for name, value in self.metrics.compute().items()}
+        self.log_dict(values, prog_bar=True, rank_zero_only=False)
 
     def on_test_epoch_start(self) -> None:
-        self._reset()
+        self.metrics.reset()
         seeds = [f"seed {number}" for number in range(self.fid_seeds)]
         self._distances = FrechetDistances(load_features(self.features), [*seeds, RECONSTRUCTIONS], self.device)
         # Ranks see different images and draw different samples.
@@ -233,17 +248,14 @@ class Generation(lightning.LightningModule):
         values = {"test/rfid": distances.pop(RECONSTRUCTIONS)}
         seeds = torch.stack(list(distances.values()))
         values["test/fid"] = seeds.mean()
+        values |= {f"test/{name}": value for name, value in self.metrics.compute().items()}
         if len(seeds) > 1:
             values["test/fid_std"] = seeds.std()
         # Already summed over ranks. Loggers of some devices take no float64.
         values = {name: value.float() for name, value in values.items()}
-        self.log_dict({**values, **self._measured("test")}, rank_zero_only=False)
+        self.log_dict(values, rank_zero_only=False)
         self.print(f"FID in the features of {self._distances.features.name}")
         self._distances, self._generators = None, {}
-
-    def _reset(self) -> None:
-        self.cross_entropy.reset()
-        self.accuracy.reset()
 
     def _measure(self, batch: Batch, batch_idx: int) -> None:
         """Loss and accuracy at masks that depend on the number of the batch alone."""
@@ -252,15 +264,7 @@ class Generation(lightning.LightningModule):
         progress, order = torch.rand(len(tokens), generator=generator), torch.rand(tokens.shape, generator=generator)
         masked = random_mask(progress, order).to(self.device)
         logits = self.model(tokens.masked_fill(masked, -1), self._labels(batch)).float()
-        weight = masked.sum()
-        self.cross_entropy.update(masked_cross_entropy(logits, tokens, masked), weight)
-        self.accuracy.update(((logits.argmax(-1) == tokens) & masked).sum() / weight, weight)
-
-    def _measured(self, stage: str) -> dict[str, Tensor]:
-        return {
-            f"{stage}/cross_entropy": self.cross_entropy.compute(),
-            f"{stage}/accuracy": self.accuracy.compute(),
-        }
+        self.metrics.update(logits, tokens, masked)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
         raise ValueError("`Generation`: samples are made by `straightvq generate --run RUN`, not by `predict`.")
@@ -314,6 +318,22 @@ class Generation(lightning.LightningModule):
             )
         finally:
             self.model.train(was_training)
+
+
+class _TokenMetrics(SetMetrics):
+    """Cross-entropy and accuracy on masked tokens."""
+
+    def __init__(self, quantizer: Quantizer | None) -> None:
+        super().__init__(quantizer)
+        self.cross_entropy, self.accuracy = MeanMetric(), MeanMetric()
+
+    def update(self, logits: Tensor, tokens: Tensor, masked: Tensor) -> None:
+        weight = masked.sum()
+        self.cross_entropy.update(masked_cross_entropy(logits, tokens, masked), weight)
+        self.accuracy.update(((logits.argmax(-1) == tokens) & masked).sum() / weight, weight)
+
+    def errors(self) -> dict[str, Tensor]:
+        return {"cross_entropy": self.cross_entropy.compute(), "accuracy": self.accuracy.compute()}
 
 
 def masked_cross_entropy(logits: Tensor, tokens: Tensor, masked: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

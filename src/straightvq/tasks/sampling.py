@@ -58,7 +58,7 @@ def mask_counts(num_masked: int, steps: int) -> list[int]:
     """How many tokens are still masked after each decoding step; the last entry is 0.
 
     floor(num_masked * cos(pi/2 * t/steps)) after step t, but each step decides one token at least: fewer tokens than
-    steps take fewer steps.
+    steps take as many steps as there are tokens.
 
     Args:
         num_masked: masked tokens at the start, at least 0.
@@ -72,10 +72,8 @@ def mask_counts(num_masked: int, steps: int) -> list[int]:
     """
     num_masked = check_int("mask_counts", "num_masked", num_masked, 0)
     steps = check_int("mask_counts", "steps", steps, 1)
-    counts, left = [], num_masked
+    counts, left, steps = [], num_masked, min(steps, num_masked)
     for step in range(1, steps + 1):
-        if left == 0:
-            break
         left = min(left - 1, math.floor(num_masked * math.cos(math.pi / 2 * step / steps)))
         counts.append(left)
     return counts
@@ -94,7 +92,7 @@ def guided_logits(conditional: Tensor, unconditional: Tensor, guidance: float) -
 
 
 def decode_step(
-    logits: Tensor, tokens: Tensor, draws: Tensor, *, num_masked: Tensor, temperature: float = 0.0
+    logits: Tensor, tokens: Tensor, draws: Tensor, *, num_masked: Tensor, temperature: Tensor | float = 0.0
 ) -> Tensor:
     """Draws a token for every masked position and keeps those of the highest confidence.
 
@@ -107,13 +105,14 @@ def decode_step(
         draws: two uniform numbers in [0, 1) per position: [:, 0] chooses the token, by the inverse of the cumulative
             distribution over the codes in their order; [:, 1] is u of the confidence.
         num_masked: of each grid, how many positions are masked afterwards.
-        temperature: of the noise, at least 0; 0 keeps the most probable of the drawn tokens.
+        temperature: of the noise, at least 0; 0 keeps the most probable of the drawn tokens. Of all grids, or of each.
 
     Shape:
         logits: Float (B, h, w, K).
         tokens: Int64 (B, h, w), in and out.
         draws: Float (B, 2, h, w).
         num_masked: Int64 (B,).
+        temperature: Float (B,), or a number.
 
     Source: arXiv 2202.04200, section 3.2 and its code, whose noise has the same form.
 
@@ -131,9 +130,9 @@ def decode_step(
     drawn = torch.searchsorted(cdf, draws[:, 0, ..., None].to(wide) * cdf[..., -1:], right=True)
     drawn = drawn.clamp(max=logits.shape[-1] - 1)
     confidence = log_p.gather(-1, drawn)[..., 0]
-    if temperature > 0:
-        u = draws[:, 1].to(wide).clamp(min=torch.finfo(wide).tiny)
-        confidence = confidence - temperature * (-u.log()).log()
+    u = draws[:, 1].to(wide).clamp(min=torch.finfo(wide).tiny)
+    noise = torch.as_tensor(temperature, dtype=wide, device=tokens.device).view(-1, 1, 1)
+    confidence = confidence - noise * (-u.log()).log()
     is_masked = tokens < 0
     confidence = confidence.masked_fill(~is_masked, math.inf)
     # Two sorts: the place of each confidence in ascending order; ties go by position, so that counts are exact.
@@ -153,10 +152,10 @@ def decode_tokens(
 ) -> Tensor:
     """Fills the masked positions of token grids in a few parallel steps; given tokens stay as they are.
 
-    The cosine schedule says how many tokens are masked after each step; the temperature falls linearly to 0 at the
-    last one. Each grid has random numbers of its own, from a seed that ``generator`` draws for it: a grid comes out
-    the same (up to the rounding of the network) whatever else is in the batch, and a batch in two halves like the
-    whole.
+    The cosine schedule says how many tokens are masked after each step; the temperature falls linearly to 0 at a
+    grid's last one. A grid with fewer masked tokens than steps takes as many steps as it has masked tokens. Each grid
+    has random numbers of its own, from a seed that ``generator`` draws for it: a grid comes out the same (up to the
+    rounding of the network) whatever else is in the batch, and a batch in two halves like the whole.
 
     Args:
         predict: tokens (B, h, w) -> logits (B, h, w, K), such as a `straightvq.models.MaskGIT` with its labels bound.
@@ -181,9 +180,11 @@ def decode_tokens(
     steps = check_int("decode_tokens", "steps", steps, 1)
     temperature = check_float("decode_tokens", "temperature", temperature, minimum=0)
     tokens = tokens.long()
+    steps = min(steps, tokens[:1].numel())
     draws = _draws(len(tokens), (steps, 2, *tokens.shape[1:]), generator)
+    own_steps = (tokens < 0).flatten(1).sum(1).clamp(min=1, max=steps)
     for step, num_masked in enumerate(_counts(tokens, steps)):
-        noise = temperature * (1 - (step + 1) / steps)
+        noise = temperature * (1 - (step + 1) / own_steps).clamp(min=0)
         tokens = decode_step(
             predict(tokens), tokens, draws[:, step].to(tokens.device), num_masked=num_masked, temperature=noise
         )

@@ -81,7 +81,7 @@ class Tokenizer:
             folder = folder.parent if folder.name == KEPT else folder
         run = RunFolder(folder, "Tokenizer")
         checkpoint = run.checkpoint(name)
-        task, _ = run.build()
+        task = run.build_task()
         model = getattr(task, "model", None)
         if not isinstance(model, AutoencoderBase):
             raise ValueError(

@@ -82,6 +82,14 @@ def test_a_set_is_at_no_distance_from_itself() -> None:
     assert distances.compute()["same"] >= 0
 
 
+def test_a_single_image_is_refused() -> None:
+    distances = FrechetDistances(Pixels(3), ["same"], torch.device("cpu"))
+    distances.add_reference(torch.rand(1, 3, 1, 1))
+    distances.add("same", torch.rand(1, 3, 1, 1))
+    with pytest.raises(ValueError, match="`FID`: there must be at least two test images to compare"):
+        distances.compute()
+
+
 def test_features_are_what_the_last_layer_gets() -> None:
     torch.manual_seed(0)
     model = ResNet18(None, num_classes=3, width=4, small_images=True)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import types
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +153,45 @@ def test_a_tokenizer_that_moved_is_found_and_another_one_refused(
     assert "`Generation`: `tokenizer` must be the one of the training" in capsys.readouterr().err
 
 
+def test_the_data_of_the_training_are_not_needed(runs: Path, tmp_path: Path) -> None:
+    for run in ("tokenizer", "maskgit"):
+        shutil.copytree(runs / run, tmp_path / run)
+        config = tmp_path / run / "config.yaml"
+        text = config.read_text().replace(str(runs), str(tmp_path))
+        config.write_text(text.replace("source: digits", "source: gone/for/good"))
+        assert "gone/for/good" in config.read_text()
+    assert generate(tmp_path, "--num", 2, "--classes", "3") == 0
+
+
+def test_settings_give_the_same_pictures_again_and_no_others_stay(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "maskgit", tmp_path / "maskgit")
+    file = tmp_path / "maskgit" / "best.ckpt"
+    content = torch.load(file, weights_only=True)
+    content["class_names"] = ["1", "10", "2", *"abcdefg"]
+    torch.save(content, file)
+    out = tmp_path / "out"
+    assert generate(tmp_path, "--num", 6, "--classes", "10,g,any", "--out", out) == 0
+    settings = json.loads((out / "samples.json").read_text())
+    assert settings["classes"] == ["10", "g", "any"] * 2
+    (out / "mine.png").touch()
+    first = read(out / "0000.png")
+    assert generate(tmp_path, "--num", 2, "--classes", ",".join(settings["classes"]), "--out", out) == 0
+    assert np.array_equal(read(out / "0000.png"), first)
+    names = ["0000.png", "0001.png", "grid.png", "mine.png", "samples.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+
+
+def test_settings_name_the_region_and_the_tokenizer(runs: Path, tmp_path: Path) -> None:
+    Image.new("L", (16, 16)).save(tmp_path / "picture.png")
+    given = ("--inpaint", tmp_path / "picture.png", "--box", "0,0,8,5", "--tokenizer", runs / "tokenizer")
+    assert generate(runs, "--num", 1, *given, "--out", tmp_path / "out") == 0
+    settings = json.loads((tmp_path / "out" / "samples.json").read_text())
+    assert settings["inpaint"] == str(tmp_path / "picture.png")
+    assert settings["box"] == [0, 0, 8, 5]
+    assert settings["tokenizer"] == str(runs / "tokenizer")
+    assert "mask" not in settings
+
+
 MISTAKES: dict[str, tuple[list[Any], str]] = {
     "no such run": (["--run", "nowhere"], "`generate`: there is no folder 'nowhere'"),
     "not a generation run": (["--run", "{runs}/tokenizer"], "is a run of straightvq.tasks.Reconstruction"),
@@ -226,7 +264,9 @@ def test_grid_shows_every_picture_once() -> None:
 
 
 def test_a_class_is_meant_by_its_name_before_its_number() -> None:
-    data: Any = types.SimpleNamespace(class_names=["1", "10", "2", "cat"])
-    assert [class_number(name, 4, data) for name in ("1", "10", "2", "cat", "3", "any")] == [0, 1, 2, 3, 3, -1]
+    known = ["1", "10", "2", "cat"]
+    assert [class_number(name, 4, known) for name in ("1", "10", "2", "cat", "3", "any")] == [0, 1, 2, 3, 3, -1]
     with pytest.raises(ValueError, match=r"a class must be in \[0, 4\), a name, or any. Got 4."):
-        class_number("4", 4, data)
+        class_number("4", 4, known)
+    with pytest.raises(ValueError, match=r"there is no class '--5'. The data have 1, 10, 2, cat."):
+        class_number("--5", 4, known)

@@ -88,6 +88,31 @@ def test_training_step_masks_tokens_and_drops_classes(monkeypatch: pytest.Monkey
     assert (classes < 0).float().mean().item() == pytest.approx(0.5, abs=0.1)
 
 
+def test_ranks_mask_other_tokens_and_one_process_what_torch_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, drawn = make_task(), []
+    for number in range(2):
+        torch.manual_seed(0)  # the same on all ranks
+        monkeypatch.setattr(module, "num_ranks", lambda group: 2)
+        monkeypatch.setattr(module, "rank", lambda group, number=number: number)
+        drawn.append(task._uniform(50))
+    assert not (drawn[0] == drawn[1]).any()
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    alone = task._uniform(50)
+    torch.manual_seed(0)
+    assert torch.equal(alone, torch.rand(50))
+
+
+def test_values_of_a_set_stay_exact_in_a_network_of_half_precision() -> None:
+    task = make_task().to(torch.bfloat16)
+    logits = torch.zeros(1, 2, 2, CODES)
+    logits[..., 3] = 2
+    right, wrong = torch.full((1, 2, 2), 3), torch.full((1, 2, 2), 4)
+    for number in range(1000):
+        task.metrics.update(logits, right if number < 700 else wrong, torch.ones(1, 2, 2, dtype=torch.bool))
+    assert task.metrics.compute()["accuracy"].item() == pytest.approx(0.7)
+
+
 def test_a_small_set_is_learnt() -> None:
     task = make_task(lr=1e-2, label_smoothing=0.0)
     trainer = make_trainer(150)
@@ -288,6 +313,7 @@ def test_sampling_leaves_the_mode_and_the_global_random_state_alone() -> None:
         ({"temperature": -0.1}, r"`temperature` must be a finite number"),
         ({"guidance": -1.0}, r"`guidance` must be a finite number"),
         ({"guidance": 1.0, "num_classes": None}, r"`guidance` needs classes"),
+        ({"guidance": 1.0, "class_dropout": 0.0}, r"the null class, which is not trained with class_dropout=0"),
         ({"fid_seeds": 0}, r"`fid_seeds` must be an integer >= 1"),
     ],
 )

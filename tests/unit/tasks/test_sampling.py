@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from straightvq.tasks import sampling
 from straightvq.tasks.sampling import decode_step, decode_tokens, guided_logits, mask_counts, random_mask
 
 CODES = 5
@@ -148,6 +150,40 @@ def test_a_batch_in_parts_is_the_whole() -> None:
         for part in start.split([1, 2, 2])
     ]
     assert torch.equal(torch.cat(parts), whole)
+
+
+def test_more_steps_than_masked_tokens_change_nothing() -> None:
+    start = torch.full((3, 4, 4), -1)
+    start[1, 1:] = 2  # four masked tokens beside sixteen
+    grids = [
+        decode_tokens(
+            lambda tokens: torch.randn(len(tokens), 4, 4, 8, generator=torch.Generator().manual_seed(1)),
+            start,
+            steps=steps,
+            temperature=3.0,
+            generator=torch.Generator().manual_seed(0),
+        )
+        for steps in (16, 17, 1000)
+    ]
+    assert torch.equal(grids[1], grids[0])
+    assert torch.equal(grids[2], grids[0])
+
+
+def test_the_noise_of_each_grid_falls_to_nothing_at_its_own_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[float]] = []
+    step = sampling.decode_step
+
+    def spy(*args: Any, temperature: Tensor, **options: Any) -> Tensor:
+        seen.append(temperature.tolist())
+        return step(*args, temperature=temperature, **options)
+
+    monkeypatch.setattr(sampling, "decode_step", spy)
+    start = torch.full((2, 4, 4), -1)
+    start[1, :, :2] = 0
+    start[1, 2:] = 0  # four masked tokens left, fewer than steps
+    options = {"steps": 8, "temperature": 8.0, "generator": torch.Generator().manual_seed(0)}
+    decode_tokens(lambda tokens: torch.zeros(2, 4, 4, 8), start, **options)
+    assert seen == [[7.0, 6.0], [6.0, 4.0], [5.0, 2.0], [4.0, 0.0], [3.0, 0.0], [2.0, 0.0], [1.0, 0.0], [0.0, 0.0]]
 
 
 def test_nothing_to_do() -> None:

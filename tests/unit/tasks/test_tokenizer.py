@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import straightvq as svq
+from straightvq.cli import main
 from straightvq.models import Autoencoder
 from straightvq.tasks import Tokenizer
 
@@ -126,6 +127,22 @@ def test_bad_tokenizers_are_refused(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"`Tokenizer`: '.*' is not a run's folder: it has no config.yaml"):
         Tokenizer.load(tmp_path)
+
+
+def test_the_checkpoint_that_is_named_is_loaded_and_no_other_is_read(tmp_path: Path) -> None:
+    configs = ("--config", "digits", "--config", "tiny")
+    assert main(["fit", *configs, "--runs", str(tmp_path), "--name", "run"]) == 0
+    run = tmp_path / "run"
+    best = Tokenizer.load(run / "best.ckpt").fingerprint
+    content = torch.load(run / "best.ckpt", weights_only=True)
+    content["state_dict"]["model.quantizer.codebook.raw"] += 1
+    torch.save(content, run / "averaged.ckpt")  # of the same step, and first in the alphabet
+    (run / "last.ckpt").write_bytes(b"damaged")
+    assert Tokenizer.load(run).fingerprint == best
+    assert Tokenizer.load(run / "best.ckpt").fingerprint == best
+    assert Tokenizer.load(run / "averaged.ckpt").fingerprint != best
+    with pytest.raises(ValueError, match=r"last.ckpt' cannot be read as a checkpoint"):
+        Tokenizer.load(run / "last.ckpt")
 
 
 def test_objects_in_a_checkpoint_are_not_loaded(tmp_path: Path) -> None:
