@@ -3,8 +3,8 @@
     python benchmarks/collect.py studies/autoencoder-small studies/maskgit-small
     python benchmarks/collect.py                                    # the page only, from what is there
 
-Report, tables, numbers and the pictures that the report shows are taken; runs and their configurations, which name
-places on the machine, are not.
+Report, tables, numbers and the pictures that the report shows are taken, and what `straightvq analyze` wrote of the
+runs into ``comparison``; runs and their configurations, which name places on the machine, are not.
 """
 
 import argparse
@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
 FILES = ("report.md", "report.tex", "results.csv", "curves.csv")
+COMPARISON = "comparison"  # where `straightvq analyze RUNS --out STUDY/comparison` writes
 PICTURE = re.compile(r"(?<=\]\()[^)]+\.png(?=\))")
 BEFORE = re.compile(r"(?<=\]\()([\w.-]+)/report\.md(?=\))")  # studies that this one is built upon
 BLOCK = re.compile(r"(<!-- study: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -36,7 +37,20 @@ def collect(study: Path, results: Path = RESULTS) -> Path:
             shutil.copyfile(study / name, target / name)
     for name in BEFORE.findall(report.read_text()):
         collect(study / name, target)
+    if (study / COMPARISON / "comparison.md").is_file():
+        _collect_comparison(study.resolve(), target)
     return target
+
+
+def _collect_comparison(study: Path, target: Path) -> None:
+    """What `straightvq analyze` wrote of the study's runs into its folder, and the pictures that it shows."""
+    files = [study / COMPARISON / f"comparison.{kind}" for kind in ("md", "csv", "png")]
+    for name in PICTURE.findall(files[0].read_text()):
+        files.append((study / COMPARISON / name).resolve())
+    for file in files:
+        place = target / file.relative_to(study)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
 
 
 def excerpt(name: str, results: Path = RESULTS) -> str:

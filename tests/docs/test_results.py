@@ -38,6 +38,11 @@ def test_a_study_is_taken_with_what_it_shows_and_without_its_runs(
         "other/report.md": "# Other\n",
         "other/results.csv": "",
         "other/runs/b/last.ckpt": "",
+        "comparison/comparison.md": "![P](../runs/a/analysis/divergence.png)\n",
+        "comparison/comparison.csv": "method\n",
+        "comparison/comparison.png": "picture",
+        "runs/a/analysis/divergence.png": "picture",
+        "runs/a/analysis/curves.png": "another picture",
     }
     for name, text in content.items():
         (study / name).parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +52,8 @@ def test_a_study_is_taken_with_what_it_shows_and_without_its_runs(
     (results / "mine-small" / "old.png").write_text("of an older report")
     target = collect(study, results)
     assert sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()) == [
-        "other/report.md", "other/results.csv", "report.md", "results.csv", "runs/a/grid.png",
+        "comparison/comparison.csv", "comparison/comparison.md", "comparison/comparison.png", "other/report.md",
+        "other/results.csv", "report.md", "results.csv", "runs/a/analysis/divergence.png", "runs/a/grid.png",
     ]  # fmt: skip
     page = "before\n<!-- study: mine-small -->\nstale\n<!-- end -->\nafter\n"
     shown = filled(page, results)

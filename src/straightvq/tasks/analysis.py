@@ -4,6 +4,7 @@ import datetime
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,9 @@ from straightvq.tasks._run import Checkpoint, RunFolder, load_weights, pick_devi
 from straightvq.tasks.command_line import quiet
 
 __all__ = ["analyze"]
+
+SEED = re.compile(r"seed\d+")
+"""Folders of runs that differ in their random numbers only."""
 
 # Of more checkpoints an even selection is taken: a picture holds no more curves than this.
 MAX_CHECKPOINTS = 16
@@ -133,7 +137,7 @@ def _result(
     """What ``analysis.json`` holds."""
     quantizer = cast(Any, next(m for m in task.modules() if isinstance(m, Quantizer)))
     return {
-        "run": folder.folder.resolve().name,
+        "run": _name(folder.folder.resolve()),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"straightvq": straightvq.__version__, "torch": torch.__version__},
         "settings": settings,
@@ -146,6 +150,11 @@ def _result(
         "cures": list_cures(quantizer),
         "checkpoints": measured,
     }
+
+
+def _name(folder: Path) -> str:
+    """Of a run; the name of a seed alone would say little."""
+    return "/".join(folder.parts[-2:]) if SEED.fullmatch(folder.name) else folder.name
 
 
 def _hint(folder: RunFolder, used: int) -> str:

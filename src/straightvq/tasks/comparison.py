@@ -3,7 +3,6 @@
 import csv
 import io
 import os
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,14 +14,14 @@ from straightvq.diagnostics import CurvePanel, curves_over_time, panels, save
 from straightvq.files import results_folder, write_text
 from straightvq.tasks._report import QUANTITIES, format_number
 from straightvq.tasks._run import RunFolder
-from straightvq.tasks.analysis import analyze
+from straightvq.tasks.analysis import SEED, analyze
 
 __all__ = ["compare"]
 
 FILES = ("comparison.md", "comparison.csv", "comparison.png")
-_SEED = re.compile(r"seed\d+")
 # What a step does is not to be seen where the schedule has brought its length to 0.
 _MOVES = "learning_rate"
+_OF_A_STEP = ("codes_moved", "codebook_gain", "update_delay")
 
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -42,7 +41,8 @@ def compare(
     alone are one method: their mean is drawn, and the table has mean and standard deviation.
 
     Writes ``comparison.md``, ``comparison.csv`` (all numbers of all checkpoints) and ``comparison.png``; and each run's
-    own analysis into its folder, see `straightvq.tasks.analysis.analyze`.
+    own analysis into its folder, see `straightvq.tasks.analysis.analyze`. The page shows the pictures of the first run
+    of each method.
 
     Args:
         runs: at least two folders that `straightvq fit` made.
@@ -80,7 +80,8 @@ def compare(
             results.setdefault(name, []).append(found)
         save(curves_over_time(_plots(results), title="In the course of training"), target / FILES[2])
         write_text(target / FILES[1], _numbers(results))
-        write_text(target / FILES[0], _page(results))
+        shown = {name: path / "analysis" for name, path in reversed([*zip(names, paths, strict=True)])}
+        write_text(target / FILES[0], _page(results) + _pictures({name: shown[name] for name in results}, target))
     for file in FILES:
         console.print(f"  {target / file}", soft_wrap=True, highlight=False)
     return target
@@ -97,7 +98,7 @@ def method_names(paths: Sequence[Path]) -> list[str]:
     """
     common = Path(os.path.commonpath(paths))
     parts = [path.relative_to(common).parts for path in paths]
-    methods = [[part for part in own if not _SEED.fullmatch(part)] for own in parts]
+    methods = [[part for part in own if not SEED.fullmatch(part)] for own in parts]
     shared = {part for part in methods[0] if all(part in own for own in methods)}
     names = ["/".join(part for part in own if part not in shared) or common.name for own in methods]
     return names if len(set(names)) > 1 else ["/".join(own) or common.name for own in parts]
@@ -129,7 +130,14 @@ def _plots(results: Results) -> list[CurvePanel]:
 
 def _mean_course(runs: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
     """Mean over the runs by step, of the steps that all have."""
-    courses = [{c["step"]: c["values"][key] for c in run["checkpoints"] if key in c["values"]} for run in runs]
+    courses = [
+        {
+            c["step"]: c["values"][key]
+            for c in run["checkpoints"]
+            if key in c["values"] and (key not in _OF_A_STEP or c["values"][_MOVES] > 0)
+        }
+        for run in runs
+    ]
     return {
         step: statistics.mean(course[step] for course in courses)
         for step in courses[0]
@@ -170,6 +178,17 @@ def _page(results: Results) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _pictures(analyses: Mapping[str, Path], target: Path) -> str:
+    """A section for each method, with the pictures in its folder of an analysis."""
+    lines = []
+    for name, folder in analyses.items():
+        place = Path(os.path.relpath(folder, target.resolve())).as_posix()
+        lines += [f"## {name}", ""]
+        for file, text in (("divergence.png", "along the first component"), ("tsne.png", "as neighbours")):
+            lines += [f"![embeddings and codes of {name} {text}]({place}/{file})", ""]
+    return "\n".join(["", *lines])
 
 
 def _conditions(results: Results) -> str:

@@ -61,6 +61,10 @@ def test_table_has_means_over_moving_checkpoints_and_spread_over_seeds(
     measured[runs[2]] = analysis(runs[2], [1.0, 0.5], rates=[0.0, 0.0], gradient_sparsity=0.25)
     target = compare(runs, console=Console(quiet=True))
     assert target == tmp_path / "comparison"
+    page = (target / "comparison.md").read_text()
+    assert "(../VQ/seed0/analysis/divergence.png)" in page
+    assert "(../all/seed0/analysis/tsne.png)" in page
+    assert "seed1" not in page
     rows = table((target / "comparison.md").read_text())
     assert rows["VQ"] == {"method": "VQ", "seeds": "2", "usage": "0.3 ± 0.141", "codes with a gradient": ""}
     assert rows["all"] == {"method": "all", "seeds": "1", "usage": "0.75", "codes with a gradient": "0.25"}
@@ -74,7 +78,7 @@ def test_table_has_means_over_moving_checkpoints_and_spread_over_seeds(
 
 def test_lines_are_means_of_seeds_and_keep_their_colour_where_a_method_lacks_a_number() -> None:
     seeds = [analysis(Path("seed0"), [0.2, 0.4, 0.8]), analysis(Path("seed1"), [0.4, 0.8])]
-    other = analysis(Path("seed0"), [1.0], codes_moved=0.5)
+    other = analysis(Path("seed0"), [1.0, 1.0], rates=[1.0, 0.0], codes_moved=0.5)  # the end moves nothing
     plots = {plot.title: plot.lines for plot in comparison._plots({"VQ": seeds, "all": [other]})}
     assert set(plots) == {"Usage", "Codes that a step moves"}
     assert plots["Usage"]["VQ"] == ([10, 20], pytest.approx([0.3, 0.6]))
