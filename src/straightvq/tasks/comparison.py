@@ -23,6 +23,9 @@ FILES = ("comparison.md", "comparison.csv", "comparison.png")
 _MOVES = "learning_rate"
 _OF_A_STEP = ("codes_moved", "codebook_gain", "update_delay")
 
+# Methods over which a correlation says something.
+_ENOUGH = 4
+
 Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -172,12 +175,31 @@ def _page(results: Results) -> str:
         "",
         *(f"- {quantity.label}: {quantity.meaning}" for quantity in shown),
         "",
+        *_agreement(results),
         "What each quantity means, and what to do about it: docs/analysis.md.",
         "",
         "![what was measured in the course of training](comparison.png)",
         "",
     ]
     return "\n".join(lines)
+
+
+def _agreement(results: Results) -> list[str]:
+    """How closely the gradient gap follows the quantization error over the methods, if there are enough of them."""
+    pairs = [[_mean_course(runs, key) for key in ("error", "gradient_gap")] for runs in results.values()]
+    steps = [step for step in pairs[0][0] if all(step in course for pair in pairs for course in pair)]
+    found = []
+    for step in steps if len(pairs) >= _ENOUGH else []:
+        errors, gaps = ([pair[place][step] for pair in pairs] for place in (0, 1))
+        if len(set(errors)) > 1 and len(set(gaps)) > 1:
+            found.append(statistics.correlation(errors, gaps))
+    if not found:
+        return []
+    return [
+        f"Correlation of quantization error and gradient gap over the {len(pairs)} methods: {min(found):.2f} to "
+        f"{max(found):.2f} at the {len(found)} checkpoints.",
+        "",
+    ]
 
 
 def _pictures(analyses: Mapping[str, Path], target: Path) -> str:

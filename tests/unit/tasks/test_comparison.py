@@ -101,6 +101,22 @@ def test_a_bar_in_a_name_ends_no_column(measured: dict[Path, dict[str, Any]], tm
     assert "\n| a\\|b | 0.5 |\n" in page
 
 
+def test_page_tells_how_the_gradient_gap_follows_the_error() -> None:
+    values = {"a": (0.1, 0.2), "b": (0.2, 0.3), "c": (0.4, 0.5), "d": (0.5, 0.6)}
+    results = {
+        name: [analysis(Path(name), [1.0, 1.0], error=error, gradient_gap=gap)] for name, (error, gap) in values.items()
+    }
+    sentence = (
+        "Correlation of quantization error and gradient gap over the 4 methods: 1.00 to 1.00 at the 2 checkpoints."
+    )
+    assert sentence in comparison._page(results)
+    # Deviations of the errors -.2, -.1, .1, .2 and of the gaps -.1, 0, .2, -.1: .02 / (.316 * .245).
+    results["d"][0]["checkpoints"][1]["values"]["gradient_gap"] = 0.2
+    assert "methods: 0.26 to 1.00 at" in comparison._page(results)
+    del results["d"]
+    assert "Correlation" not in comparison._page(results)
+
+
 def test_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, overlay in (("plain", "plain_vq"), ("narrow", "ema")):
         configs = [word for recipe in ("digits", overlay, "tiny") for word in ("--config", recipe)]
