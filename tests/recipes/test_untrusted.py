@@ -63,13 +63,13 @@ DOORS: dict[str, tuple[Callable[[Path], int], str]] = {
     "generate": (lambda runs: main(["generate", "--run", str(runs / "masked"), "--num", "1"]), "masked/best.ckpt"),
     "tokenizer": (
         lambda runs: main(["generate", "--run", str(runs / "masked"), "--tokenizer", str(runs / "digits-tiny")]),
-        "digits-tiny/last.ckpt",
+        "digits-tiny/best.ckpt",
     ),
     "features": (
         lambda runs: main(
             ["test", *TINY, "--runs", str(runs), "--ckpt_path", "best", "--model.features", str(runs / "masked")]
         ),
-        "masked/last.ckpt",
+        "masked/best.ckpt",
     ),
 }
 

@@ -78,13 +78,13 @@ class ClassifierFeatures(FeatureNetwork):
             ValueError: if there is no such run, or none of a classifier, or its files cannot be read safely.
         """
         folder = RunFolder(Path(run), "FID")
-        task, _ = folder.build()
+        checkpoint = folder.checkpoint()
+        task = folder.build_task()
         model = getattr(task, "model", None)
         if not isinstance(model, ClassifierBase):
             raise ValueError(
                 f'`FID`: {str(run)!r} is a run of {type(task).__name__}. Pass the run of a classifier, or "inception".'
             )
-        checkpoint = folder.checkpoint()
         load_weights(task, checkpoint, "FID")
         return cls(task, model, f"{type(model).__name__} of {folder.folder}")
 
