@@ -123,41 +123,47 @@ def test_full_disk_leaves_finished_results_intact(
     assert len(table()) == 4
 
 
-def test_a_disk_that_fills_within_a_checkpoint_leaves_the_one_before(
+@pytest.fixture
+def stopped(
     study: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = ("--rows", "unquantized", "--seeds", "1")
-    content = edited(tune={"by": "val/accuracy", "settings": {}})
+) -> Callable[[], int]:
+    """A study of one run whose disk filled within its second checkpoint, as `capsys` heard; called, it goes on."""
+
+    def go_on() -> int:
+        content = edited(tune={"by": "val/accuracy", "settings": {}})
+        return study("--rows", "unquantized", "--seeds", "1", content=content)
+
     with monkeypatch.context() as patch:
         fills_up(patch, after=1)
-        assert study(*options, content=content) == 2
+        assert go_on() == 2
+    return go_on
+
+
+def test_a_disk_that_fills_within_a_checkpoint_leaves_the_one_before(
+    stopped: Callable[[], int], capsys: pytest.CaptureFixture[str]
+) -> None:
     said = capsys.readouterr().err
     last = Path("out/runs/digits/net/unquantized/seed0/last.ckpt")
     assert said.startswith("straightvq: `reproduce`: cannot write the results: [Errno 28] No space left on device: ")
     assert f"{str(last)!r}. The 0 finished runs in 'out' are intact" in said
     assert torch.load(last, weights_only=True)["global_step"] == 3
-    assert study(*options, content=content) == 0
+    assert stopped() == 0
     assert len(list(last.parent.glob("metrics/version_*"))) == 2, "it started again instead of going on"
 
 
 def test_a_damaged_checkpoint_is_named_with_a_way_out(
-    study: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stopped: Callable[[], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--rows", "unquantized", "--seeds", "1")
-    content = edited(tune={"by": "val/accuracy", "settings": {}})
-    with monkeypatch.context() as patch:
-        fills_up(patch, after=1)
-        assert study(*options, content=content) == 2
     capsys.readouterr()
     place = Path("out/runs/digits/net/unquantized/seed0")
     (place / "last.ckpt").write_bytes(b"half")
-    assert study(*options, content=content) == 2
+    assert stopped() == 2
     said = capsys.readouterr().err
     assert f"`reproduce`: '{place}/last.ckpt' cannot be read as a checkpoint" in said
     assert f"Remove the folder '{place}', and the same command makes this run anew; finished runs are intact." in said
     assert "--ckpt_path" not in said
     shutil.rmtree(place)
-    assert study(*options, content=content) == 0
+    assert stopped() == 0
 
 
 def test_another_error_of_the_disk_does_not_speak_of_room(
