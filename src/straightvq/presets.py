@@ -100,7 +100,7 @@ def vq_ste_pp(
     lr_scale: float = 2.0,
     groups: int = 1,
     sync: float = 0.2,
-    fraction: float = 0.1,
+    fraction: float | None = None,
     lr: float | None = None,
     momentum: float = 0.0,
     patience: int = 20,
@@ -116,7 +116,7 @@ def vq_ste_pp(
         lr_scale: learning-rate multiplier of the affine map.
         groups: affine groups.
         sync: the paper's nu.
-        fraction: of the way to the cluster mean, per inner step.
+        fraction: of the way to the cluster mean, per inner step; by default 0.1.
         lr: the authors' inner SGD instead of ``fraction``; they use ``lr=50, momentum=0.9``.
         momentum: of the inner step.
         patience: steps without use before a code is replaced.

@@ -268,7 +268,7 @@ def test_data_parallel_training_goes_on_where_a_rank_has_nothing(case: str, rank
 def test_accumulated_gradients_are_one_codebook_update_per_micro_batch(case: str, ranks: list[dict[str, Any]]) -> None:
     runs = [rank["accumulated"][case] for rank in ranks]
     assert_equal([run["even"] for run in runs])
-    assert runs[0]["even"]["layer.codebook.step"] == 6 * 2
+    assert runs[0]["even"]["layer.clock.step"] == 6 * 2
     alone = Net(_made(case))
     _trained(alone, slice(None), range(6), micro_batches=2)
     assert_close(runs[0]["even"], _state(alone))

@@ -123,14 +123,14 @@ def assert_equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 def test_both_processes_end_with_the_same_network_and_codebook(ranks: list[dict[str, Any]]) -> None:
     first, second = (rank["recipe"] for rank in ranks)
-    assert first["model.quantizer.codebook.step"] == 8
+    assert first["model.quantizer.clock.step"] == 8
     assert_equal(first, second)
 
 
 def test_sharded_training_keeps_what_the_quantizer_writes(ranks: list[dict[str, Any]]) -> None:
     first, second = (rank["sharded"] for rank in ranks)
     assert first["is_sharded"]
-    assert first["quantizer"]["codebook.step"] == 6
+    assert first["quantizer"]["clock.step"] == 6
     assert first["quantizer"]["codebook.is_ready"]
     assert_equal(first["quantizer"], second["quantizer"])
     before, after = first["written"][0::2], first["written"][1::2]

@@ -37,25 +37,40 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift(x, 31)
 
 
-def draw_integers(seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...]) -> Tensor:
-    """Uniform integers in ``[0, 2^53)``: the same for the same (seed, step, stream, position).
-
-    Args:
-        seed, step: Int64 scalars, on the device where the numbers are wanted.
-        stream: tells apart different uses within one step.
-        shape: of the result.
-    """
-    place = torch.arange(math.prod(shape), device=seed.device)
+def draw_integers(
+    seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...], *, rows: Tensor | None = None
+) -> Tensor:
+    """Uniform integers in ``[0, 2^53)``: the same for the same (seed, step, stream, position)."""
+    place = torch.arange(math.prod(shape), device=seed.device).view(shape)
+    if rows is not None:
+        width = math.prod(shape[1:])
+        place = rows.view(-1, *(1 for _ in shape[1:])) * width + torch.arange(width, device=seed.device).view(shape[1:])
     key = _mix(_mix(_mix(seed + _GOLDEN) + step) + _signed(stream * _GOLDEN))
-    return _shift(_mix(key + (place + 1) * _GOLDEN), 11).view(shape)
+    return _shift(_mix(key + (place + 1) * _GOLDEN), 11)
 
 
-def draw_normal(seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Standard normal numbers (Box-Muller), a function of (seed, step, stream, position)."""
-    # Not float64 for everything: some devices have none.
+def draw_uniform(
+    seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...], dtype: torch.dtype, *, rows: Tensor | None = None
+) -> Tensor:
     bits, work = (53, torch.float64) if dtype == torch.float64 else (24, torch.float32)
-    u = ((draw_integers(seed, step, stream, (2, *shape)) >> (53 - bits)).to(work) + 0.5) * 2.0**-bits
-    return ((-2 * u[0].log()).sqrt() * (2 * math.pi * u[1]).cos()).to(dtype)
+    return (((draw_integers(seed, step, stream, shape, rows=rows) >> (53 - bits)).to(work) + 0.5) * 2.0**-bits).to(
+        dtype
+    )
+
+
+def draw_gumbel(
+    seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...], dtype: torch.dtype, *, rows: Tensor | None = None
+) -> Tensor:
+    return -(-draw_uniform(seed, step, stream, shape, dtype, rows=rows).log()).log()
+
+
+def draw_normal(
+    seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...], dtype: torch.dtype, *, rows: Tensor | None = None
+) -> Tensor:
+    """Standard normal numbers (Box-Muller), a function of (seed, step, stream, position)."""
+    u = draw_uniform(seed, step, stream, shape, dtype, rows=rows)
+    v = draw_uniform(seed, step, stream + (1 << 61), shape, dtype, rows=rows)
+    return ((-2 * u.log()).sqrt() * (2 * math.pi * v).cos()).to(dtype)
 
 
 def draw_distinct(seed: Tensor, step: Tensor, stream: int, count: int, population: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Quantizers and the parts that fill their slots."""
 
 from straightvq.nn.assigners import Assigner, Nearest
+from straightvq.nn.batch import Batch, Context
 from straightvq.nn.codebook import Codebook
 from straightvq.nn.estimators import Estimator, StraightThrough
 from straightvq.nn.inits import Init, KMeansInit, NormalInit, SampleInit, UniformInit
@@ -14,20 +15,22 @@ from straightvq.nn.parametrizations import (
     RunningAffine,
     UnitNormCodes,
 )
-from straightvq.nn.quantizer import Quantizer, QuantizerOutput, bypass
+from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
 from straightvq.nn.resets import DeadCodeReset, Reset
 from straightvq.nn.transforms import Identity, Projection, Transform, UnitNorm
-from straightvq.nn.updates import AlternatedUpdate, EMAUpdate, GradientUpdate, Update
+from straightvq.nn.updates import AlternatedUpdate, EMAUpdate, GradientUpdate, Trains, Update
 from straightvq.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [
     "Affine",
     "AlternatedUpdate",
     "Assigner",
+    "Batch",
     "Chain",
     "Codebook",
     "CodebookLoss",
     "CommitmentLoss",
+    "Context",
     "DeadCodeReset",
     "Direct",
     "EMAUpdate",
@@ -46,7 +49,9 @@ __all__ = [
     "Reset",
     "RunningAffine",
     "SampleInit",
+    "Step",
     "StraightThrough",
+    "Trains",
     "Transform",
     "UniformInit",
     "UnitNorm",

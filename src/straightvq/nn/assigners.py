@@ -1,26 +1,42 @@
 """Assigners: which code a vector gets."""
 
 from abc import abstractmethod
+from typing import get_args
 
 from torch import Tensor
 
-from straightvq.functional.nearest import Distance, nearest_code
-from straightvq.nn.part import Part
+from straightvq.functional.nearest import Backend, Distance, nearest_code
+from straightvq.nn.batch import Batch
+from straightvq.nn.part import Part, check_choice, setting
 
 
 class Assigner(Part):
-    """Required: ``forward``. The rule is the same in training and evaluation unless a subclass says otherwise."""
+    """Required: ``forward``, the evaluation rule; ``training_rule`` as well where training assigns otherwise.
+
+    Set the class attribute ``is_random`` if the training rule draws random numbers.
+    """
+
+    is_random = False
 
     @abstractmethod
     def forward(self, z: Tensor, codes: Tensor) -> Tensor:
-        """z (n, d), codes (k, d) -> indices Int64 (n,)."""
+        """z (n, d), codes (k, d) -> indices Int64 (n,), a function of each vector alone."""
+
+    def training_rule(self, batch: Batch, codes: Tensor) -> Tensor:
+        """Vectors ``batch.z`` (n, d), codes (k, d) -> indices Int64 (n,), in training forwards.
+
+        May look at the whole batch and at ``batch.draws``. What it gives at masked positions is not used.
+        """
+        indices: Tensor = self(batch.z, codes)
+        return indices
 
 
 class Nearest(Assigner):
-    """The nearest code, in at least float32; ties go to the lowest index.
+    """The nearest code, in at least float32; ties go to the lowest index. The same in training and evaluation.
 
     Args:
         distance: ``"euclidean"``, or ``"cosine"`` for the smallest angle whatever the lengths.
+        backend: what searches, see ``straightvq.functional.nearest_code``.
 
     Example:
         >>> import torch
@@ -30,14 +46,16 @@ class Nearest(Assigner):
         (0, 1)
     """
 
-    def __init__(self, distance: Distance = "euclidean") -> None:
+    distance: Distance = setting(check_choice, choices=get_args(Distance))
+    backend: Backend = setting(check_choice, choices=get_args(Backend))
+
+    def __init__(self, distance: Distance = "euclidean", backend: Backend = "auto") -> None:
         super().__init__()
-        if distance not in ("euclidean", "cosine"):
-            raise ValueError(f"`Nearest`: `distance` must be 'euclidean' or 'cosine'. Got {distance!r}.")
         self.distance = distance
+        self.backend = backend
 
     def forward(self, z: Tensor, codes: Tensor) -> Tensor:
-        return nearest_code(z, codes, distance=self.distance)
+        return nearest_code(z, codes, distance=self.distance, backend=self.backend)
 
     def extra_repr(self) -> str:
-        return f"distance={self.distance!r}"
+        return f"distance={self.distance!r}" + ("" if self.backend == "auto" else f", backend={self.backend!r}")

@@ -1,9 +1,12 @@
-"""The training batch: this rank's vectors, and what all ranks together know of theirs."""
+"""The training batch: this rank's vectors, and what all ranks together know of theirs; and what parts may look at."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from straightvq.nn.ranks import Group, stack_over_ranks
+from straightvq.nn.draws import Draws
+from straightvq.nn.ranks import Group, num_ranks, rank, stack_over_ranks
 
 
 class Batch:
@@ -13,12 +16,27 @@ class Batch:
         z: this rank's vectors, Float (n, d), detached.
         valid: Bool (n,), or None for all.
         group: the ranks that share the codebook.
+        draws: the step's random numbers, equal on all ranks.
     """
 
-    def __init__(self, z: Tensor, valid: Tensor | None, group: Group) -> None:
-        self.z, self.valid, self.group = z, valid, group
+    def __init__(self, z: Tensor, valid: Tensor | None, group: Group, draws: Draws) -> None:
+        self.z, self.valid, self.group, self.draws = z, valid, group, draws
         self._shares: Tensor | None = None
         self._moments: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def rows(self) -> Tensor:
+        """Number of each vector among the valid ones of all ranks, Int64 (n,): what its random draws depend on.
+
+        Masked vectors repeat the number of a valid one.
+        """
+        if self.valid is None:
+            own = torch.arange(len(self.z), device=self.z.device)
+        else:
+            own = self.valid.long().cumsum(0) - 1
+            own = own.clamp(min=0)
+        if num_ranks(self.group) == 1:
+            return own
+        return own + self.shares()[: rank(self.group)].sum()
 
     def shares(self) -> Tensor:
         """Number of valid vectors on each rank, Int64 (ranks,)."""
@@ -39,11 +57,25 @@ class Batch:
 
     def _count(self) -> Tensor:
         if self.valid is None:
-            return torch.full((), len(self.z), device=self.z.device)
+            return torch.full((), self.z.shape[0], device=self.z.device)
         return self.valid.sum()
 
     def _sum(self, rows: Tensor) -> Tensor:
         return (rows if self.valid is None else torch.where(self.valid[:, None], rows, 0)).sum(0)
+
+
+class Context(NamedTuple):
+    """The table and the assignment, for estimators and losses with the class attribute ``takes_context``.
+
+    Attributes:
+        codes: effective codes (k, d), with the gradient that the part may send them.
+        indices: Int64 (n,), -1 where masked.
+        batch: the training batch, with its random draws; None in evaluation, where nothing is random.
+    """
+
+    codes: Tensor
+    indices: Tensor
+    batch: Batch | None
 
 
 def pool_moments(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

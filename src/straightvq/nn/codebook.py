@@ -1,29 +1,22 @@
 """The codebook: the only owner of code vectors."""
 
 import copy
-import itertools
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from straightvq.functional.draws import draw_integers
 from straightvq.functional.sums import code_sums
+from straightvq.nn import start
 from straightvq.nn.batch import Batch
 from straightvq.nn.inits import Init, NormalInit
 from straightvq.nn.parametrizations import Direct, Parametrization
-from straightvq.nn.part import Part, check_int, check_part, keeping_float32, making_float32
-from straightvq.nn.ranks import Group, Message, copy_from_first_rank, rows_of_first_rank, rows_over_ranks
-from straightvq.nn.resets import Clock, Reset
-from straightvq.nn.updates import Assigned, GradientUpdate, Update
-
-_INIT = 0  # stream of random draws
-# A data-dependent init repeats on all vectors seen so far until there are this many per code ...
-_ENOUGH = 4
-# ... and looks at no more than this many: more do not improve the centres.
-_PLENTY = 64
+from straightvq.nn.part import Part, check_int, check_part, default, making_float32
+from straightvq.nn.ranks import Group, Message
+from straightvq.nn.resets import Reset
+from straightvq.nn.updates import NOTHING, Assigned, GradientUpdate, Trains, Update
 
 
 class Codebook(Part):
@@ -41,11 +34,18 @@ class Codebook(Part):
         dim: width of a code; None lets the quantizer set it from its transform. If given it must agree.
         parametrization: map from raw to effective codes; default ``Direct()``.
         init: where the codes start; default ``NormalInit()``. A data-dependent init fills every row in the first
-            training forward and repeats on the pooled batches while fewer than four vectors per code were seen.
+            training forward. Is that batch smaller than the codebook, the rows without a vector of their own take
+            vectors of the next batches.
         update: the rule that owns the raw table; default ``GradientUpdate()``.
         reset: what happens to dead codes; default None, nothing.
 
     Attributes:
+        raw: the raw table, Float (size, dim) unless the parametrization has another shape.
+        is_ready: 1 once the init has ended and all ranks hold the same codes. A number, as is ``filled``: whoever
+            averages models averages it with the codes, and an average that holds data is not initialised again.
+        filled: Float (size,), 1 for rows that stand for a vector, or were set.
+        is_frozen: Bool ().
+        rewritten: Bool (size,), rows whose optimizer moments are to be cleared.
         process_group: ranks that share the codebook: None for the default group of ``torch.distributed`` if there is
             one at call time, a ``ProcessGroup`` that this process belongs to, or False for no synchronisation. It is
             no part of the state: a copy shares the group, a saved state does not know it.
@@ -68,12 +68,9 @@ class Codebook(Part):
 
     raw: Tensor
     is_ready: Tensor
-    is_set: Tensor
+    filled: Tensor
     is_frozen: Tensor
-    pool: Tensor
     rewritten: Tensor
-    seed: Tensor
-    step: Tensor
 
     def __init__(
         self,
@@ -88,94 +85,123 @@ class Codebook(Part):
         super().__init__()
         self.size = check_int(self, "size", size, 2)
         self.dim = None if dim is None else check_int(self, "dim", dim, 1)
-        self.parametrization = check_part(self, "parametrization", _or(parametrization, Direct), Parametrization)
-        self.init = check_part(self, "init", _or(init, NormalInit), Init)
-        self.update = check_part(self, "update", _or(update, GradientUpdate), Update)
-        self.reset = None if reset is None else check_part(self, "reset", reset, Reset)
+        self.parametrization: Parametrization = check_part(
+            self, "parametrization", default(parametrization, Direct), Parametrization
+        )
+        self.update: Update = check_part(self, "update", default(update, GradientUpdate), Update)
+        self.reset: Reset | None = None if reset is None else check_part(self, "reset", reset, Reset)
+        self.init: Init = check_part(self, "init", default(init, NormalInit), Init)
+        self._check_inverse()
         self._check_learned()
         self.process_group: Group = None
+        self._trained_by = False, False
         self._ready = self._frozen = False
-        self._handle = _register(self)
+        self._handle = start.register(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "process_group": _Shared(self.process_group)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "process_group": state["process_group"].group})
-        self._handle = _register(self)  # a copy is another codebook
+        self._handle = start.register(self)  # a copy is another codebook
+
+    # --- construction -------------------------------------------------------------------------------------------
 
     def _check_learned(self) -> None:
-        if self.parametrization.is_learned and not self.update.loss_trains_parametrization:
+        if self.parametrization.is_learned and not self.update.loss.parametrization:
             raise ValueError(
                 f"`Codebook`: {_kind(self.parametrization)} has parameters that need a gradient, and with "
                 f"{_kind(self.update)} none reaches them. Use GradientUpdate or AlternatedUpdate, "
                 "or RunningAffine, which follows statistics instead."
             )
 
-    # --- construction -------------------------------------------------------------------------------------------
+    def _check_inverse(self) -> None:
+        """Refuses parts that write codes, where nothing says which raw table gives them."""
+        if self.parametrization.has_inverse:
+            return
+        writers: list[Part] = [self.init] if self.init.needs_data else []
+        writers += [self.update] if self.update.writes else []
+        writers += [] if self.reset is None else [self.reset]
+        if writers:
+            names = " and ".join(map(_kind, writers))
+            raise ValueError(
+                f"`Codebook`: {names} would write codes, and {_kind(self.parametrization)} has no inverse that finds "
+                "the raw table for them. Use GradientUpdate, no reset and no init from data, or another "
+                "parametrization."
+            )
 
-    @making_float32()
-    def bind(self, dim: int, *, raw_takes_gradient: bool) -> None:
+    def _check_trained(self) -> None:
+        if self.parametrization.is_learned and not any(self._trained_by):
+            raise ValueError(
+                f"`Codebook`: nothing trains the parameters of {_kind(self.parametrization)}: with "
+                f"{_kind(self.update)} they need a CodebookLoss with positive weight or a synchronised estimator."
+            )
+
+    def bind(self, dim: int, *, by_loss: bool, by_task: bool) -> None:
         """Makes the table and all state. Called once, by the quantizer that owns this codebook.
 
         Args:
             dim: width of a code.
-            raw_takes_gradient: whether the raw table is to be a parameter.
+            by_loss: whether a loss is meant to train the codes.
+            by_task: whether the estimator sends the task gradient to the codes.
         """
-        if self.dim is not None and self.dim != dim:
+        if self.dim not in (None, dim):
             raise ValueError(
                 f"`Codebook`: `dim` must equal the width {dim} that the quantizer's transform gives. Got {self.dim}."
             )
-        self.parametrization.bind(self.size, dim)  # first: the only one that may refuse the sizes
+        self._trained_by = by_loss, by_task
+        self._check_trained()
         self._bind_once()
-        self.dim = dim
+        given, self.dim = self.dim, dim
+        try:
+            with making_float32():
+                self._make(dim)
+        except Exception:
+            self._unbind()
+            self.dim = given
+            raise
+
+    def _make(self, dim: int) -> None:
+        by_loss, by_task = self._trained_by
+        self.parametrization.bind(self.size, dim)
         self._check_learned()  # again: some parts show their parameters only now
+        self._check_trained()
         self.update.bind(self.size, dim)
         if self.reset is not None:
             self.reset.bind(self.size, dim)
         with torch.no_grad():
-            start = self.init.start(self.size, dim).to(torch.get_default_dtype())
-            raw = self.parametrization.inverse(start)  # its statistics wait for data
-        if raw_takes_gradient:
+            raw = self.parametrization.start(self.init, self.size, dim).to(torch.get_default_dtype())
+        if (by_loss and self.update.loss.raw) or (by_task and self.update.task.raw):
             self.raw = nn.Parameter(raw)
         else:
             self.register_buffer("raw", raw)
-        self.register_buffer("is_ready", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("is_set", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("is_ready", torch.zeros(()))
+        self.register_buffer("filled", torch.zeros(self.size))
         self.register_buffer("is_frozen", torch.zeros((), dtype=torch.bool))
         self.register_buffer("rewritten", torch.zeros(self.size, dtype=torch.bool))
-        self.register_buffer("seed", torch.randint(1 << 62, ()))
-        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
-        # Part of the state, but no buffer: its length varies, and whoever averages models copies buffers one to one.
-        self.pool = raw.new_empty(0, dim)
-        self._read_flags()
+        self.read_flags()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Starts over as if just made: with the start of the init, a new seed, no statistics, not frozen.
+        """Starts over as if just made: with the start of the init, no statistics, not frozen.
 
         For a codebook that was made on torch's meta device and has been given memory by ``to_empty``.
         """
         self._require_bound()
         twin = copy.deepcopy(self)
-        for module in twin.modules():
-            module._parameters.clear()
-            module._buffers.clear()
-            if isinstance(module, Part):
-                module._is_bound = False
-        with torch.device("cpu"):
-            twin.bind(self.raw.shape[1], raw_takes_gradient=isinstance(self.raw, nn.Parameter))
-        self.pool = self.pool[:0].clone()
+        twin._unbind()
+        with torch.device("cpu"), making_float32():
+            twin._make(self.codes().shape[1])
         fresh = twin.state_dict()
         for name, tensor in self.state_dict().items():
             tensor.copy_(fresh[name])
-        self._read_flags()
+        self.read_flags()
 
-    def _read_flags(self) -> None:
+    def read_flags(self) -> None:
         """Python's copies of the two flags, so that no forward has to ask the device."""
         if self.is_ready.is_meta:
             return  # no values yet
-        self._ready = bool(self.is_ready)
+        self._ready = bool(self.is_ready > 0)
         was_frozen, self._frozen = self._frozen, bool(self.is_frozen)
         if self._frozen != was_frozen:
             for parameter in self.parameters():
@@ -183,43 +209,15 @@ class Codebook(Part):
                 if self._frozen:
                     parameter.grad = None  # an optimizer skips it: no weight decay, no momentum
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Codebook":
-        super()._apply(fn, recurse)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        raw = state_dict.get(prefix + "raw")
+        if self._is_bound and (raw is None or raw.shape != self.raw.shape):
+            # A table that is not loaded has not been started, nor frozen, whatever else fits.
+            for name in ("is_ready", "filled", "is_frozen"):
+                state_dict.pop(prefix + name, None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
         if self._is_bound:
-            self.pool = keeping_float32(fn)(self.pool)
-        return self
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._is_bound:
-            destination[prefix + "pool"] = self.pool
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        name = prefix + "pool"
-        pool = state_dict.pop(name, None) if self._is_bound else None
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if not self._is_bound:
-            return
-        if pool is None:
-            missing_keys.append(name)
-        elif pool.ndim != 2 or pool.shape[1] != self.pool.shape[1]:
-            error_msgs.append(f"size mismatch for {name}: expected (n, {self.pool.shape[1]}). Got {tuple(pool.shape)}.")
-        elif local_metadata.get("assign_to_params_buffers", False):
-            self.pool = pool.detach()
-        else:
-            self.pool = pool.detach().to(self.pool, copy=True)
-        self._read_flags()
+            self.read_flags()
 
     # --- reading and writing ------------------------------------------------------------------------------------
 
@@ -229,28 +227,39 @@ class Codebook(Part):
         self._require_bound()
         return self.parametrization(self.raw).detach()
 
-    def tables(self) -> tuple[Tensor, Tensor]:
-        """Effective codes twice: as the estimator's gradient may train them, and as the codebook loss may.
+    def routes(self, *, by_loss: bool, by_task: bool) -> tuple[Trains, Trains]:
+        """What the task gradient and the losses may train, in this order, by the word of the update.
 
-        Which of raw table and parametrization a gradient reaches is the update's to say.
+        Raises:
+            ValueError: where that is a raw table that was made to take no gradient: a setting has changed since.
         """
-        if self._frozen:
-            codes = self.codes()
-            return codes, codes
-        # Autograd may keep the table it maps; the next training forward writes into `raw`, so it gets a copy.
-        raw = self.raw.clone() if self.parametrization.saves_table else self.raw
-        takes_raw = self.update.takes_task_gradient and raw.requires_grad
-        if takes_raw or (self.update.takes_task_gradient and self.parametrization.is_learned):
-            task = self.parametrization(raw)
-        else:
-            task = self.codes()
-        if self.update.loss_trains_raw or not task.requires_grad:
-            loss = task
-        elif self.update.loss_trains_parametrization and self.parametrization.is_learned:
-            loss = self.parametrization(raw.detach())
-        else:
-            loss = task.detach()
+        task, loss = self.update.task if by_task else NOTHING, self.update.loss if by_loss else NOTHING
+        if (task.raw or loss.raw) and not isinstance(self.raw, nn.Parameter):
+            source = "an estimator" if task.raw else "a loss"
+            raise ValueError(
+                f"`Codebook`: it must be made with what is to train it. Got {source} that now sends a gradient to a "
+                "raw table that takes none: build the layer with a positive `sync` or weight, and set that to 0 "
+                "until you need it."
+            )
         return task, loss
+
+    def tables(self, task: Trains, loss: Trains) -> tuple[Tensor, Tensor]:
+        """Effective codes twice: as the estimator's gradient may train them, and as the losses may."""
+        codes = self._read(task)
+        return codes, codes if loss == task else self._read(loss)
+
+    def _read(self, trains: Trains) -> Tensor:
+        is_learned = self.parametrization.is_learned
+        if self._frozen or not (trains.raw or (trains.parametrization and is_learned)):
+            return self.codes()
+        raw = self.raw if trains.raw else self.raw.detach()
+        if self.parametrization.saves_table:
+            raw = raw.clone()  # autograd may keep what it maps, and the next training forward writes into `raw`
+        if is_learned and not trains.parametrization:
+            still = {name: p.detach() for name, p in self.parametrization.named_parameters()}
+            return functional_call(self.parametrization, still, raw)
+        codes: Tensor = self.parametrization(raw)
+        return codes
 
     @torch.no_grad()
     def write(self, codes: Tensor, rows: Tensor) -> None:
@@ -267,25 +276,36 @@ class Codebook(Part):
             codes: Float (size, dim).
 
         Raises:
-            TypeError, ValueError: for another type or shape, NaN or infinity; nothing is changed then.
+            TypeError, ValueError: for another type or shape, NaN or infinity, and a parametrization without an
+                inverse; nothing is changed then.
         """
         self._require_bound()
+        if not self.parametrization.has_inverse:
+            raise ValueError(
+                f"`set_codes`: the parametrization must have an inverse. {_kind(self.parametrization)} has none; "
+                "write its raw table and its parameters instead."
+            )
         if not isinstance(codes, Tensor) or not codes.is_floating_point():
             got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
             raise TypeError(f"`set_codes`: `codes` must be a floating-point tensor. Got {got}.")
         if tuple(codes.shape) != (self.size, self.dim):
             raise ValueError(f"`set_codes`: `codes` must have shape {(self.size, self.dim)}. Got {tuple(codes.shape)}.")
         if not torch.isfinite(codes).all():
-            raise ValueError(f"`set_codes`: `codes` must be finite. Got {_count_not_finite(codes)}.")
-        self._adopt(codes.to(self.raw))
-        self.pool = self.pool[:0].clone()
-        self.is_set.fill_(True)
+            raise ValueError(f"`set_codes`: `codes` must be finite. Got {count_not_finite(codes)}.")
+        self.adopt(codes.to(self.raw))
+        self.filled.fill_(1)
 
-    def _adopt(self, codes: Tensor) -> None:
+    def adopt(self, codes: Tensor) -> None:
+        """Writes a whole new set of effective codes; the map may change so that it fits them."""
         self.raw.copy_(self.parametrization.adopt(codes))
-        self._forget(None)
+        self.forget(None)
 
-    def _forget(self, rows: Tensor | None) -> None:
+    def rewrite(self, codes: Tensor, rows: Tensor) -> None:
+        """Writes effective codes that have nothing to do with the old rows: what belonged to those starts over."""
+        self.write(codes, rows)
+        self.forget(rows)
+
+    def forget(self, rows: Tensor | None) -> None:
         """Everything that belonged to rewritten rows starts over (None: all rows)."""
         self.update.forget(rows)
         if self.reset is not None:
@@ -301,11 +321,6 @@ class Codebook(Part):
                 "`Codebook`: it has no vectors before a quantizer owns it. Pass it to VectorQuantizer(dim, codebook)."
             )
 
-    def _mark_ready(self) -> None:
-        self.pool = self.pool[:0].clone()
-        self.is_ready.fill_(True)
-        self._ready = True
-
     @property
     def is_still(self) -> bool:
         """Whether it is frozen, so that no forward changes it."""
@@ -315,57 +330,61 @@ class Codebook(Part):
         """Stops everything that moves codes: gradients, updates, statistics, init and resets. Saved in the state."""
         self._require_bound()
         self.is_frozen.fill_(True)
-        self._read_flags()
+        self.read_flags()
 
     def unfreeze(self) -> None:
         """Undoes ``freeze``."""
         self._require_bound()
         self.is_frozen.fill_(False)
-        self._read_flags()
+        self.read_flags()
 
     # --- one training step --------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def adapt(self, z: Tensor, valid: Tensor | None, search: Callable[[Tensor], Tensor]) -> Assigned:
+    def adapt(
+        self,
+        batch: Batch,
+        assign: Callable[[Batch, Tensor], Tensor],
+        collect: Callable[[], Batch] | None = None,
+    ) -> Assigned:
         """All in-place changes of one training forward, before the codes are read.
 
         Args:
-            z: vectors (n, dim), detached, finite.
-            valid: Bool (n,), or None for all.
-            search: effective codes -> indices, -1 where not valid.
+            batch: the vectors, detached and finite. An init that has not ended takes these.
+            assign: vectors and effective codes -> indices, -1 where not valid.
+            collect: gives the vectors for everything after the init, for a composite that finds them with the codes.
 
         Returns:
             what the update knows of the batch's assignment.
         """
         if not (self._ready or self._frozen or torch.compiler.is_compiling()):
-            self._read_flags()  # a data-parallel wrapper copies the first rank's buffers to the others
+            self.read_flags()  # a data-parallel wrapper copies the first rank's buffers to the others
         if self._frozen:
             return Assigned(None, None)
-        batch = Batch(z, valid, self.process_group)
-        if not self._ready:
-            self._initialise(z, valid)
-        else:
+        was_ready = self._ready
+        if not was_ready:
+            start.start(self, batch)
+        if collect is not None:
+            batch = collect()
+        if was_ready:
             self.parametrization.observe(batch, self.raw)
-        if self.reset is not None:
-            due = self.reset.due(batch, Clock(self.seed, self.step))
-            if due is not None:
-                rows, vectors = due
-                self.write(vectors, rows)
-                self._forget(rows)
-        assigned = self.update.step(self, z, search)
-        self.step.add_(1)
+        due = None if self.reset is None else self.reset.due(batch)
+        if due is not None:
+            rows, vectors = due
+            self.rewrite(vectors, rows)
+        assigned = self.update.step(self, batch, lambda codes: assign(batch, codes))
         return Assigned(None, None) if assigned is None else assigned
 
     @torch.no_grad()
-    def record(self, z: Tensor, indices: Tensor, counts: Tensor | None) -> None:
+    def record(self, batch: Batch, indices: Tensor, counts: Tensor | None) -> None:
         """Tells reset and parametrization how the batch was assigned; ``counts`` if the update has pulled them."""
         if self._frozen:
             return
         if counts is None:
-            message = self._message(z, indices)
+            message = self._message(batch.z, indices)
             if self.reset is None and message.is_empty:
                 return
-            counts = message.send(code_sums(z[:, :0], indices, self.size)[0])
+            counts = message.send(code_sums(batch.z[:, :0], indices, self.size)[0])
         if self.reset is not None:
             self.reset.record(counts)
 
@@ -384,48 +403,6 @@ class Codebook(Part):
         self.parametrization.remember(z, indices, message)
         return message
 
-    def _initialise(self, z: Tensor, valid: Tensor | None) -> None:
-        if torch.compiler.is_compiling():
-            # The first steps look at sizes and flags on the host, which a graph cannot; an opaque op can.
-            torch.ops.straightvq.initialise(self._fixed_state(), z, valid, self._handle)
-        else:
-            self._initialise_now(z, valid)
-
-    def _fixed_state(self) -> list[Tensor]:
-        """All state of constant shape: what an init may change, but for the pool.
-
-        The pool is not even looked at: a graph that has seen it is made anew whenever its length changes.
-        """
-        own = (self.raw, self.is_ready, self.is_set, self.is_frozen, self.rewritten, self.seed, self.step)
-        others = (t for part in self.children() for t in (*part.parameters(), *part.buffers()))
-        return [t.detach() for t in (*own, *others)]
-
-    def _initialise_now(self, z: Tensor, valid: Tensor | None) -> None:
-        """Makes all ranks equal, then fits the codes to all vectors seen so far."""
-        for tensor in (*self.parameters(), *self.buffers()):
-            copy_from_first_rank(tensor.detach(), self.process_group)
-        self.pool = rows_of_first_rank(self.pool.to(z.device), self.process_group)
-        if self.is_set or not self.init.needs_data:
-            self.parametrization.observe(Batch(z, valid, self.process_group), self.raw)
-            self._mark_ready()
-            return
-        rows = rows_over_ranks(z if valid is None else z[valid], self.process_group)
-        if len(rows) == 0:
-            return
-        pool = torch.cat([self.pool, rows.to(self.pool.dtype)])
-        generator = torch.Generator().manual_seed(int(draw_integers(self.seed, self.step, _INIT, (1,))))
-        seen = len(pool)
-        if seen > _PLENTY * self.size:
-            keep = torch.randperm(seen, generator=generator)[: _PLENTY * self.size]
-            pool = pool[keep.to(pool.device)]
-        codes = self.init.fit(pool, self.size, generator)
-        copy_from_first_rank(codes, self.process_group)
-        self._adopt(codes.to(self.raw.dtype))
-        if seen >= _ENOUGH * self.size:
-            self._mark_ready()
-        else:
-            self.pool = pool
-
     def extra_repr(self) -> str:
         return f"size={self.size}" if self.dim is None else f"size={self.size}, dim={self.dim}"
 
@@ -440,45 +417,11 @@ class _Shared:
         return self
 
 
-# Codebooks by handle: how an opaque op inside a compiled graph finds the one it belongs to.
-_OWNERS: weakref.WeakValueDictionary[int, Codebook] = weakref.WeakValueDictionary()
-_HANDLES = itertools.count()
-
-
-def _register(codebook: Codebook) -> int:
-    handle = next(_HANDLES)
-    _OWNERS[handle] = codebook
-    return handle
-
-
-@torch.library.custom_op("straightvq::initialise", mutates_args=("state",))
-def _initialise_op(state: list[Tensor], z: Tensor, valid: Tensor | None, owner: int) -> None:
-    """``Codebook._initialise_now`` inside a compiled graph, where ``state`` may be copies of the codebook's own."""
-    codebook = _OWNERS[owner]
-    if codebook._ready:
-        return  # by an earlier call in the same graph
-    own = codebook._fixed_state()
-    for mine, given in zip(own, state, strict=True):
-        mine.copy_(given)
-    codebook._initialise_now(z, valid)
-    for mine, given in zip(own, state, strict=True):
-        given.copy_(mine)
-
-
-@_initialise_op.register_fake
-def _(state: list[Tensor], z: Tensor, valid: Tensor | None, owner: int) -> None:
-    return None
-
-
-def _or(part: Any, default: type) -> Any:
-    return default() if part is None else part
-
-
 def _kind(part: object) -> str:
     return type(part).__name__
 
 
-def _count_not_finite(x: Tensor) -> str:
+def count_not_finite(x: Tensor) -> str:
     bad = ~torch.isfinite(x)
     first = bad.reshape(-1).to(torch.uint8).argmax().item()
     return f"{int(bad.sum())} of {x.numel()} values NaN or infinite, the first at flat position {first}"

@@ -5,11 +5,18 @@ from abc import abstractmethod
 from torch import Tensor
 
 from straightvq.functional.straight_through import straight_through
-from straightvq.nn.part import Part, check_float
+from straightvq.nn.batch import Context
+from straightvq.nn.part import Part, check_float, setting
 
 
 class Estimator(Part):
-    """Required: ``forward``, whose value is the code. Set ``trains_codes`` if a gradient reaches the codes."""
+    """Required: ``forward``, whose value is the code. Set ``trains_codes`` if a gradient reaches the codes.
+
+    With the class attribute ``takes_context`` the method is ``forward(z, code, context)``, and ``context`` has the
+    whole table, the indices and, in training, the batch with its random draws.
+    """
+
+    takes_context = False
 
     @property
     def trains_codes(self) -> bool:
@@ -19,6 +26,11 @@ class Estimator(Part):
     @abstractmethod
     def forward(self, z: Tensor, code: Tensor) -> Tensor:
         """z (n, d), code (n, d) -> quantized (n, d), equal to ``code``."""
+
+    def estimate(self, z: Tensor, code: Tensor, context: Context | None) -> Tensor:
+        """``forward`` with what it takes."""
+        out: Tensor = self(z, code, context) if self.takes_context else self(z, code)
+        return out
 
 
 class StraightThrough(Estimator):
@@ -42,9 +54,11 @@ class StraightThrough(Estimator):
         ([[1.0, 1.0]], [[0.5, 0.5]])
     """
 
+    sync: float = setting(check_float, minimum=0)
+
     def __init__(self, sync: float = 0.0) -> None:
         super().__init__()
-        self.sync = check_float(self, "sync", sync, minimum=0)
+        self.sync = sync
 
     @property
     def trains_codes(self) -> bool:

@@ -1,6 +1,6 @@
 """Inits: where the codes start.
 
-A data-dependent init runs in the first training forward, before the first assignment, on the vectors of all ranks.
+A data-dependent init runs in the first training forward, before the first assignment.
 """
 
 from abc import abstractmethod
@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from straightvq.functional.kmeans import kmeans, spread_out
-from straightvq.nn.part import Part, check_float, check_int
+from straightvq.nn.part import Part, check_float, check_int, setting
 
 
 class Init(Part):
-    """Required: ``start``; ``fit`` as well where ``needs_data``."""
+    """Required: ``start``; ``fit`` as well where ``needs_data``.
+
+    A data-dependent init sees the first training batch of all ranks. Is that smaller than the codebook, the rows that
+    stand for no vector yet take vectors of the batches that follow.
+    """
 
     needs_data = False
 
@@ -22,7 +26,10 @@ class Init(Part):
         """Effective codes (size, dim) before any data, from torch's global generator."""
 
     def fit(self, z: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        """Effective codes (size, dim) from vectors z (n, dim), n >= 1; no two rows equal."""
+        """Effective codes (size, dim) from vectors z (n, dim), n >= 1; no two rows equal.
+
+        Where n is below the size the first n rows are to stand for the vectors.
+        """
         raise TypeError(f"`{type(self).__name__}` takes no data.")
 
 
@@ -37,9 +44,11 @@ class NormalInit(Init):
         torch.Size([4, 2])
     """
 
+    std: float = setting(check_float, minimum=0, open_minimum=True)
+
     def __init__(self, std: float = 1.0) -> None:
         super().__init__()
-        self.std = check_float(self, "std", std, minimum=0, open_minimum=True)
+        self.std = std
 
     def start(self, size: int, dim: int) -> Tensor:
         return self.std * torch.randn(size, dim)
@@ -84,9 +93,11 @@ class KMeansInit(Init):
 
     needs_data = True
 
+    iterations: int = setting(check_int, minimum=0)
+
     def __init__(self, iterations: int = 10) -> None:
         super().__init__()
-        self.iterations = check_int(self, "iterations", iterations, 0)
+        self.iterations = iterations
 
     def start(self, size: int, dim: int) -> Tensor:
         return torch.randn(size, dim)

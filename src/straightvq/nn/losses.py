@@ -1,32 +1,55 @@
 """Losses of the layer: means over all unmasked elements, the same in training and evaluation."""
 
 from abc import abstractmethod
+from typing import Literal
 
 from torch import Tensor
 
-from straightvq.nn.part import Part, check_float
+from straightvq.nn.batch import Context
+from straightvq.nn.part import Part, check_float, setting
 
 
 class Loss(Part):
-    """A scalar term. Required: ``name`` and ``forward``; ``trains_codes`` if its gradient is meant for the codes.
+    """A scalar term. Required: the class attributes ``name`` and ``trains``, and ``forward``.
+
+    ``trains`` says which sides its gradient is meant for: ``"encoder"``, ``"codes"`` or ``"both"``. With the class
+    attribute ``takes_context`` the method is ``forward(z, code, valid, context)``, and ``context`` has the whole
+    table, the indices and, in training, the batch with its random draws.
 
     Args:
         weight: factor in ``QuantizerOutput.loss``; the entry in ``terms`` is unweighted. 0 reports only.
+
+    Attributes:
+        coefficient: the weight now in force. Set it to anneal a loss. (Not called ``weight``: programs that
+            initialise networks look for tensors of that name.)
     """
 
     name: str
-    trains_codes = False
+    trains: Literal["encoder", "codes", "both"]
+    takes_context = False
+
+    coefficient: float = setting(check_float, minimum=0)
 
     def __init__(self, weight: float) -> None:
         super().__init__()
-        self.weight = check_float(self, "weight", weight, minimum=0)
+        self.coefficient = check_float(self, "weight", weight, minimum=0)
+
+    @property
+    def trains_codes(self) -> bool:
+        """Whether its gradient is meant for the codes, and its weight is positive."""
+        return self.trains != "encoder" and self.coefficient > 0
 
     @abstractmethod
     def forward(self, z: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
         """z (n, d), code (n, d), valid Bool (n,) or None for all -> scalar."""
 
+    def measure(self, z: Tensor, code: Tensor, valid: Tensor | None, context: Context | None) -> Tensor:
+        """``forward`` with what it takes."""
+        out: Tensor = self(z, code, valid, context) if self.takes_context else self(z, code, valid)
+        return out
+
     def extra_repr(self) -> str:
-        return f"weight={self.weight}"
+        return f"weight={self.coefficient}"
 
 
 class CommitmentLoss(Loss):
@@ -49,6 +72,7 @@ class CommitmentLoss(Loss):
     """
 
     name = "commitment"
+    trains = "encoder"
 
     def __init__(self, weight: float = 0.25) -> None:
         super().__init__(weight)
@@ -77,7 +101,7 @@ class CodebookLoss(Loss):
     """
 
     name = "codebook"
-    trains_codes = True
+    trains = "codes"
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__(weight)

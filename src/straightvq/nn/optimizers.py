@@ -120,7 +120,7 @@ def _check_whole(owner: str, module: nn.Module) -> None:
     for name, book in module.named_modules():
         if not isinstance(book, Codebook):
             continue
-        is_written = book.init.needs_data or book.reset is not None or not book.update.loss_trains_raw
+        is_written = book.init.needs_data or book.reset is not None or book.update.writes
         if is_written and hasattr(book.raw, "device_mesh"):  # a DTensor, without importing its package
             raise ValueError(
                 f"`{owner}`: the table of the codebook {name!r} must be whole, because training forwards write into "

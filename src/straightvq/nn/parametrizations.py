@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from straightvq.functional.sums import code_sums
 from straightvq.nn.batch import Batch, pool_moments
+from straightvq.nn.inits import Init
 from straightvq.nn.part import Part, check_float, check_int, check_part
 from straightvq.nn.ranks import Message
 
@@ -24,17 +25,35 @@ _LARGEST_SCALE = 1024.0
 
 
 class Parametrization(Part):
-    """Required: ``forward`` and ``inverse``; ``observe`` and ``remember`` if it follows the data."""
+    """Required: ``forward``, and ``inverse`` unless ``has_inverse`` is False; ``observe`` and ``remember`` if it
+    follows the data; ``raw_shape`` and ``start_raw`` if the raw table has another shape than the codes.
+
+    Without an inverse nobody can write codes: inits from data, resets, writing updates and ``set_codes`` are refused.
+    """
 
     # Whether autograd keeps the raw table to differentiate `forward`.
     saves_table = True
     # Whether every table of codes has a raw table that gives it: what a later part of a chain may rely on.
     is_onto = False
+    # Whether `inverse` gives the raw table for codes.
+    has_inverse = True
 
     @property
     def is_learned(self) -> bool:
         """Whether it has parameters that need a gradient."""
         return any(True for _ in self.parameters())
+
+    def raw_shape(self, size: int, dim: int) -> tuple[int, ...]:
+        """Shape of the raw table for codes (size, dim)."""
+        return size, dim
+
+    def start_raw(self, size: int, dim: int) -> Tensor:
+        """Raw table to start from where there is no inverse: normal numbers, of torch's global generator."""
+        return torch.randn(self.raw_shape(size, dim))
+
+    def start(self, init: Init, size: int, dim: int) -> Tensor:
+        """Raw table to start from, before any data."""
+        return self.inverse(init.start(size, dim)) if self.has_inverse else self.start_raw(size, dim)
 
     def bind(self, size: int, dim: int) -> None:
         self._check_size(size)
@@ -49,11 +68,11 @@ class Parametrization(Part):
 
     @abstractmethod
     def forward(self, raw: Tensor) -> Tensor:
-        """Raw table (k, d) -> effective codes (k, d), differentiable in the table and the parameters."""
+        """Raw table -> effective codes (k, d), differentiable in the table and the parameters."""
 
-    @abstractmethod
     def inverse(self, codes: Tensor) -> Tensor:
         """Effective codes (k, d) -> the raw table that gives them, under the map now in force."""
+        raise NotImplementedError(f"`{type(self).__name__}`: `inverse` must be given, or `has_inverse` set to False.")
 
     def adopt(self, codes: Tensor) -> Tensor:
         """Raw table for a whole new set of codes (init, import); may change the map so that it fits them."""
@@ -327,10 +346,24 @@ class Chain(Parametrization):
             raise ValueError(f"`Chain`: `parts` must be a list of at least one parametrization. Got {parts!r}.")
         self.parts = nn.ModuleList(check_part(self, "parts", part, Parametrization) for part in parts)
         self.is_onto = all(part.is_onto for part in self._parts)
+        self.has_inverse = all(part.has_inverse for part in self._parts)
 
     @property
     def is_learned(self) -> bool:
         return any(part.is_learned for part in self._parts)
+
+    def raw_shape(self, size: int, dim: int) -> tuple[int, ...]:
+        return self._parts[0].raw_shape(size, self._dims(size, dim)[0])
+
+    def start_raw(self, size: int, dim: int) -> Tensor:
+        return self._parts[0].start_raw(size, self._dims(size, dim)[0])
+
+    def _dims(self, size: int, dim: int) -> list[int]:
+        """Width of what each part gives."""
+        dims = [dim]
+        for part in self._parts[:0:-1]:
+            dims.insert(0, part.raw_shape(size, dims[0])[-1])
+        return dims
 
     @property
     def _parts(self) -> list[Parametrization]:
@@ -341,8 +374,8 @@ class Chain(Parametrization):
             part._check_size(size)
 
     def _make(self, size: int, dim: int) -> None:
-        for part in self._parts:
-            part.bind(size, dim)
+        for part, width in zip(self._parts, self._dims(size, dim), strict=True):
+            part.bind(size, width)
 
     def forward(self, raw: Tensor) -> Tensor:
         for part in self._parts:

@@ -1,4 +1,4 @@
-"""What all parts share: precision that survives ``.half()``, being bound once, and the error sentence."""
+"""What all parts share: precision that survives ``.half()``, being bound once, settings, and the error sentence."""
 
 import contextlib
 from abc import ABC
@@ -30,11 +30,52 @@ class Part(nn.Module, ABC):
             )
         self._is_bound = True
 
+    def _unbind(self) -> None:
+        """Undoes a binding, with that of the parts inside: what was made is dropped."""
+        for module in self.modules():
+            module._parameters.clear()
+            module._buffers.clear()
+            if isinstance(module, Part):
+                module._is_bound = False
+
     def reset_parameters(self) -> None:
         """Does nothing: a part starts over with the codebook that owns it, see ``Codebook.reset_parameters``."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(keeping_float32(fn), recurse)
+
+
+def setting(check: Callable[..., Any], *, keeps: str = "", **limits: Any) -> Any:
+    """A hyper-parameter of a part: checked whenever it is set, at construction and by a schedule later.
+
+    Args:
+        check: ``check_int`` or one of its neighbours below.
+        keeps: what a bound part refuses to change, because state of that kind was made by it: ``"all"`` for any value,
+            ``"zero"`` for the step from 0 to something else; empty for none.
+        limits: for ``check``.
+    """
+    name = ""
+
+    class Setting(property):
+        def __set_name__(self, owner: type, given: str) -> None:
+            nonlocal name
+            name = given
+
+    def read(part: Any) -> Any:
+        return part.__dict__["_" + name]
+
+    def write(part: Any, value: Any) -> None:
+        value = check(part, name, value, **limits)
+        if keeps and part._is_bound:
+            before = part.__dict__["_" + name]
+            if value != before and (keeps == "all" or not before):
+                raise ValueError(
+                    f"`{type(part).__name__}`: `{name}` must stay {before!r}, because what the layer holds was made "
+                    f"for it. Got {value!r}; make a new layer."
+                )
+        part.__dict__["_" + name] = value
+
+    return Setting(read, write)
 
 
 def keeping_float32(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -76,6 +117,19 @@ def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[objec
     return torch.autocast(device.type, enabled=False)
 
 
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """While it lasts every module inside follows its evaluation rule, whatever its mode."""
+    in_training = [child for child in module.modules() if child.training]
+    try:
+        for child in in_training:
+            child.training = False
+        yield
+    finally:
+        for child in in_training:
+            child.training = True
+
+
 def check_int(owner: Any, name: str, value: Any, minimum: int) -> int:
     """Returns ``value`` if it is an integer of at least ``minimum``; raises the house's sentence otherwise."""
     if not isinstance(value, Integral) or isinstance(value, bool):
@@ -107,6 +161,11 @@ def check_float(
     return number
 
 
+def check_optional_float(owner: Any, name: str, value: Any, **limits: Any) -> float | None:
+    """As ``check_float``; None is taken too."""
+    return None if value is None else check_float(owner, name, value, **limits)
+
+
 def check_bool(owner: Any, name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"`{_name(owner)}`: `{name}` must be True or False. Got {_show(value)}.")
@@ -131,6 +190,11 @@ def check_part(owner: Any, name: str, value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"`{_name(owner)}`: `{name}` must be an instance of {kind.__name__}. Got {_show(value)}.")
     return value
+
+
+def default(part: Any, kind: type) -> Any:
+    """The part, or a new one of this kind where a slot was left at None."""
+    return kind() if part is None else part
 
 
 def check_module(owner: str, value: Any) -> nn.Module:

@@ -1,15 +1,30 @@
-"""What every quantizer has in common: one result type, one input layout, bypass."""
+"""What every quantizer has in common: one way through, one result type, one input layout, bypass."""
 
 import contextlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from straightvq.nn.codebook import _count_not_finite
-from straightvq.nn.part import at_least_float32, can_ask, check_int, check_module
+from straightvq.nn.batch import Context
+from straightvq.nn.codebook import Codebook, count_not_finite
+from straightvq.nn.estimators import Estimator, StraightThrough
+from straightvq.nn.losses import Loss
+from straightvq.nn.part import (
+    at_least_float32,
+    can_ask,
+    check_int,
+    check_module,
+    check_part,
+    default,
+    evaluating,
+    making_float32,
+    no_autocast,
+)
+from straightvq.nn.transforms import Identity, Transform
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
@@ -19,7 +34,8 @@ class QuantizerOutput(NamedTuple):
 
     Attributes:
         quantized: same shape and dtype as ``z``; zeros where masked.
-        indices: Int64, ``z``'s shape without the channel axis; -1 where masked.
+        indices: Int64, ``z``'s shape without the channel axis, for a composite with an axis of its quantizers behind;
+            -1 where masked.
         loss: scalar, the weighted sum of the terms, ready to be added to the task loss.
         terms: unweighted scalars by name, in training and evaluation.
     """
@@ -30,58 +46,266 @@ class QuantizerOutput(NamedTuple):
     terms: dict[str, Tensor]
 
 
-class Quantizer(nn.Module, ABC):
-    """Base of all quantizers: flattens ``z`` to channels-last rows and puts results back in place.
+class Step(NamedTuple):
+    """What a quantizer makes of flat rows, before the estimator: all that a composite needs of a level.
 
     Attributes:
-        check_finite: whether ``forward`` and ``encode`` refuse NaN, infinity, and values so large (2.8e14 in float32)
-            that sums of their squares would overflow (under ``torch.compile`` and on accelerators by an asynchronous
-            assertion). Switch it off by setting it to False on the instance.
+        z: what the codes stand for (n, d): the rows themselves, or what the quantizer bounds them to.
+        indices: Int64 (n,), or (n, levels) for a composite; -1 where masked.
+        code: the chosen codes (n, d), with the gradient that the estimator may send them.
+        loss: scalar, weighted.
+        terms: unweighted scalars by name.
+        context: for parts that take it; None where the quantizer has no table.
     """
 
-    check_finite: bool = True
-    _is_bypassed: bool = False
+    z: Tensor
+    indices: Tensor
+    code: Tensor
+    loss: Tensor
+    terms: dict[str, Tensor]
+    context: Context | None = None
 
-    def __init__(self, dim: int, channel_dim: int) -> None:
+    @staticmethod
+    def sum(z: Tensor, levels: list["Step"]) -> "Step":
+        """The step of a composite whose code for ``z`` is the sum of its levels' codes."""
+        code, loss = levels[0].code, levels[0].loss
+        terms = dict(levels[0].terms)
+        for level in levels[1:]:
+            code, loss = code + level.code, loss + level.loss
+            for name, term in level.terms.items():
+                terms[name] = terms[name] + term if name in terms else term
+        return Step(z, torch.stack([level.indices for level in levels], 1), code, loss, terms)
+
+
+class Quantizer(nn.Module, ABC):
+    """Base of all quantizers: flattens ``z`` to channels-last rows, quantizes them and puts results back in place.
+
+    A quantizer without a codebook gives ``codebook_size`` and three maps on rows: ``bound`` (the identity unless it
+    says otherwise), ``assign`` and ``lookup``. Masks, dtypes, layout, checks, bypass and the losses are inherited.
+    One with a codebook, or of several quantizers, overrides ``step``.
+
+    Args:
+        dim: channels of ``z``.
+        transform: from ``z`` to the space of the codes and back; default ``Identity()``.
+        estimator: the gradient that passes the layer; default ``StraightThrough()``.
+        losses: none by default.
+        channel_dim: axis of ``z`` that holds the channels: -1 for sequences, 1 for images ``(B, C, H, W)``.
+
+    Attributes:
+        codebook_size: number of codes: indices are in [0, codebook_size).
+        check_finite: whether ``forward`` and ``encode`` refuse NaN, infinity, and values so large (2.8e14 in float32)
+            that sums of their squares would overflow. On the CPU that is a ``ValueError``. Under ``torch.compile`` and
+            on accelerators, where nobody can ask without waiting, the batch is treated as masked: it changes nothing,
+            its indices are -1, and ``quantized`` and ``loss`` are NaN. Set it to False on the instance to switch it
+            off.
+        has_table: whether parts with ``takes_context`` can be served.
+        is_composite: whether indices have an axis for its quantizers behind those of the vectors.
+        num_quantizers: codes per vector, and the length of that axis.
+    """
+
+    codebook_size: int
+    check_finite: bool = True
+    has_table: bool = False
+    is_composite: bool = False
+    num_quantizers: int = 1
+    _is_bypassed = False
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        transform: Transform | None = None,
+        estimator: Estimator | None = None,
+        losses: list[Loss] | None = None,
+        channel_dim: int = -1,
+    ) -> None:
         super().__init__()
         self.dim = check_int(self, "dim", dim, 1)
         if not isinstance(channel_dim, int) or isinstance(channel_dim, bool):
             raise TypeError(f"`{type(self).__name__}`: `channel_dim` must be an integer. Got {channel_dim!r}.")
         self.channel_dim = channel_dim
+        self.transform: Transform = check_part(self, "transform", default(transform, Identity), Transform)
+        self.estimator: Estimator = check_part(self, "estimator", default(estimator, StraightThrough), Estimator)
+        self.losses = nn.ModuleList(_check_losses(self, losses))
+        for part in (self.estimator, *self._parts()):
+            if part.takes_context and not self.has_table:
+                raise ValueError(
+                    f"`{type(self).__name__}`: {type(part).__name__} looks at the table of codes, and there is none. "
+                    "Use a part that takes vectors and codes only."
+                )
+        with making_float32():
+            self.transform.bind(self.dim)
 
-    @abstractmethod
-    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput: ...
+    def _parts(self) -> list[Loss]:
+        return [loss for loss in self.losses if isinstance(loss, Loss)]
 
-    @abstractmethod
-    def encode(self, z: Tensor, mask: Tensor | None = None) -> Tensor: ...
+    # --- one vector's way through ---------------------------------------------------------------------------------
 
-    @abstractmethod
-    def decode(self, indices: Tensor) -> Tensor: ...
+    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
+        """Quantizes ``z``; see the class for shapes. Steps 0 to 7 are those of the concepts page."""
+        self._check(z, mask)
+        with no_autocast(z.device):
+            rows, valid, sound = self._flatten(z, mask)  # 0
+            x = self._transform(rows)  # 1
+            if self._is_bypassed:
+                step = self._without_codes(x)
+                quantized = step.z
+            else:
+                step = self.step(x, valid)  # 2, 3, 4, 6
+                quantized = self.estimator.estimate(step.z, step.code, step.context)  # 5
+            out = self._inverse(quantized, valid)  # 7
+            return self._output(z, out, step, sound)
 
+    @torch.no_grad()
+    def encode(self, z: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Indices by the evaluation rule, whatever the mode; changes no state.
+
+        Returns:
+            Int64, ``z``'s shape without the channel axis; -1 where masked.
+        """
+        self._check(z, mask)
+        with no_autocast(z.device), evaluating(self):
+            rows, valid, _ = self._flatten(z, mask)
+            indices = where_valid(self.assign(self.bound(self._transform(rows))), valid)
+        return self._view_indices(indices, z)
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """What the evaluation forward gives for these indices, in the codebook's dtype; zeros for -1.
+
+        Args:
+            indices: integers (*batch), each in ``[-1, codebook_size)``; of a composite (*batch, levels), where the
+                last levels may be missing. One out of range raises on the CPU, and gives NaN where nobody can ask.
+
+        Returns:
+            Float (*batch, dim), the channels on ``channel_dim``.
+        """
+        inside = self._check_indices(indices)
+        batch = indices.shape[:-1] if self.is_composite else indices.shape
+        flat = indices.reshape(-1, *indices.shape[len(batch) :]).long()
+        if inside is not None:
+            flat = torch.where(inside.reshape(flat.shape), flat, -1)
+        valid = (flat >= 0).view(flat.shape[0], -1).any(1)
+        with no_autocast(indices.device), evaluating(self):
+            out = self._inverse(self.lookup(flat), valid)
+        if inside is not None:
+            out = torch.where(inside.reshape(flat.shape[0], -1).all(1, keepdim=True), out, math.nan)
+        return out.reshape(*batch, self.dim).movedim(-1, self.channel_dim)
+
+    @torch.no_grad()
     def unquantized(self, z: Tensor) -> Tensor:
-        """What comes out if there is a code at every vector: ``z`` itself, unless the layer transforms it.
+        """What comes out if there is a code at every vector: the transform and its inverse, without the codes.
 
         It differs from ``forward(z).quantized`` by the quantization error alone, which makes it the place to compare
-        gradients at (`straightvq.diagnostics.estimator_gap`). Changes no state.
+        gradients at (`straightvq.diagnostics.estimator_gap`). By the evaluation rule; changes no state.
 
         Returns:
             The shape and dtype of ``z``, detached.
+
+        Example:
+            >>> import straightvq as svq
+            >>> layer = svq.VectorQuantizer(2, svq.Codebook(4), transform=svq.UnitNorm())
+            >>> layer.unquantized(torch.tensor([[3.0, 4.0]]))
+            tensor([[0.6000, 0.8000]])
         """
         self._check(z, None)
-        return z.detach()
+        with no_autocast(z.device), evaluating(self):
+            flat = z.movedim(self.channel_dim, -1).reshape(-1, self.dim)
+            return self._unflatten(self.transform.inverse(self.bound(self._transform(flat))), z)
 
-    def _flatten(self, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """z -> rows (n, dim), zeros where masked, and valid Bool (n,) or None."""
-        moved = z.movedim(self.channel_dim, -1)
-        flat = moved.reshape(-1, self.dim)
-        if mask is None:
-            return flat, None
-        valid = mask.reshape(-1)
-        return torch.where(valid[:, None], flat, 0), valid
+    # --- maps on flat rows: what a quantizer is -------------------------------------------------------------------
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Rows (n, d) -> rows (n, d), differentiable: what happens to a vector before a code is chosen for it."""
+        return x
+
+    @abstractmethod
+    def assign(self, z: Tensor) -> Tensor:
+        """Bounded rows (n, d) -> indices Int64 (n,) by the evaluation rule."""
+
+    @abstractmethod
+    def lookup(self, indices: Tensor) -> Tensor:
+        """Indices Int64 (n,) -> rows (n, d); any row for -1."""
+
+    def step(self, x: Tensor, valid: Tensor | None) -> Step:
+        """Rows (n, d), valid Bool (n,) or None -> codes, indices and losses, without the estimator.
+
+        In training state may change here, once, before the codes are read.
+        """
+        z = self.bound(x)
+        indices = where_valid(self.assign(z.detach()), valid)
+        code = self.lookup(indices.clamp(min=0)).to(z.dtype)
+        loss, terms = self._measure(z, code, valid, None)
+        return Step(z, indices, code, loss, terms)
+
+    def codebooks(self) -> list[Codebook]:
+        """All codebooks inside, each once: what monitors, freezing and the laws run over."""
+        return [module for module in self.modules() if isinstance(module, Codebook)]
+
+    def _measure(
+        self, z: Tensor, code: Tensor, valid: Tensor | None, context: Context | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the losses, connected to ``z`` whatever they are, and the terms."""
+        terms = {loss.name: loss.measure(z, code, valid, context) for loss in self._parts()}
+        return sum((loss.coefficient * terms[loss.name] for loss in self._parts()), start=zero_of(z)), terms
+
+    def _without_codes(self, x: Tensor) -> Step:
+        """The step under ``bypass``."""
+        z = self.bound(x)
+        zero = zero_of(z)
+        indices = torch.full((z.shape[0], *self._index_shape()), -1, dtype=torch.int64, device=z.device)
+        tables = sum((zero_of(book.raw) for book in self.codebooks() if book.raw.requires_grad), start=zero)
+        return Step(z, indices, z, tables, dict.fromkeys(self._term_names(), zero))
+
+    def _index_shape(self) -> tuple[int, ...]:
+        return (self.num_quantizers,) if self.is_composite else ()
+
+    def _term_names(self) -> list[str]:
+        return list(dict.fromkeys(module.name for module in self.modules() if isinstance(module, Loss)))
+
+    def _transform(self, rows: Tensor) -> Tensor:
+        return self.transform(rows.to(self._work_dtype(rows.dtype)))
+
+    def _work_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """In what rows of ``dtype`` are computed with."""
+        return at_least_float32(dtype)
+
+    def _inverse(self, rows: Tensor, valid: Tensor | None) -> Tensor:
+        out = self.transform.inverse(rows)
+        return out if valid is None else torch.where(valid[:, None], out, 0)
+
+    # --- layout ---------------------------------------------------------------------------------------------------
+
+    def _flatten(self, z: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """z -> rows (n, dim), zeros where masked; valid Bool (n,) or None; and whether all is finite, if not known."""
+        flat = z.movedim(self.channel_dim, -1).reshape(-1, self.dim)
+        valid = None if mask is None else mask.reshape(-1)
+        if valid is not None:
+            flat = torch.where(valid[:, None], flat, 0)
+        sound = self._check_values(flat)
+        if sound is not None:
+            valid = sound.expand(flat.shape[0]) if valid is None else valid & sound
+            flat = torch.where(sound, flat, 0)
+        return flat, valid, sound
+
+    def _output(self, z: Tensor, rows: Tensor, step: Step, sound: Tensor | None) -> QuantizerOutput:
+        loss = step.loss + _connection(self)
+        if sound is not None:
+            rows, loss = torch.where(sound, rows, math.nan), torch.where(sound, loss, math.nan)
+        quantized = self._unflatten(rows, z)
+        if self._is_bypassed:
+            quantized = quantized.clone()  # the caller may change it in place, and it may be z
+        return QuantizerOutput(quantized, self._view_indices(step.indices, z), loss, step.terms)
 
     def _unflatten(self, rows: Tensor, z: Tensor) -> Tensor:
-        """rows (n, dim) -> the shape and dtype of z."""
-        return rows.to(z.dtype).reshape(z.movedim(self.channel_dim, -1).shape).movedim(-1, self.channel_dim)
+        """rows (n, dim) -> the shape and dtype of z, and contiguous if z is."""
+        out = rows.to(z.dtype).reshape(z.movedim(self.channel_dim, -1).shape).movedim(-1, self.channel_dim)
+        return out.contiguous() if z.is_contiguous() else out
+
+    def _view_indices(self, indices: Tensor, z: Tensor) -> Tensor:
+        batch = z.movedim(self.channel_dim, -1).shape[:-1]
+        return indices.view(batch + indices.shape[1:])
+
+    # --- checks ---------------------------------------------------------------------------------------------------
 
     def _check(self, z: Tensor, mask: Tensor | None) -> None:
         owner = type(self).__name__
@@ -111,72 +335,78 @@ class Quantizer(nn.Module, ABC):
                 f"Got {tuple(mask.shape)}."
             )
 
-    def _check_not_recomputed(self) -> None:
-        """A forward inside a backward is a recomputation: it would update the codebook twice and assign differently."""
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            raise RuntimeError(
-                f"`{type(self).__name__}`: this training forward runs inside a backward pass, as activation "
-                "checkpointing does. The codebook would move twice, and the second assignment would not be that of "
-                "the first. Keep the quantizer outside the checkpointed segment, or freeze its codebook."
-            )
-
-    def _check_values(self, flat: Tensor) -> None:
+    def _check_values(self, flat: Tensor) -> Tensor | None:
+        """Raises where the values can be asked for; elsewhere returns whether they are sound, Bool ()."""
         if not self.check_finite or torch.compiler.is_exporting() or flat.numel() == 0:
-            return
+            return None
         dtype = at_least_float32(flat.dtype)
         low, high = (v.to(dtype) for v in flat.detach().aminmax())  # one pass; NaN comes through
         # Leaves room for four billion squares in a sum.
         limit = torch.finfo(dtype).max ** 0.375
         sound = (low >= -limit) & (high <= limit)
-        owner = f"`{type(self).__name__}`: `z` must be"
         if not can_ask(sound):
-            torch._assert_async(sound, f"{owner} finite, and at most {limit:.2g} in size.")
-        elif not sound:
+            return sound
+        if not sound:
             finite = bool(torch.isfinite(low + high))
             expected = f"at most {limit:.2g} in size, so that sums of squares do not overflow" if finite else "finite"
-            got = _count_beyond(flat.detach(), limit) if finite else _count_not_finite(flat)
+            got = _count_beyond(flat.detach(), limit) if finite else count_not_finite(flat)
             raise ValueError(
-                f"{owner} {expected}. Got {got} (rows of {self.dim} channels). Nothing was changed; "
-                "set `check_finite = False` on the layer to skip this check."
+                f"`{type(self).__name__}`: `z` must be {expected}. Got {got} (rows of {self.dim} channels). Nothing "
+                "was changed; set `check_finite = False` on the layer to skip this check."
             )
+        return None
 
-    def _check_indices(self, indices: Tensor, size: int) -> None:
-        owner = type(self).__name__
+    def _check_indices(self, indices: Tensor) -> Tensor | None:
+        """Raises where the values can be asked for; elsewhere returns which are in range."""
+        owner, size = type(self).__name__, self.codebook_size
         if not isinstance(indices, Tensor) or indices.dtype not in _INTEGERS:
             got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
             raise TypeError(f"`{owner}`: `indices` must be an integer tensor. Got {got}.")
+        if self.is_composite and not (indices.ndim and 1 <= indices.shape[-1] <= self.num_quantizers):
+            raise ValueError(
+                f"`{owner}`: `indices` must have 1 to {self.num_quantizers} entries on its last axis. "
+                f"Got shape {tuple(indices.shape)}."
+            )
+        axes = indices.ndim + (not self.is_composite)  # of the vectors that come out
+        if not -axes <= self.channel_dim < axes:
+            raise ValueError(
+                f"`{owner}`: `indices` must have enough axes for vectors with their channels on axis "
+                f"{self.channel_dim}. Got shape {tuple(indices.shape)}."
+            )
         if torch.compiler.is_exporting() or indices.numel() == 0:
-            return
+            return None
         indices = indices.long()  # comparing in a narrow dtype would wrap -1 and the size around
-        message = f"`{owner}`: `indices` must be in [0, {size}), or -1 for masked positions."
-        inside = ((indices >= -1) & (indices < size)).all()
+        inside = (indices >= -1) & (indices < size)
         if not can_ask(inside):
-            torch._assert_async(inside, message)
-        elif not inside:
+            return inside
+        if not inside.all():
             low, high = (int(v) for v in indices.aminmax())
-            raise ValueError(f"{message} Got values from {low} to {high}.")
+            raise ValueError(
+                f"`{owner}`: `indices` must be in [0, {size}), or -1 for masked positions. "
+                f"Got values from {low} to {high}."
+            )
+        return None
 
-    def _pass_through(self, z: Tensor, mask: Tensor | None, names: list[str]) -> QuantizerOutput:
-        if mask is not None:
-            z = torch.where(mask.unsqueeze(-1).movedim(-1, self.channel_dim), z, 0)
-        shape = z.movedim(self.channel_dim, -1).shape[:-1]
-        # Connected to z, like every loss of the layer, so that a training step needs no special case.
-        zero = 0 * z.reshape(-1)[:0].to(torch.promote_types(z.dtype, torch.float32)).sum()
-        indices = torch.full(shape, -1, dtype=torch.int64, device=z.device)
-        return QuantizerOutput(z, indices, zero, dict.fromkeys(names, zero))
+    # --- other people's programs ----------------------------------------------------------------------------------
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: not that it was made inside ``bypass``."""
+        return {name: value for name, value in self.__dict__.items() if name != "_is_bypassed"}
 
-def _count_beyond(x: Tensor, limit: float) -> str:
-    sizes = x.abs().double()
-    return f"{int((sizes > limit).sum())} of {x.numel()} values beyond, the largest {sizes.max().item():.2g}"
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise ValueError(
+            f"`{type(self).__name__}`: torch.nn.DataParallel would train the codebook of one replica and quantize "
+            "with the others. Use DistributedDataParallel."
+        )
 
 
 @contextlib.contextmanager
 def bypass(module: nn.Module) -> Iterator[None]:
-    """While it lasts every quantizer inside ``module`` passes ``z`` through: no search, no state change.
+    """While it lasts every quantizer inside ``module`` leaves its codes out: no search, no state change.
 
-    ``quantized`` is ``z`` (zeros where masked), ``indices`` are -1, ``loss`` and ``terms`` are 0. For training the
-    first steps of an autoencoder unquantized, and for measuring what quantization costs.
+    ``quantized`` is the transform and its inverse of ``z`` (``z`` itself for most layers; zeros where masked),
+    ``indices`` are -1, ``loss`` and ``terms`` are 0 and still connected to all parameters. For training the first
+    steps of an autoencoder unquantized, and for measuring what quantization costs.
 
     Example:
         >>> import straightvq as svq
@@ -196,3 +426,40 @@ def bypass(module: nn.Module) -> Iterator[None]:
     finally:
         for q, was in zip(quantizers, before, strict=True):
             q._is_bypassed = was
+
+
+def zero_of(x: Tensor) -> Tensor:
+    """A scalar 0 that is connected to ``x``, whatever that holds."""
+    return 0 * x.reshape(-1)[:0].sum()
+
+
+def _connection(quantizer: Quantizer) -> Tensor | float:
+    """A scalar 0, connected to all parameters but the tables, which the step connects.
+
+    Wrappers for data-parallel training wait for every parameter's gradient, and a part may leave some out in a step.
+    """
+    tables = [book.raw for book in quantizer.codebooks()]
+    parameters = [p for p in quantizer.parameters() if p.requires_grad and not any(p is table for table in tables)]
+    return sum((zero_of(p) for p in parameters), start=0.0)
+
+
+def where_valid(indices: Tensor, valid: Tensor | None) -> Tensor:
+    if valid is None:
+        return indices
+    return torch.where(valid.view(-1, *(1 for _ in indices.shape[1:])), indices, -1)
+
+
+def _count_beyond(x: Tensor, limit: float) -> str:
+    sizes = x.abs().double()
+    return f"{int((sizes > limit).sum())} of {x.numel()} values beyond, the largest {sizes.max().item():.2g}"
+
+
+def _check_losses(owner: Quantizer, losses: list[Loss] | None) -> list[Loss]:
+    if losses is not None and not isinstance(losses, Sequence):
+        raise TypeError(f"`{type(owner).__name__}`: `losses` must be a list of losses. Got {type(losses).__name__}.")
+    checked: list[Loss] = [check_part(owner, "losses", loss, Loss) for loss in losses or []]
+    names = [loss.name for loss in checked]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"`{type(owner).__name__}`: `losses` must have different names. Got {name!r} twice.")
+    return checked

@@ -1,24 +1,13 @@
 """Resets: what happens to codes that nothing is assigned to."""
 
 from abc import abstractmethod
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from straightvq.functional.draws import draw_distinct, draw_normal
 from straightvq.nn.batch import Batch
-from straightvq.nn.part import Part, can_ask, check_float, check_int
+from straightvq.nn.part import Part, can_ask, check_float, check_int, setting
 from straightvq.nn.ranks import num_ranks, rank, sum_over_ranks
-
-_PICK, _NOISE = 1, 2  # streams of random draws
-
-
-class Clock(NamedTuple):
-    """What random draws inside the layer may depend on: Int64 scalars, equal on all ranks."""
-
-    seed: Tensor
-    step: Tensor
 
 
 class Reset(Part):
@@ -39,7 +28,7 @@ class Reset(Part):
         """
 
     @abstractmethod
-    def due(self, batch: Batch, clock: Clock) -> tuple[Tensor, Tensor] | None:
+    def due(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         """Codes to rewrite: rows Bool (k,) and effective vectors (k, d); None if surely none."""
 
     @abstractmethod
@@ -69,10 +58,13 @@ class DeadCodeReset(Reset):
 
     idle: Tensor
 
+    patience: int = setting(check_int, minimum=1)
+    noise: float = setting(check_float, minimum=0)
+
     def __init__(self, patience: int = 20, noise: float = 0.01) -> None:
         super().__init__()
-        self.patience = check_int(self, "patience", patience, 1)
-        self.noise = check_float(self, "noise", noise, minimum=0)
+        self.patience = patience
+        self.noise = noise
 
     def _make(self, size: int, dim: int) -> None:
         self.size = size
@@ -82,7 +74,7 @@ class DeadCodeReset(Reset):
         step = (counts.sum() / self.size).clamp(max=1)
         self.idle.copy_(torch.where(counts > 0, 0, self.idle + step))
 
-    def due(self, batch: Batch, clock: Clock) -> tuple[Tensor, Tensor] | None:
+    def due(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         # The tolerance absorbs the rounding of a sum of N/K, so that K/N steps are exactly one.
         dead = self.idle >= self.patience - 1e-3
         # Not among several ranks: one may run a compiled graph, which cannot ask, while another does not.
@@ -93,9 +85,9 @@ class DeadCodeReset(Reset):
         place = torch.empty_like(oldest)
         place[oldest] = torch.arange(self.size, device=z.device)
         rows = dead & (place < total)
-        picks = draw_distinct(clock.seed, clock.step, _PICK, self.size, total)[place]
+        picks = batch.draws.distinct("reset vectors", self.size, total)[place]
         vectors = sum_over_ranks(self._own(batch, picks), batch.group)
-        noise = draw_normal(clock.seed, clock.step, _NOISE, (self.size, z.shape[1]), z.dtype)
+        noise = batch.draws.normal("reset noise", (self.size, z.shape[1]), z.dtype)
         return rows, vectors + self.noise * vectors.norm(dim=1, keepdim=True) * noise
 
     @staticmethod

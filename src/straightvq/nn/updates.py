@@ -6,12 +6,13 @@ Exactly one rule moves a codebook. ``GradientUpdate`` leaves it to the main opti
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from straightvq.nn.part import Part, check_bool, check_float, check_int
+from straightvq.nn.batch import Batch
+from straightvq.nn.part import Part, check_bool, check_float, check_int, check_optional_float, setting
 
 
 class Assigned(NamedTuple):
@@ -39,13 +40,32 @@ class Table(Protocol):
         """Counts (k,) and sums of ``z - code`` (k, d) per code, over all ranks: one message."""
 
 
-class Update(Part):
-    """Required: ``step``; ``forget`` where there is state per row."""
+class Trains(NamedTuple):
+    """Which of a codebook's two kinds of parameters a gradient may reach.
 
-    # Whether the codebook loss reaches the raw table, the parametrization's own parameters only, or nothing.
-    loss_trains_raw = False
-    loss_trains_parametrization = False
-    takes_task_gradient = False
+    Attributes:
+        raw: the raw table.
+        parametrization: the parametrization's own parameters.
+    """
+
+    raw: bool
+    parametrization: bool
+
+
+NOTHING, MAP_ONLY, ALL = Trains(False, False), Trains(False, True), Trains(True, True)
+
+
+class Update(Part):
+    """Required: ``step``; ``forget`` where there is state per row.
+
+    Three class attributes say what it shares the codebook with: ``loss``, what the losses that train codes may reach;
+    ``task``, what the task gradient of a synchronised estimator may reach; ``writes``, whether ``step`` writes codes,
+    which needs a parametrization with an inverse.
+    """
+
+    loss: Trains = NOTHING
+    task: Trains = NOTHING
+    writes = True
 
     def bind(self, size: int, dim: int) -> None:
         self._bind_once()
@@ -55,12 +75,12 @@ class Update(Part):
         """Makes buffers; called once."""
 
     @abstractmethod
-    def step(self, table: Table, z: Tensor, search: Callable[[Tensor], Tensor]) -> Assigned | None:
-        """Moves the codes toward z (n, d).
+    def step(self, table: Table, batch: Batch, search: Callable[[Tensor], Tensor]) -> Assigned | None:
+        """Moves the codes toward the vectors ``batch.z`` (n, d).
 
         Args:
             table: the codebook.
-            z: vectors, detached.
+            batch: the step's vectors, detached, with its random draws.
             search: effective codes -> indices Int64 (n,), -1 where masked.
 
         Returns:
@@ -81,11 +101,10 @@ class GradientUpdate(Update):
         GradientUpdate()
     """
 
-    loss_trains_raw = True
-    loss_trains_parametrization = True
-    takes_task_gradient = True
+    loss = task = ALL
+    writes = False
 
-    def step(self, table: Table, z: Tensor, search: Callable[[Tensor], Tensor]) -> None:
+    def step(self, table: Table, batch: Batch, search: Callable[[Tensor], Tensor]) -> None:
         return None
 
 
@@ -110,35 +129,46 @@ class EMAUpdate(Update):
         EMAUpdate(decay=0.99)
     """
 
-    weight: Tensor
+    cluster_size: Tensor
+    decay: float = setting(check_float, minimum=0, maximum=1, open_maximum=True)
 
     def __init__(self, decay: float = 0.99) -> None:
         super().__init__()
-        self.decay = check_float(self, "decay", decay, minimum=0, maximum=1, open_maximum=True)
+        self.decay = decay
 
     def _make(self, size: int, dim: int) -> None:
-        self.register_buffer("weight", torch.ones(size))
+        self.register_buffer("cluster_size", torch.ones(size))
 
-    def step(self, table: Table, z: Tensor, search: Callable[[Tensor], Tensor]) -> Assigned:
+    def step(self, table: Table, batch: Batch, search: Callable[[Tensor], Tensor]) -> Assigned:
         codes = table.codes()
         indices = search(codes)
-        counts, pull = table.pull(z, codes, indices)
-        weight = self.decay * self.weight + (1 - self.decay) * counts
-        # An idle code's weight may underflow; the code itself stays, and its next vectors then decide alone.
-        weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
-        table.write(codes + (1 - self.decay) * pull / weight[:, None].to(pull.dtype), counts > 0)
+        counts, pull = table.pull(batch.z, codes, indices)
+        size = self.decay * self.cluster_size + (1 - self.decay) * counts
+        # An idle code's size may underflow; the code itself stays, and its next vectors then decide alone.
+        size = size.clamp(min=torch.finfo(size.dtype).tiny)
+        table.write(codes + (1 - self.decay) * pull / size[:, None].to(pull.dtype), counts > 0)
         # A batch without vectors is no step: nothing decays.
-        self.weight.copy_(torch.where((counts > 0).any(), weight, self.weight))
+        self.cluster_size.copy_(torch.where((counts > 0).any(), size, self.cluster_size))
         return Assigned(indices, counts)
 
     def forget(self, rows: Tensor | None) -> None:
         if rows is None:
-            self.weight.fill_(1)
+            self.cluster_size.fill_(1)
         else:
-            self.weight.masked_fill_(rows, 1)
+            self.cluster_size.masked_fill_(rows, 1)
 
     def extra_repr(self) -> str:
         return f"decay={self.decay}"
+
+
+def _check_rate(owner: Update, name: str, value: Any, *, other: str, **limits: Any) -> float | None:
+    """One of `fraction` and `lr`: the other one would be ignored."""
+    given = vars(owner).get("_" + other)
+    if value is not None and given is not None:
+        raise ValueError(
+            f"`{type(owner).__name__}`: only one of `{name}` and `{other}` may be given. Got {value!r} and {given!r}."
+        )
+    return check_optional_float(owner, name, value, **limits)
 
 
 class AlternatedUpdate(Update):
@@ -154,11 +184,11 @@ class AlternatedUpdate(Update):
 
     Args:
         steps: inner steps per forward.
-        fraction: in (0, 1]; 1 is a k-means step.
-        lr: None, or a learning rate that replaces ``fraction``. One step moves code k by ``2 lr n_k / (N D)`` of
+        fraction: in (0, 1], by default 0.1; 1 is a k-means step.
+        lr: a learning rate, given instead of ``fraction``. One step moves code k by ``2 lr n_k / (N D)`` of
             the way to its mean, so it must grow with ``codebook_size * dim`` and overshoots when one code owns all
             vectors of a narrow codebook (``2 lr / D > 2`` diverges). The authors use 50 with momentum 0.9.
-        momentum: in [0, 1).
+        momentum: in [0, 1). With it a code may overshoot its mean, whatever the fraction.
         reassign: whether vectors are assigned again after each inner step, the last one included. False keeps the
             first assignment, which saves the searches, as the authors do.
 
@@ -170,41 +200,45 @@ class AlternatedUpdate(Update):
         AlternatedUpdate(steps=2, fraction=0.5)
     """
 
-    loss_trains_parametrization = True
-    takes_task_gradient = True
+    loss, task = MAP_ONLY, ALL
 
     velocity: Tensor
+    steps: int = setting(check_int, minimum=1)
+    fraction: float | None = setting(_check_rate, other="lr", minimum=0, maximum=1, open_minimum=True)
+    lr: float | None = setting(_check_rate, other="fraction", minimum=0, open_minimum=True)
+    momentum: float = setting(check_float, keeps="zero", minimum=0, maximum=1, open_maximum=True)
+    reassign: bool = setting(check_bool)
 
     def __init__(
         self,
         steps: int = 1,
-        fraction: float = 0.1,
+        fraction: float | None = None,
         lr: float | None = None,
         momentum: float = 0.0,
         reassign: bool = True,
     ) -> None:
         super().__init__()
-        self.steps = check_int(self, "steps", steps, 1)
-        self.fraction = check_float(self, "fraction", fraction, minimum=0, maximum=1, open_minimum=True)
-        self.lr = None if lr is None else check_float(self, "lr", lr, minimum=0, open_minimum=True)
-        self.momentum = check_float(self, "momentum", momentum, minimum=0, maximum=1, open_maximum=True)
-        self.reassign = check_bool(self, "reassign", reassign)
+        self.steps = steps
+        self.fraction = 0.1 if fraction is None and lr is None else fraction
+        self.lr = lr
+        self.momentum = momentum
+        self.reassign = reassign
 
     def _make(self, size: int, dim: int) -> None:
         if self.momentum:
             self.register_buffer("velocity", torch.zeros(size, dim))
 
-    def step(self, table: Table, z: Tensor, search: Callable[[Tensor], Tensor]) -> Assigned:
+    def step(self, table: Table, batch: Batch, search: Callable[[Tensor], Tensor]) -> Assigned:
         for number in range(self.steps):
             codes = table.codes()
             if number == 0 or self.reassign:
                 indices = search(codes)
-            counts, pull = table.pull(z, codes, indices)
+            counts, pull = table.pull(batch.z, codes, indices)
             rows = counts > 0
-            if self.lr is None:
-                move = self.fraction * pull / counts.clamp(min=1)[:, None]
+            if self.lr is not None:
+                move = self.lr * 2 * pull / (counts.sum().clamp(min=1) * pull.shape[1])
             else:
-                move = self.lr * 2 * pull / (counts.sum().clamp(min=1) * z.shape[1])
+                move = (self.fraction or 0.0) * pull / counts.clamp(min=1)[:, None]
             if self.momentum:
                 # On a batch without vectors nothing moves, not even by momentum.
                 alive = rows.any()

@@ -1,19 +1,22 @@
 """The vector-quantized layer."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from straightvq.nn.assigners import Assigner, Nearest
+from straightvq.nn.batch import Batch, Context
 from straightvq.nn.codebook import Codebook
-from straightvq.nn.estimators import Estimator, StraightThrough
+from straightvq.nn.draws import Clock, Draws
+from straightvq.nn.estimators import Estimator
 from straightvq.nn.losses import CodebookLoss, CommitmentLoss, Loss
-from straightvq.nn.part import check_part, making_float32, no_autocast
-from straightvq.nn.quantizer import Quantizer, QuantizerOutput
-from straightvq.nn.transforms import Identity, Transform
+from straightvq.nn.part import check_part, default
+from straightvq.nn.quantizer import Quantizer, Step, where_valid, zero_of
+from straightvq.nn.transforms import Transform
+from straightvq.nn.updates import NOTHING, Assigned, Trains
 
 
 class VectorQuantizer(Quantizer):
@@ -54,6 +57,8 @@ class VectorQuantizer(Quantizer):
         True
     """
 
+    has_table = True
+
     def __init__(
         self,
         dim: int,
@@ -65,132 +70,98 @@ class VectorQuantizer(Quantizer):
         losses: list[Loss] | None = None,
         channel_dim: int = -1,
     ) -> None:
-        super().__init__(dim, channel_dim)
+        losses = [CommitmentLoss(), CodebookLoss()] if losses is None else losses
+        super().__init__(dim, transform=transform, estimator=estimator, losses=losses, channel_dim=channel_dim)
         check_part(self, "codebook", codebook, Codebook)
-        self.transform = check_part(self, "transform", transform if transform is not None else Identity(), Transform)
-        self.assigner = check_part(self, "assigner", assigner if assigner is not None else Nearest(), Assigner)
-        self.estimator = check_part(
-            self, "estimator", estimator if estimator is not None else StraightThrough(), Estimator
-        )
-        self.losses = nn.ModuleList(_check_losses(losses))
-        self._check_training(codebook)
-        codebook.bind(self.transform.codebook_dim(dim), raw_takes_gradient=self._trains_raw(codebook))
-        self._check_training(codebook)  # again: some parts show their parameters only when bound
-        if codebook.update.loss_trains_raw and not self._trains_raw(codebook):
+        self.assigner: Assigner = check_part(self, "assigner", default(assigner, Nearest), Assigner)
+        if self.estimator.trains_codes and codebook.update.task == NOTHING:
+            raise ValueError(
+                f"`VectorQuantizer`: {self.estimator} sends a gradient to the codes, and "
+                f"{type(codebook.update).__name__} takes none. Use sync=0, or GradientUpdate or AlternatedUpdate."
+            )
+        width, by_task = self.transform.codebook_dim(dim), self.estimator.trains_codes
+        codebook.bind(width, by_loss=self._loss_trains_codes, by_task=by_task)
+        self.codebook = codebook
+        self.codebook_size = codebook.size
+        self.clock = Clock()
+        if codebook.update.loss.raw and not codebook.raw.requires_grad:
             warnings.warn(
                 f"The codebook will not move: {type(codebook.update).__name__} needs a CodebookLoss with positive "
                 "weight or a synchronised estimator. If that is meant, call codebook.freeze().",
                 UserWarning,
                 stacklevel=2,
             )
-        with making_float32():
-            self.transform.bind(dim)
-        self.codebook = codebook
-
-    def _check_training(self, codebook: Codebook) -> None:
-        """Refuses rules that contradict each other."""
-        update, estimator = type(codebook.update).__name__, self.estimator
-        if estimator.trains_codes and not codebook.update.takes_task_gradient:
-            raise ValueError(
-                f"`VectorQuantizer`: {estimator} sends a gradient to the codes, and {update} takes none. "
-                "Use sync=0, or GradientUpdate or AlternatedUpdate."
-            )
-        if self._has_codebook_loss or estimator.trains_codes:
-            return
-        if codebook.parametrization.is_learned:
-            raise ValueError(
-                f"`VectorQuantizer`: nothing trains the parameters of {type(codebook.parametrization).__name__}: "
-                f"with {update} they need a CodebookLoss with positive weight or a synchronised estimator."
-            )
-
-    def _trains_raw(self, codebook: Codebook) -> bool:
-        """Whether any gradient reaches the raw table."""
-        update = codebook.update
-        by_loss = update.loss_trains_raw and self._has_codebook_loss
-        return by_loss or (update.takes_task_gradient and self.estimator.trains_codes)
 
     @property
-    def _has_codebook_loss(self) -> bool:
-        return any(loss.trains_codes and loss.weight > 0 for loss in self._losses)
+    def _loss_trains_codes(self) -> bool:
+        return any(loss.trains_codes for loss in self._parts())
 
-    @property
-    def _losses(self) -> list[Loss]:
-        return [loss for loss in self.losses if isinstance(loss, Loss)]
+    # --- maps on flat rows ----------------------------------------------------------------------------------------
 
-    @property
-    def codebook_size(self) -> int:
-        """Number of codes."""
-        return self.codebook.size
+    def step(self, x: Tensor, valid: Tensor | None) -> Step:
+        """Steps 2, 3, 4 and 6 of the concepts page on rows (n, codebook_dim)."""
+        if not self.training:
+            return self.choose(x, valid)
+        batch = self.batch(x, valid)
+        assigned = self.adapt(batch)  # 2
+        step = self.choose(x, valid, batch, assigned.indices)  # 3, 4, 6
+        self.settle(batch, step.indices, assigned.counts)
+        return step
 
-    def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
-        """Quantizes ``z``; see the class for shapes. Steps 0 to 7 are those of the concepts page."""
-        self._check(z, mask)
-        if self._is_bypassed:
-            return self._pass_through(z, mask, [loss.name for loss in self._losses])
-        if self.training and not self.codebook.is_still:
-            self._check_not_recomputed()
-        with no_autocast(z.device):
-            flat, valid = self._flatten(z, mask)  # 0
-            self._check_values(flat)
-            x = self._transform(flat)  # 1
-            indices = counts = None
-            if self.training:  # 2
-                indices, counts = self.codebook.adapt(x.detach(), valid, lambda codes: self._assign(x, codes, valid))
-            codes, loss_codes = self.codebook.tables()  # 3
-            if indices is None:
-                indices = self._assign(x, codes, valid)  # 4
-            if self.training:
-                self.codebook.record(x.detach(), indices, counts)
-            code = _rows(codes, indices).to(x.dtype)
-            quantized = self.estimator(x, code)  # 5
-            loss_code = code if loss_codes is codes else _rows(loss_codes, indices).to(x.dtype)
-            terms = {loss.name: loss(x, loss_code, valid) for loss in self._losses}  # 6
-            total = sum((loss.weight * terms[loss.name] for loss in self._losses), start=0 * x[:0].sum())
-            out = self._inverse(quantized, valid)  # 7
-        return QuantizerOutput(self._unflatten(out, z), indices.view(self._batch(z)), total, terms)
+    def batch(self, x: Tensor, valid: Tensor | None, level: int = 0) -> Batch:
+        """Rows of a training step for the codebook; ``level`` tells the random draws of a composite's levels apart."""
+        return Batch(x.detach(), valid, self.codebook.process_group, Draws(self.clock, level))
 
-    @torch.no_grad()
-    def encode(self, z: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Indices by the evaluation rule, whatever the mode; changes no state.
+    def adapt(self, batch: Batch, collect: Callable[[], Batch] | None = None) -> Assigned:
+        """Lets the codebook change, once per training forward and before its codes are read.
 
-        Returns:
-            Int64, ``z``'s shape without the channel axis; -1 where masked.
+        A composite whose levels share this codebook gives its own rows, which an unfinished init takes, and
+        ``collect`` for those of all levels, which it finds with the codes as they then are.
         """
-        self._check(z, mask)
-        with no_autocast(z.device):
-            flat, valid = self._flatten(z, mask)
-            self._check_values(flat)
-            return self._assign(self._transform(flat), self.codebook.codes(), valid).view(self._batch(z))
+        self._routes()
+        self._check_not_recomputed()
+        return self.codebook.adapt(batch, self._assign, collect)
 
-    def decode(self, indices: Tensor) -> Tensor:
-        """What the evaluation forward gives for these indices, in the codebook's dtype; zeros for -1.
+    def choose(
+        self, x: Tensor, valid: Tensor | None, batch: Batch | None = None, indices: Tensor | None = None
+    ) -> Step:
+        """Reads the codes, assigns rows to them unless ``indices`` are given, and measures the losses.
 
-        Args:
-            indices: integers (*batch), each in ``[-1, codebook_size)``.
-
-        Returns:
-            Float (*batch, dim), the channels on ``channel_dim``.
+        By the training rule if there is a ``batch``, else by the evaluation rule; changes no state.
         """
-        self._check_indices(indices, self.codebook.size)
-        flat = indices.reshape(-1).long()
-        with no_autocast(indices.device):
-            rows = self._inverse(_rows(self.codebook.codes(), flat), flat >= 0)
-        return rows.view(*indices.shape, self.dim).movedim(-1, self.channel_dim)
+        book = self.codebook
+        codes, loss_codes = (table.to(x.dtype) for table in book.tables(*self._routes()))  # 3
+        if indices is None:  # 4
+            indices = self._assign(batch, codes) if batch else where_valid(self.assigner(x.detach(), codes), valid)
+        code = _rows(codes, indices)
+        loss_code = code if loss_codes is codes else _rows(loss_codes, indices)
+        loss, terms = self._measure(x, loss_code, valid, Context(loss_codes, indices, batch))  # 6
+        if book.raw.requires_grad and not (codes.requires_grad or loss_codes.requires_grad):
+            loss = loss + zero_of(book.raw)
+        return Step(x, indices, code, loss, terms, Context(codes, indices, batch))
 
-    @torch.no_grad()
-    def unquantized(self, z: Tensor) -> Tensor:
-        """The transform and its inverse, without the codes in between; see ``Quantizer.unquantized``.
+    def settle(self, batch: Batch, indices: Tensor, counts: Tensor | None = None) -> None:
+        """Tells the codebook how the batch was assigned, and ends the training step."""
+        self.codebook.record(batch, indices, counts)
+        self.clock.tick()
 
-        Example:
-            >>> import straightvq as svq
-            >>> layer = svq.VectorQuantizer(2, svq.Codebook(4), transform=svq.UnitNorm())
-            >>> layer.unquantized(torch.tensor([[3.0, 4.0]]))
-            tensor([[0.6000, 0.8000]])
-        """
-        self._check(z, None)
-        with no_autocast(z.device):
-            flat, _ = self._flatten(z, None)
-            return self._unflatten(self.transform.inverse(self._transform(flat)), z)
+    def assign(self, z: Tensor) -> Tensor:
+        indices: Tensor = self.assigner(z.detach(), self.codebook.codes())
+        return indices
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        return _rows(self.codebook.codes(), indices)
+
+    def _assign(self, batch: Batch, codes: Tensor) -> Tensor:
+        return where_valid(self.assigner.training_rule(batch, codes.detach().to(batch.z.dtype)), batch.valid)
+
+    def _routes(self) -> tuple[Trains, Trains]:
+        return self.codebook.routes(by_loss=self._loss_trains_codes, by_task=self.estimator.trains_codes)
+
+    def _work_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.promote_types(dtype, self.codebook.raw.dtype)
+
+    # --- the table ------------------------------------------------------------------------------------------------
 
     def codes(self) -> Tensor:
         """Effective codes Float (codebook_size, codebook_dim), detached; a copy."""
@@ -200,19 +171,18 @@ class VectorQuantizer(Quantizer):
         """Writes effective codes Float (codebook_size, codebook_dim); see ``Codebook.set_codes``."""
         self.codebook.set_codes(codes)
 
-    def _transform(self, flat: Tensor) -> Tensor:
-        return self.transform(flat.to(torch.promote_types(flat.dtype, self.codebook.raw.dtype)))
-
-    def _inverse(self, rows: Tensor, valid: Tensor | None) -> Tensor:
-        out = self.transform.inverse(rows)
-        return out if valid is None else torch.where(valid[:, None], out, 0)
-
-    def _assign(self, x: Tensor, codes: Tensor, valid: Tensor | None) -> Tensor:
-        indices = self.assigner(x.detach(), codes.detach())
-        return indices if valid is None else torch.where(valid, indices, -1)
-
-    def _batch(self, z: Tensor) -> torch.Size:
-        return z.movedim(self.channel_dim, -1).shape[:-1]
+    def _check_not_recomputed(self) -> None:
+        """Refuses a forward inside a backward: it would update the codebook twice and assign differently."""
+        if not self.training or torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            return
+        parts = [self.estimator, *self._parts()]
+        is_random = self.assigner.is_random or any(part.takes_context for part in parts)
+        if is_random or not self.codebook.is_still:
+            raise RuntimeError(
+                f"`{type(self).__name__}`: this training forward runs inside a backward pass, as activation "
+                "checkpointing does. The codebook would move twice, and the second assignment would not be that of "
+                "the first. Keep the quantizer outside the checkpointed segment, or freeze its codebook."
+            )
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, channel_dim={self.channel_dim}"
@@ -221,16 +191,3 @@ class VectorQuantizer(Quantizer):
 def _rows(codes: Tensor, indices: Tensor) -> Tensor:
     """codes[indices], with row 0 standing in at masked positions."""
     return F.embedding(indices.clamp(min=0), codes)
-
-
-def _check_losses(losses: list[Loss] | None) -> list[Loss]:
-    if losses is None:
-        return [CommitmentLoss(), CodebookLoss()]
-    if not isinstance(losses, Sequence):
-        raise TypeError(f"`VectorQuantizer`: `losses` must be a list of losses. Got {type(losses).__name__}.")
-    checked = [check_part("VectorQuantizer", "losses", loss, Loss) for loss in losses]
-    names = [loss.name for loss in checked]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"`VectorQuantizer`: `losses` must have different names. Got {name!r} twice.")
-    return checked

@@ -147,10 +147,10 @@ def list_cures(quantizer: Quantizer) -> list[str]:
         cures.append(f"narrower codes than {width}: svq.VectorQuantizer(..., transform=svq.Projection(8))")
     losses = getattr(quantizer, "losses", [])
     for loss in losses:
-        if isinstance(loss, CommitmentLoss) and loss.weight > 0.05:
+        if isinstance(loss, CommitmentLoss) and loss.coefficient > 0.05:
             cures.append(
-                f"less commitment than {loss.weight:g}: svq.VectorQuantizer(..., "
-                f"losses=[svq.CommitmentLoss(weight={loss.weight / 10:g}), svq.CodebookLoss()])"
+                f"less commitment than {loss.coefficient:g}: svq.VectorQuantizer(..., "
+                f"losses=[svq.CommitmentLoss(weight={loss.coefficient / 10:g}), svq.CodebookLoss()])"
             )
     if isinstance(codebook, nn.Module) and any(p.requires_grad for p in codebook.parameters()):
         cures.append(

@@ -139,7 +139,7 @@ class QuantizedTask(lightning.LightningModule, ABC):
         if self.model.quantizer is None or not self.quantize:
             raise ValueError(f'`{owner}`: `alternate` must be "no" without a quantizer. Got {self.alternate!r}.')
         books = self._codebooks()
-        if self.alternate == "codebook" and not any(book.update.loss_trains_raw for book in books):
+        if self.alternate == "codebook" and not any(book.update.loss.raw for book in books):
             rules = ", ".join(sorted({type(book.update).__name__ for book in books})) or "no codebook"
             raise ValueError(
                 f'`{owner}`: `alternate` "codebook" needs a codebook that is trained by gradient '

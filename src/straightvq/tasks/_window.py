@@ -1,7 +1,7 @@
 """Sums over the training forwards of one window, kept on the device, and one quantizer that is followed."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ class Followed:
     def __init__(self, name: str, quantizer: Quantizer, seen: Seen) -> None:
         self.name = name
         self.quantizer = quantizer
-        self.size = cast(int, quantizer.codebook_size)
+        self.size = quantizer.codebook_size
         codebook = getattr(quantizer, "codebook", None)
         self.codebook: Codebook | None = codebook if isinstance(codebook, Codebook) else None
         self.dim = self.codebook.dim or quantizer.dim if self.codebook is not None else quantizer.dim

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from straightvq.nn import Quantizer, VectorQuantizer, attach_optimizer, parameter_groups
+from straightvq.nn import Loss, Quantizer, VectorQuantizer, attach_optimizer, parameter_groups
+from straightvq.nn.codebook import Codebook
+from straightvq.nn.draws import Clock
 from straightvq.testing.law import NotApplicable
 
 
@@ -49,9 +51,9 @@ class Subject:
             self._trained[steps] = trainer.layer
         return copy.deepcopy(self._trained[steps])
 
-    def trained_table(self, steps: int = 6) -> VectorQuantizer:
-        """As ``trained``, for laws about the table of codes."""
-        return with_table(self.trained(steps))
+    def trained_codes(self, steps: int = 6) -> Quantizer:
+        """As ``trained``, for laws about tables of codes."""
+        return with_codes(self.trained(steps))
 
     def data(self, seed: int, n: int | None = None) -> Tensor:
         """Vectors (n, dim) in six drifting clusters: some codes die, some are shared."""
@@ -99,11 +101,49 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def with_table(layer: Quantizer) -> VectorQuantizer:
-    """The layer, if it has one table of codes."""
-    if not isinstance(layer, VectorQuantizer):
-        raise NotApplicable(f"{type(layer).__name__} is no VectorQuantizer: it has no table of codes")
+def with_codes(layer: Quantizer) -> Quantizer:
+    """The layer, if it has a table of codes."""
+    if not layer.codebooks():
+        raise NotApplicable(f"{type(layer).__name__} has no table of codes")
     return layer
+
+
+def with_table(layer: Quantizer) -> VectorQuantizer:
+    """The layer, if its codes are one table."""
+    if not isinstance(layer, VectorQuantizer):
+        raise NotApplicable(f"{type(layer).__name__} is no VectorQuantizer: its codes are not one table")
+    return layer
+
+
+def with_inverse(layer: Quantizer) -> VectorQuantizer:
+    """The layer, if its codes are one table that can be written by hand."""
+    layer = with_table(layer)
+    part = layer.codebook.parametrization
+    if not part.has_inverse:
+        raise NotApplicable(f"{type(part).__name__} has no inverse: its codes cannot be written")
+    return layer
+
+
+def codes_of(layer: Quantizer) -> list[Tensor]:
+    """Effective codes of all codebooks, copied."""
+    return [book.codes().clone() for book in layer.codebooks()]
+
+
+def all_losses(layer: Quantizer) -> list[tuple[str, Loss]]:
+    """The losses of the layer and of the quantizers inside, with the name of their module."""
+    return [(name, module) for name, module in layer.named_modules() if isinstance(module, Loss)]
+
+
+def names_of(layer: nn.Module, kind: type[nn.Module]) -> set[str]:
+    """Entries of the state dict that belong to modules of this kind."""
+    prefixes = [f"{name}." if name else "" for name, module in layer.named_modules() if isinstance(module, kind)]
+    return {entry for entry in layer.state_dict() if any(entry.startswith(prefix) for prefix in prefixes)}
+
+
+def clock_of(layer: nn.Module) -> set[str]:
+    """What a batch without vectors may change: clocks, and the flags that a data-free init sets in its first step."""
+    books = [f"{name}." if name else "" for name, module in layer.named_modules() if isinstance(module, Codebook)]
+    return names_of(layer, Clock) | {prefix + flag for prefix in books for flag in ("is_ready", "filled")}
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:

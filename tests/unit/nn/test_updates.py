@@ -6,6 +6,7 @@ from torch import Tensor
 
 import straightvq as svq
 from straightvq.nn.batch import Batch
+from straightvq.nn.draws import Draws
 
 
 def layer_with(update: svq.Update, codes: Tensor, **slots: object) -> svq.VectorQuantizer:
@@ -29,7 +30,7 @@ def test_ema_by_hand() -> None:
     update = svq.EMAUpdate(0.9)
     layer = layer_with(update, column(0, 1))
     layer(column(0.2, 0.9, 0.8))
-    assert update.weight.tolist() == pytest.approx([1.0, 1.1])
+    assert update.cluster_size.tolist() == pytest.approx([1.0, 1.1])
     assert layer.codes().flatten().tolist() == pytest.approx([0.02, 1.07 / 1.1])
 
 
@@ -81,7 +82,7 @@ def test_ema_takes_no_gradient_and_keeps_its_table_in_buffers() -> None:
     layer = layer_with(svq.EMAUpdate(), torch.randn(4, 3))
     assert list(layer.parameters()) == []
     assert layer(torch.randn(9, 3, requires_grad=True)).loss.requires_grad
-    assert {"codebook.raw", "codebook.update.weight"} <= set(layer.state_dict())
+    assert {"codebook.raw", "codebook.update.cluster_size"} <= set(layer.state_dict())
 
 
 # --- alternated ------------------------------------------------------------------------------------------------------
@@ -130,7 +131,7 @@ def test_alternated_fraction_equals_the_naive_step(part: object, steps: int, rea
         z = torch.randn(17, 3).double()
         frozen = {k: v.clone() for k, v in layer.state_dict().items()}
         # What the running map does to the codes before the step is its own affair: read it from a second layer.
-        layer.codebook.parametrization.observe(Batch(z, None, False), layer.codebook.raw.detach())
+        layer.codebook.parametrization.observe(Batch(z, None, False, Draws(layer.clock)), layer.codebook.raw.detach())
         codes = layer.codes().numpy()
         layer.load_state_dict(frozen)
         indices = naive.nearest_code(z.numpy(), codes)
@@ -196,7 +197,7 @@ def test_batch_without_vectors_moves_nothing(update: svq.Update) -> None:
     torch.manual_seed(0)
     layer = layer_with(update, torch.randn(6, 3))
     layer(torch.randn(17, 3))
-    before = {k: v.clone() for k, v in layer.state_dict().items() if k != "codebook.step"}
+    before = {k: v.clone() for k, v in layer.state_dict().items() if k != "clock.step"}
     layer(torch.randn(0, 3))
     layer(torch.randn(5, 3), torch.zeros(5, dtype=torch.bool))
     for name, value in before.items():

@@ -1,12 +1,16 @@
 """Laws 3 and 7: evaluation is pure, losses are reported in it; memory is bounded."""
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+import copy
+from typing import Any
 
-from straightvq.nn import Loss, Nearest, Quantizer
-from straightvq.testing.law import hold, law, near, same, same_state
-from straightvq.testing.subject import Subject, state_of
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from straightvq.nn import Quantizer, VectorQuantizer
+from straightvq.testing.law import NotApplicable, hold, law, near, same, same_state
+from straightvq.testing.subject import Subject, all_losses, state_of, with_codes
 
 
 def assert_evaluation_is_pure(layer: Quantizer, z: Tensor, mask: Tensor | None = None) -> None:
@@ -33,47 +37,84 @@ def evaluation_changes_no_state_and_draws_nothing(subject: Subject) -> None:
 
 
 @law("evaluation")
+def encoding_follows_the_evaluation_rule_in_any_mode(subject: Subject) -> None:
+    """``encode``, ``decode`` and ``unquantized`` give in training mode what they give in evaluation."""
+    layer, z = subject.trained(), subject.data(3)
+    layer.eval()
+    indices, plain = layer.encode(z), layer.unquantized(z)
+    decoded = layer.decode(indices)
+    layer.train()
+    same(layer.encode(z), indices, "the indices of evaluation in training mode")
+    same(layer.decode(indices), decoded, "the `decode` of evaluation in training mode")
+    same(layer.unquantized(z), plain, "the `unquantized` of evaluation in training mode")
+    hold(all(module.training for module in layer.modules()), "all modules in training mode again", "others")
+
+
+@law("evaluation")
 def other_vectors_in_the_batch_change_no_index(subject: Subject) -> None:
-    """A vector's index is the same alone and in company, where its float64 margin exceeds rounding."""
-    layer = subject.trained_table().eval()
+    """A vector's index is the same alone and in company, where it does not hang by rounding."""
+    layer = subject.trained().eval()
     z = subject.data(3)
     together, alone = layer.encode(z), torch.stack([layer.encode(row) for row in z])
-    clear = torch.ones_like(together, dtype=torch.bool)
-    if isinstance(layer.assigner, Nearest):
-        x, codes = layer.transform(z).detach().double(), layer.codes().double()
-        if layer.assigner.distance == "cosine":
-            codes = F.normalize(codes, dim=1)
-        closest = torch.cdist(x, codes).sort(1).values
-        clear = closest[:, 1] - closest[:, 0] > 1e-4
+    clear = clear_of_borders(layer, z)
     same(alone[clear], together[clear], "the same index alone and in the batch")
+
+
+def clear_of_borders(layer: Quantizer, z: Tensor, reach: float = 1e-4) -> Tensor:
+    """Where float64 finds the same indices for all small moves of a vector, Bool (n,)."""
+    exact = copy.deepcopy(layer).double().eval()
+    z = z.double()
+    wanted = exact.encode(z)
+    clear = torch.ones(len(z), dtype=torch.bool)
+    for number in range(8):
+        moved = z + reach * torch.randn(z.shape, dtype=z.dtype, generator=torch.Generator().manual_seed(number))
+        clear &= (exact.encode(moved) == wanted).view(len(z), -1).all(1)
+    return clear
 
 
 @law("evaluation")
 def losses_are_reported_in_evaluation_and_add_up(subject: Subject) -> None:
-    """In evaluation ``terms`` has every loss, finite and positive, and ``loss`` is their weighted sum."""
-    layer = subject.trained_table().eval()
+    """In evaluation ``terms`` has every loss, finite, and ``loss`` is their weighted sum."""
+    layer = subject.trained().eval()
     out = layer(subject.data(3))
-    weights = {loss.name: loss.weight for loss in layer.losses if isinstance(loss, Loss)}
-    hold(set(out.terms) == set(weights), f"the terms {sorted(weights)}", sorted(out.terms))
     hold(out.loss.shape == (), "a scalar loss", tuple(out.loss.shape))
+    training = layer.train()(subject.data(3))
+    hold(set(out.terms) == set(training.terms), f"the terms of training, {sorted(training.terms)}", sorted(out.terms))
+    for name, term in out.terms.items():
+        hold(term.shape == () and term.isfinite(), f"`{name}` a finite scalar", term)
+    if not isinstance(layer, VectorQuantizer):
+        return
+    weights = {loss.name: loss.coefficient for _, loss in all_losses(layer)}
+    hold(set(out.terms) == set(weights), f"the terms {sorted(weights)}", sorted(out.terms))
     total = sum((weights[name] * term for name, term in out.terms.items()), start=torch.zeros(()))
     near(out.loss, torch.as_tensor(total), "the weighted sum of the terms")
-    for name, term in out.terms.items():
-        hold(term > 0 and term.isfinite(), f"`{name}` finite and positive for data off the codes", term)
+    for name in {"commitment", "codebook"} & set(out.terms):
+        hold(out.terms[name] > 0, f"`{name}` positive for data off the codes", out.terms[name])
+
+
+class _Largest(TorchDispatchMode):
+    """Remembers how many numbers the largest tensor has that any operator gives."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        sizes = [x.untyped_storage().nbytes() // x.itemsize for x in tree_leaves(out) if isinstance(x, Tensor)]
+        self.numel = max(self.numel, *sizes, 0)
+        return out
 
 
 @law("memory")
-def no_matrix_of_vectors_times_codes_is_kept(subject: Subject) -> None:
-    """Nothing of shape (n, codebook_size) is saved for the backward: memory is O(n d + k d)."""
-    layer = subject.trained_table()
-    n, k = len(subject.data(8)) + 1, subject.size
-    kept: list[tuple[int, ...]] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        kept.append(tuple(tensor.shape))
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        layer(subject.data(8, n).requires_grad_())
-    matrices = [shape for shape in kept if shape in ((n, k), (k, n))]
-    hold(not matrices, f"nothing of {n} x {k} kept for the backward", matrices)
+def no_matrix_of_vectors_times_codes_is_made(subject: Subject) -> None:
+    """No operator of a training or evaluation step gives n x codebook_size numbers: memory is O(n d + k d)."""
+    layer = with_codes(subject.trained())
+    widest = 2 * layer.num_quantizers * max(layer.dim, *(book.raw.shape[-1] for book in layer.codebooks()))
+    if subject.size < widest:
+        raise NotApplicable(f"{subject.size} codes are too few to tell their number from {widest}")
+    z = torch.cat([subject.data(seed) for seed in range(8, 8 + 2 * layer.num_quantizers)])
+    for mode in (True, False):
+        layer.train(mode)
+        with _Largest() as largest:
+            out = layer(z.clone().requires_grad_())
+            (out.quantized.sum() + out.loss).backward()
+        hold(largest.numel < len(z) * subject.size, f"fewer than {len(z)} x {subject.size} numbers", largest.numel)

@@ -3,9 +3,13 @@
 import torch
 from torch import Tensor
 
-from straightvq.nn import Loss
-from straightvq.testing.law import hold, law, near
-from straightvq.testing.subject import Subject
+from straightvq.nn import Loss, Quantizer
+from straightvq.testing.law import NotApplicable, hold, law, near
+from straightvq.testing.subject import Subject, all_losses
+
+
+def _of_codebooks(layer: Quantizer) -> list[Tensor]:
+    return [parameter for book in layer.codebooks() for parameter in book.parameters()]
 
 
 def _is_reached(tensors: list[Tensor]) -> bool:
@@ -15,7 +19,7 @@ def _is_reached(tensors: list[Tensor]) -> bool:
 @law("gradients")
 def task_gradient_reaches_the_encoder(subject: Subject) -> None:
     """The gradient at ``quantized`` reaches every vector, finite, and the codes only if the estimator says so."""
-    layer = subject.trained_table()
+    layer = subject.trained()
     z = subject.data(7).requires_grad_()
     quantized = layer(z).quantized
     hold(quantized.requires_grad, "`quantized` to be connected to z", "no graph")
@@ -25,7 +29,10 @@ def task_gradient_reaches_the_encoder(subject: Subject) -> None:
     assert z.grad is not None
     hold(z.grad.isfinite().all(), "a finite gradient at z", "NaN or infinity")
     hold((z.grad != 0).any(1).all(), "a gradient at every vector", f"{int((z.grad == 0).all(1).sum())} zero rows")
-    reached = _is_reached(list(layer.codebook.parameters()))
+    owned = _of_codebooks(layer)
+    if not owned:
+        return
+    reached = _is_reached(owned)
     if layer.estimator.trains_codes:
         hold(reached, f"a gradient at the codes: {layer.estimator} has trains_codes", "none")
     else:
@@ -33,40 +40,41 @@ def task_gradient_reaches_the_encoder(subject: Subject) -> None:
 
 
 @law("gradients")
-def each_loss_trains_one_side(subject: Subject) -> None:
-    """A loss with ``trains_codes`` sends its gradient to the codebook alone, any other to the encoder alone."""
-    for number, name in enumerate(subject.trained_table().losses):
-        layer = subject.trained_table()
+def each_loss_trains_its_sides(subject: Subject) -> None:
+    """The gradient of a loss reaches the encoder, the codes or both, as its ``trains`` says, and nothing else."""
+    for number in range(len(subject.trained().losses)):
+        layer = subject.trained()
         loss = layer.losses[number]
-        assert isinstance(loss, Loss), name
+        assert isinstance(loss, Loss)
         z = subject.data(7).requires_grad_()
         terms = layer(z).terms
         if terms[loss.name].requires_grad:
             terms[loss.name].backward()
-        if loss.trains_codes:
-            hold(not _is_reached([z]), f"no gradient of {loss} at the encoder", "one")
-            update, book = layer.codebook.update, layer.codebook
-            by_map = update.loss_trains_parametrization and book.parametrization.is_learned
-            meant = update.loss_trains_raw or by_map
+        to_encoder, to_codes = loss.trains != "codes", loss.trains != "encoder"
+        reached = _is_reached([z])
+        hold(reached == to_encoder, f"{'a' if to_encoder else 'no'} gradient of {loss} at the encoder", reached)
+        for book in layer.codebooks():
+            routes = book.update.loss
+            takes = routes.raw or (routes.parametrization and book.parametrization.is_learned)
+            meant = to_codes and takes and any(part.trains_codes for part in layer._parts())
             reached = _is_reached(list(book.parameters()))
             hold(reached == meant, f"{'a' if meant else 'no'} gradient of {loss} at the codebook", reached)
-        else:
-            hold(_is_reached([z]), f"a gradient of {loss} at the encoder", "none")
-            hold(not _is_reached(list(layer.codebook.parameters())), f"no gradient of {loss} at the codebook", "one")
 
 
 @law("gradients")
 def each_loss_pulls_with_its_weight(subject: Subject) -> None:
     """The gradient of ``loss`` is the weighted sum of the gradients of ``terms``."""
-    layer = subject.trained_table()
+    layer = subject.trained()
     z = subject.data(7).requires_grad_()
     out = layer(z)
-    tensors = [z, *layer.codebook.parameters()]
+    tensors = [z, *_of_codebooks(layer)]
     wanted = [torch.zeros_like(tensor) for tensor in tensors]
-    for loss in layer.losses:
-        assert isinstance(loss, Loss)
-        for total, gradient in zip(wanted, _gradients(out.terms[loss.name], tensors), strict=True):
-            total += loss.weight * gradient
+    weights = {(loss.name, loss.coefficient) for _, loss in all_losses(layer)}
+    if len(weights) > len(out.terms):
+        raise NotApplicable("the quantizers inside weigh losses of one name differently")
+    for name, weight in weights:
+        for total, gradient in zip(wanted, _gradients(out.terms[name], tensors), strict=True):
+            total += weight * gradient
     for gradient, total in zip(_gradients(out.loss, tensors), wanted, strict=True):
         near(gradient, total, "the weighted sum of the terms' gradients", 1e-6)
 

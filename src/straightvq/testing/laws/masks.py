@@ -3,13 +3,11 @@
 import torch
 from torch import Tensor
 
-from straightvq.nn import Quantizer, VectorQuantizer
+from straightvq.nn import Quantizer
 from straightvq.testing.law import hold, law, near, same, same_state
-from straightvq.testing.subject import Subject, state_of
+from straightvq.testing.subject import Subject, clock_of, codes_of, state_of
 
 _NAN = float("nan")
-# What a batch without vectors may change: the clock, and the flag that a data-free init sets in its first step.
-_CLOCK = ("codebook.step", "codebook.is_ready")
 
 
 def assert_masked_take_part_in_nothing(first: Quantizer, second: Quantizer, z: Tensor, mask: Tensor) -> None:
@@ -44,13 +42,14 @@ def masked_positions_take_part_in_nothing(subject: Subject) -> None:
 @law("masks")
 def masked_batch_equals_the_batch_of_its_valid_vectors(subject: Subject) -> None:
     """A masked batch does what the batch of its valid vectors does, up to rounding."""
-    first, second = subject.trained_table(), subject.trained_table()
+    first, second = subject.trained(), subject.trained()
     z = subject.data(7)
     mask = torch.arange(len(z)) % 3 != 0
     a, b = first(z, mask), second(z[mask])
     same(a.indices[mask], b.indices, "the indices of the valid vectors alone")
     near(a.loss, b.loss, "the loss of the valid vectors alone")
-    near(first.codes(), second.codes(), "the codes that the valid vectors alone lead to")
+    for codes, others in zip(codes_of(first), codes_of(second), strict=True):
+        near(codes, others, "the codes that the valid vectors alone lead to")
 
 
 @law("masks")
@@ -79,7 +78,7 @@ def assert_no_vectors_change_nothing(layer: Quantizer, z: Tensor, mask: Tensor |
     hold(layer.encode(z, mask).shape == out.indices.shape, "indices of one shape", tuple(out.indices.shape))
     after = state_of(layer)
     for name, value in before.items():
-        if name not in _CLOCK:
+        if name not in clock_of(layer):
             same(after[name], value, f"`{name}` unchanged by a batch without vectors")
 
 
@@ -103,7 +102,6 @@ def one_vector_at_a_time(subject: Subject) -> None:
         out = layer(z)
         (out.quantized.sum() + out.loss).backward()
         hold(z.grad is not None and z.grad.isfinite().all(), "a finite gradient for a single vector", z.grad)
-        if isinstance(layer, VectorQuantizer):
-            codes = layer.codes()
+        for codes in codes_of(layer):
             hold(codes.isfinite().all(), "finite codes after single vectors", "NaN or infinity")
-            hold(len(codes.unique(dim=0)) == subject.size, f"{subject.size} different codes", len(codes.unique(dim=0)))
+            hold(len(codes.unique(dim=0)) == len(codes), f"{len(codes)} different codes", len(codes.unique(dim=0)))

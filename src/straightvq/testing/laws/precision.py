@@ -8,7 +8,7 @@ from torch import Tensor
 
 from straightvq.nn import Nearest, Quantizer, VectorQuantizer
 from straightvq.testing.law import hold, law, near, same, same_state
-from straightvq.testing.subject import Subject, Trainer, floating_state, state_of
+from straightvq.testing.subject import Subject, Trainer, floating_state, state_of, with_inverse
 
 
 def _all_state_is(layer: Quantizer, dtype: torch.dtype, when: str) -> None:
@@ -65,7 +65,7 @@ def double_input_to_a_float32_layer(subject: Subject) -> None:
 @law("precision")
 def far_from_the_origin_the_nearest_code_is_found(subject: Subject) -> None:
     """Data thousands of spreads away from the origin get the code that float64 finds, where the margin is clear."""
-    layer = subject.trained_table().eval()
+    layer = with_inverse(subject.trained()).eval()
     codes = layer.codes()
     between = (0.52 * codes[:, None] + 0.48 * codes).flatten(0, 1)[: 4 * subject.n]
     with torch.no_grad():

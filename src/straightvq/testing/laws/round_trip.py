@@ -5,7 +5,7 @@ from torch import Tensor
 
 from straightvq.nn import Quantizer
 from straightvq.testing.law import NotApplicable, hold, law, near, same
-from straightvq.testing.subject import Subject
+from straightvq.testing.subject import Subject, with_table
 
 # (channel_dim, shape with 0 for the channels)
 _LAYOUTS = ((-1, (7, 5, 0)), (1, (2, 0, 5, 7)), (0, (0, 35)), (-1, (0,)))
@@ -62,7 +62,7 @@ def training_forward_returns_rows_of_the_table_it_leaves_behind(subject: Subject
 @law("round_trip")
 def codes_quantize_to_themselves(subject: Subject) -> None:
     """A code is its own nearest code, where the transform returns to its argument."""
-    layer = subject.trained_table().eval()
+    layer = with_table(subject.trained()).eval()
     codes = layer.codes()
     with torch.no_grad():
         back = layer.transform.inverse(codes)

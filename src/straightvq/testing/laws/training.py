@@ -3,22 +3,24 @@
 import torch
 
 from straightvq.nn import RunningAffine
+from straightvq.nn.draws import Clock
 from straightvq.testing.law import hold, law, near, same_state
-from straightvq.testing.subject import Subject, Trainer, state_of, with_table
+from straightvq.testing.subject import Subject, Trainer, codes_of, state_of
 
 
 @law("training")
 def training_moves_the_codebook(subject: Subject) -> None:
     """Training moves the codes: in the forward where a rule of the codebook does, else at the optimizer's step."""
-    layer = subject.trained_table()
-    before = layer.codes()
+    layer = subject.trained_codes()
+    before = codes_of(layer)
     layer.train()(subject.data(40))
-    book = layer.codebook
-    if not book.update.loss_trains_raw or isinstance(book.parametrization, RunningAffine):
-        hold(not torch.equal(before, layer.codes()), "codes moved by the training forward", "none moved")
-    before = layer.codes()
+    for number, book in enumerate(layer.codebooks()):
+        if book.update.writes or isinstance(book.parametrization, RunningAffine):
+            hold(not torch.equal(before[number], book.codes()), "codes moved by the training forward", "none moved")
+    before = codes_of(layer)
     Trainer(subject, layer).run(0, 2)
-    hold(not torch.equal(before, layer.codes()), "codes moved by two training steps", "none moved")
+    for number, book in enumerate(layer.codebooks()):
+        hold(not torch.equal(before[number], book.codes()), "codes moved by two training steps", "none moved")
 
 
 @law("training")
@@ -52,7 +54,7 @@ def two_forwards_before_one_backward(subject: Subject) -> None:
         halves = [trainer.layer(trainer.encoder(subject.data(2 * number + i, 30))) for i in (0, 1)]
         sum((out.loss + out.quantized.square().mean() for out in halves), start=torch.zeros(())).backward()
         trainer.optimizer.step()
-    hold(with_table(trainer.layer).codes().isfinite().all(), "finite codes", "NaN or infinity")
+    hold(all(codes.isfinite().all() for codes in codes_of(trainer.layer)), "finite codes", "NaN or infinity")
 
 
 @law("training")
@@ -63,9 +65,9 @@ def gradients_accumulate_over_several_forwards(subject: Subject) -> None:
         out = trainer.layer(trainer.encoder(subject.data(number, 30)))
         (out.loss + out.quantized.square().mean()).backward()
     trainer.optimizer.step()
-    layer = with_table(trainer.layer)
-    hold(layer.codes().isfinite().all(), "finite codes", "NaN or infinity")
-    hold(int(layer.codebook.step) == 4, "4 steps counted after 4 training forwards", layer.codebook.step)
+    hold(all(codes.isfinite().all() for codes in codes_of(trainer.layer)), "finite codes", "NaN or infinity")
+    for clock in (module for module in trainer.layer.modules() if isinstance(module, Clock)):
+        hold(int(clock.step) == 4, "4 steps counted after 4 training forwards", clock.step)
 
 
 @law("training")
