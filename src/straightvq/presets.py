@@ -1,5 +1,7 @@
 """Quantizers by the name of their paper. Each is a composition that you could write yourself."""
 
+from numbers import Integral
+
 from straightvq.nn import (
     Affine,
     AlternatedUpdate,
@@ -202,4 +204,4 @@ def _projection(dim: int, codebook_dim: int | None) -> Projection | None:
         return None
     projection = Projection(codebook_dim)
     # A `dim` that is no integer is the quantizer's to refuse.
-    return projection if not isinstance(dim, int) or codebook_dim < dim else None
+    return projection if not isinstance(dim, Integral) or codebook_dim < dim else None

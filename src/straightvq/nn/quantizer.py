@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
 from straightvq.nn.batch import Context
 from straightvq.nn.codebook import Codebook, count_not_finite
@@ -44,6 +45,10 @@ class QuantizerOutput(NamedTuple):
     indices: Tensor
     loss: Tensor
     terms: dict[str, Tensor]
+
+
+# So that an exported layer can be saved. Private, and the only door; a test says when it is gone.
+_pytree._register_namedtuple(QuantizerOutput, serialized_type_name="straightvq.QuantizerOutput")
 
 
 class Step(NamedTuple):
@@ -184,11 +189,12 @@ class Quantizer(nn.Module, ABC):
         flat = indices.reshape(-1, *indices.shape[len(batch) :]).long()
         if inside is not None:
             flat = torch.where(inside.reshape(flat.shape), flat, -1)
-        valid = (flat >= 0).view(flat.shape[0], -1).any(1)
+        valid = (flat >= 0).any(1) if self.is_composite else flat >= 0
         with no_autocast(indices.device), evaluating(self):
             out = self._inverse(self.lookup(flat), valid)
         if inside is not None:
-            out = torch.where(inside.reshape(flat.shape[0], -1).all(1, keepdim=True), out, math.nan)
+            inside = inside.all(-1) if self.is_composite else inside
+            out = torch.where(inside.reshape(-1, 1), out, math.nan)
         return out.reshape(*batch, self.dim).movedim(-1, self.channel_dim)
 
     @torch.no_grad()

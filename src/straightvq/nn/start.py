@@ -21,6 +21,8 @@ _PLENTY = 64
 
 def start(codebook: "Codebook", batch: Batch) -> None:
     """Takes a codebook that is not ready one step further; waits for the host."""
+    if codebook.raw.is_meta:
+        return  # there are no values, of vectors neither
     if torch.compiler.is_compiling():
         # Sizes and flags are looked at on the host, which a graph cannot; an opaque op can.
         state = [*_state(codebook), batch.draws.seed, batch.draws.step]

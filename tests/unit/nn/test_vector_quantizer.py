@@ -5,6 +5,7 @@ import pytest
 import torch
 from tests.reference import naive
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import straightvq as svq
@@ -246,3 +247,128 @@ def test_unquantized_is_what_a_code_at_every_vector_would_give(transform):
     torch.testing.assert_close(found, layer(z).quantized.detach())
     with pytest.raises(ValueError, match="`z` must have 3 channels on axis 1"):
         layer.unquantized(torch.zeros(2, 4, 3))
+
+
+# --- settings of a living layer ---------------------------------------------------------------------------------------
+
+
+def test_a_loss_can_be_annealed() -> None:
+    torch.manual_seed(0)
+    layer = svq.presets.ema(4, 8)
+    z = torch.randn(50, 4)
+    layer(z)
+    layer.eval()
+    totals = []
+    for weight in (0.25, 0.5, 0.0):
+        layer.losses[0].coefficient = weight  # type: ignore[union-attr]
+        layer.losses[1].coefficient = 0.0  # type: ignore[union-attr]
+        out = layer(z)
+        totals.append(out.loss.item() / out.terms["commitment"].item())
+    assert totals == pytest.approx([0.25, 0.5, 0.0])
+
+
+@pytest.mark.parametrize("update", [svq.GradientUpdate, svq.AlternatedUpdate])
+def test_sync_can_be_annealed_from_a_positive_value_through_zero(update: type[svq.Update]) -> None:
+    torch.manual_seed(0)
+    layer = svq.VectorQuantizer(4, svq.Codebook(8, update=update()), estimator=svq.StraightThrough(1.0), losses=[])
+    z, g = torch.randn(50, 4, requires_grad=True), torch.randn(50, 4)
+    for sync in (1.0, 0.0, 0.25):
+        layer.estimator.sync = sync
+        layer.zero_grad()
+        out = layer(z)
+        out.quantized.backward(g.clone(), retain_graph=True)
+        out.loss.backward()
+        assert layer.codebook.raw.grad is not None, "data-parallel wrappers wait for it"
+        wanted = sync * svq.functional.code_sums(g, out.indices, 8)[1]
+        torch.testing.assert_close(layer.codebook.raw.grad, wanted)
+
+
+def test_a_gradient_that_the_table_was_not_made_for_is_refused_and_changes_nothing() -> None:
+    layer = svq.presets.straight(4, 8)
+    layer(torch.randn(50, 4))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    layer.estimator.sync = 0.5
+    for call in (layer, layer.eval()):
+        with pytest.raises(ValueError, match=r"estimator that now sends a gradient .* build the layer with a positive"):
+            call(torch.randn(50, 4))
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    silent = svq.VectorQuantizer(
+        4, svq.Codebook(8), losses=[svq.CommitmentLoss(), svq.CodebookLoss(1.0)], estimator=svq.StraightThrough()
+    )
+    silent.losses[1].coefficient = 0.0  # type: ignore[union-attr]
+    silent(torch.randn(5, 4))
+    silent.losses[1].coefficient = 1.0  # type: ignore[union-attr]
+    silent(torch.randn(5, 4)).loss.backward()
+    with pytest.warns(UserWarning, match="will not move"):
+        still = svq.VectorQuantizer(4, svq.Codebook(8), losses=[svq.CodebookLoss(0.0)])
+    still.losses[0].coefficient = 1.0  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="a loss that now sends a gradient"):
+        still(torch.randn(5, 4))
+
+
+SETTINGS = [
+    (lambda: svq.EMAUpdate(), "decay", 7),
+    (lambda: svq.AlternatedUpdate(), "fraction", 1.5),
+    (lambda: svq.AlternatedUpdate(), "lr", 3.0),
+    (lambda: svq.AlternatedUpdate(lr=3.0), "fraction", 0.1),
+    (lambda: svq.AlternatedUpdate(), "steps", 0),
+    (lambda: svq.StraightThrough(), "sync", -1),
+    (lambda: svq.DeadCodeReset(), "patience", 0.5),
+    (lambda: svq.DeadCodeReset(), "noise", "much"),
+    (lambda: svq.CommitmentLoss(), "coefficient", -1),
+    (lambda: svq.KMeansInit(), "iterations", -1),
+    (lambda: svq.Nearest(), "distance", "manhattan"),
+    (lambda: svq.Nearest(), "backend", "cuda"),
+]
+
+
+@pytest.mark.parametrize(("make", "name", "value"), SETTINGS, ids=lambda v: v if isinstance(v, str) else None)
+def test_a_setting_is_checked_whenever_it_is_set(make: Callable[[], nn.Module], name: str, value: object) -> None:
+    part = make()
+    before = getattr(part, name)
+    with pytest.raises((ValueError, TypeError), match=f"`{type(part).__name__}`: .*`{name}`"):
+        setattr(part, name, value)
+    assert getattr(part, name) == before
+
+
+def test_momentum_that_the_layer_has_no_buffer_for_is_refused() -> None:
+    update = svq.AlternatedUpdate(momentum=0.0)
+    update.momentum = 0.5
+    update.momentum = 0.0
+    layer = svq.VectorQuantizer(4, svq.Codebook(8, update=update))
+    with pytest.raises(ValueError, match=r"`momentum` must stay 0\.0"):
+        update.momentum = 0.5
+    layer(torch.randn(9, 4))
+
+
+# --- construction ------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_construction_leaves_its_parts_free() -> None:
+    for codebook, slots in [
+        (svq.Codebook(8, parametrization=svq.Affine()), {"losses": []}),
+        (svq.Codebook(9, parametrization=svq.Affine(groups=2), reset=svq.DeadCodeReset()), {}),
+        (svq.Codebook(8, 3), {}),
+        (svq.Codebook(8, update=svq.EMAUpdate()), {"estimator": svq.StraightThrough(1.0)}),
+    ]:
+        with pytest.raises(ValueError, match="`"):
+            svq.VectorQuantizer(4, codebook, **slots)  # type: ignore[arg-type]
+        if codebook.size == 8:
+            dim = codebook.dim or 4
+            svq.VectorQuantizer(dim, codebook)(torch.randn(5, dim))
+
+
+def test_a_codebook_of_two_layers_is_refused_by_its_name() -> None:
+    layer = svq.presets.ema(4, 8)
+    with pytest.raises(ValueError, match="`Codebook`: this instance is already part of another quantizer"):
+        svq.VectorQuantizer(4, layer.codebook)
+
+
+def test_layers_of_one_shape_share_their_graphs() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    for _ in range(9):  # torch gives up at eight graphs of one function
+        layer = torch.compile(svq.presets.straight(4, 8), fullgraph=True, backend=counter)
+        for _ in range(2):
+            layer(torch.randn(50, 4, requires_grad=True)).loss.backward()
+    assert counter.frame_count == 2, "one with the init and one without"
