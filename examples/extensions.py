@@ -1,8 +1,6 @@
-"""Methods of other papers as parts of one's own: each class is shown in the documentation's page on extending.
+"""Methods of other papers as parts of one's own: what the page on extending shows, each on real vectors.
 
-They pass ``straightvq.testing.check_quantizer`` with the exceptions that ``layers()`` names:
-
-    python examples/extensions.py
+python examples/extensions.py
 """
 
 import copy
@@ -17,7 +15,7 @@ from straightvq.nn.losses import masked_mean
 
 
 class Rotation(svq.Estimator):
-    """Carries the gradient through the rotation and scaling that maps z to its code (arXiv 2410.06424)."""
+    """The gradient passes through the rotation and scaling that maps z to its code (arXiv 2410.06424)."""
 
     def forward(self, z: Tensor, code: Tensor) -> Tensor:
         with torch.no_grad():
@@ -28,55 +26,40 @@ class Rotation(svq.Estimator):
         return code.detach() + scale * (rotated - rotated.detach())
 
 
-def gumbel_logits(z: Tensor, codes: Tensor, batch: svq.Batch | None) -> Tensor:
-    """Minus the squared distances (n, k); in training with Gumbel noise, the same for all who ask in this step."""
-    logits = -torch.cdist(z, codes, compute_mode="donot_use_mm_for_euclid_dist").square()
-    if batch is None:
-        return logits
-    return logits + batch.draws.gumbel("gumbel", tuple(logits.shape), logits.dtype, rows=batch.rows())
+def noisy_logits(z: Tensor, codes: Tensor, batch: svq.Batch | None) -> Tensor:
+    logits = -torch.cdist(z, codes).square()
+    if batch is not None:
+        logits = logits + batch.draws.gumbel("gumbel", tuple(logits.shape), logits.dtype, rows=batch.rows())
+    return logits
 
 
 class GumbelSample(svq.Assigner):
-    """In training a code with the probability softmax(-||z - c||^2) by the Gumbel-max trick, else the nearest."""
-
     is_random = True
 
     def forward(self, z: Tensor, codes: Tensor) -> Tensor:
         return svq.functional.nearest_code(z, codes)
 
     def training_rule(self, batch: svq.Batch, codes: Tensor) -> Tensor:
-        return gumbel_logits(batch.z, codes, batch).argmax(1)
+        return noisy_logits(batch.z, codes, batch).argmax(1)
 
 
 class GumbelStraightThrough(svq.Estimator):
-    """The sampled code, with the gradient of the softmax of the same noise at a temperature (arXiv 1611.01144)."""
-
-    takes_context = True
-    trains_codes = True
-
-    def __init__(self, temperature: float = 1.0) -> None:
-        super().__init__()
-        self.temperature = temperature
+    takes_context = trains_codes = True
 
     def forward(self, z: Tensor, code: Tensor, context: svq.Context) -> Tensor:
-        logits = gumbel_logits(z, context.codes, context.batch)
-        soft = (logits / self.temperature).softmax(1) @ context.codes
+        soft = noisy_logits(z, context.codes, context.batch).softmax(1) @ context.codes
         return code.detach() + (soft - soft.detach())
 
 
 class Entropy(svq.Loss):
-    """Few codes for each vector, all codes for the batch: ``mean H(p_i) - H(mean p_i)``, ``p_i`` soft assignments."""
+    """``mean H(p_i) - H(mean p_i)``: few codes for each vector, all codes for the batch; ``p_i`` soft assignments."""
 
     name = "entropy"
     trains = "both"
     takes_context = True
 
-    def __init__(self, weight: float = 0.1, temperature: float = 1.0) -> None:
-        super().__init__(weight)
-        self.temperature = temperature
-
     def forward(self, z: Tensor, code: Tensor, valid: Tensor | None, context: svq.Context) -> Tensor:
-        logits = (2 * z @ context.codes.T - context.codes.square().sum(1)) / self.temperature
+        logits = 2 * z @ context.codes.T - context.codes.square().sum(1)
         p, log_p = logits.softmax(1), logits.log_softmax(1)
         single = masked_mean(-(p * log_p).sum(1, keepdim=True), valid)
         share = torch.stack([masked_mean(column[:, None], valid) for column in p.unbind(1)])
@@ -84,8 +67,6 @@ class Entropy(svq.Loss):
 
 
 class Residual(svq.Quantizer):
-    """Each level quantizes what the levels before it left over; the gradient passes once."""
-
     is_composite = True
 
     def __init__(self, levels: list[svq.VectorQuantizer], channel_dim: int = -1) -> None:
@@ -112,69 +93,58 @@ class Residual(svq.Quantizer):
 
 
 class SharedResidual(svq.Quantizer):
-    """Residual levels that share one codebook, which adapts once per forward, to the vectors of all levels."""
-
     is_composite = True
 
     def __init__(self, level: svq.VectorQuantizer, num_quantizers: int, channel_dim: int = -1) -> None:
         super().__init__(level.dim, estimator=copy.deepcopy(level.estimator), channel_dim=channel_dim)
         self.level, self.num_quantizers, self.codebook_size = level, num_quantizers, level.codebook_size
 
-    def step(self, x: Tensor, valid: Tensor | None) -> svq.Step:
-        level, rest, steps = self.level, x, []
-        every = None if valid is None else valid[:, None].expand(-1, self.num_quantizers).flatten()
-        if self.training:
-            level.adapt(level.batch(x, valid), lambda: level.batch(self.rests(x).flatten(0, 1), every))
+    def levels(self, x: Tensor, valid: Tensor | None) -> list[svq.Step]:
+        steps = []
         for number in range(self.num_quantizers):
-            steps.append(level.choose(rest, valid, level.batch(rest, valid, number) if self.training else None))
-            rest = rest - steps[-1].code.detach()
+            batch = self.level.batch(x, valid, number) if self.training else None
+            steps.append(self.level.choose(x, valid, batch))
+            x = x - steps[-1].code.detach()
+        return steps
+
+    def rows(self, steps: list[svq.Step], valid: Tensor | None) -> svq.Batch:
+        every = None if valid is None else valid[:, None].expand(-1, len(steps)).flatten()
+        return self.level.batch(torch.stack([step.z for step in steps], 1).flatten(0, 1), every)
+
+    def step(self, x: Tensor, valid: Tensor | None) -> svq.Step:
+        if self.training:
+            self.level.adapt(self.level.batch(x, valid), lambda: self.rows(self.levels(x, valid), valid))
+        steps = self.levels(x, valid)
         out = svq.Step.sum(x, steps)
         if self.training:
-            rests = torch.stack([step.z for step in steps], 1)
-            level.settle(level.batch(rests.flatten(0, 1), every), out.indices.flatten())
+            self.level.settle(self.rows(steps, valid), out.indices.flatten())
         return out
 
-    def rests(self, x: Tensor) -> Tensor:
-        """What each level is to quantize, by the codes as they are: (n, num_quantizers, d)."""
-        rests = [x.detach()]
-        for _ in range(1, self.num_quantizers):
-            rests.append(rests[-1] - self.level.lookup(self.level.assign(rests[-1])))
-        return torch.stack(rests, 1)
-
     def assign(self, z: Tensor) -> Tensor:
-        return torch.stack([self.level.assign(rest) for rest in self.rests(z).unbind(1)], 1)
+        return svq.Step.sum(z, self.levels(z, None)).indices
 
     def lookup(self, indices: Tensor) -> Tensor:
         return sum((i >= 0)[:, None] * self.level.lookup(i) for i in indices.T)
 
 
 class FiniteScalar(svq.Quantizer):
-    """FSQ (arXiv 2309.15505) for odd levels: channel i is bounded to (-L_i / 2, L_i / 2) and rounded."""
-
     def __init__(self, levels: list[int], channel_dim: int = -1) -> None:
         super().__init__(len(levels), channel_dim=channel_dim)
-        self.levels, self.codebook_size = levels, math.prod(levels)
+        self.codebook_size = math.prod(levels)
+        self.register_buffer("levels", torch.tensor(levels))
+        self.register_buffer("basis", torch.tensor([1, *levels[:-1]]).cumprod(0))
 
     def bound(self, x: Tensor) -> Tensor:
-        return torch.stack([(levels - 1) / 2 * c.tanh() for levels, c in zip(self.levels, x.unbind(1), strict=True)], 1)
+        return (self.levels - 1) / 2 * x.tanh()
 
     def assign(self, z: Tensor) -> Tensor:
-        indices = torch.zeros_like(z[:, 0], dtype=torch.int64)
-        for levels, channel in zip(self.levels, z.unbind(1), strict=True):
-            indices = indices * levels + channel.round().long() + levels // 2
-        return indices
+        return ((z.round().long() + self.levels // 2) * self.basis).sum(1)
 
     def lookup(self, indices: Tensor) -> Tensor:
-        channels = []
-        for levels in reversed(self.levels):
-            channels.insert(0, indices % levels - levels // 2)
-            indices = indices // levels
-        return torch.stack(channels, 1).float()
+        return (indices[:, None] // self.basis % self.levels - self.levels // 2).float()
 
 
 class LinearMap(svq.Parametrization):
-    """Codes are a learned linear map of the raw table, which starts as N(0, 1 / d): SimVQ (arXiv 2411.02038)."""
-
     has_inverse = False
     is_learned = True
 
@@ -189,8 +159,6 @@ class LinearMap(svq.Parametrization):
 
 
 class FrozenBasis(svq.Update):
-    """The raw table stays as it starts; the losses and the task gradient train the parametrization alone."""
-
     loss = task = svq.Trains(raw=False, parametrization=True)
     writes = False
 
@@ -199,20 +167,62 @@ class FrozenBasis(svq.Update):
 
 
 class Network(svq.Parametrization):
-    """Codes come out of a small network, from a raw table of another width."""
-
     has_inverse = False
     is_learned = True
 
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        self.width = width
-
     def raw_shape(self, size: int, dim: int) -> tuple[int, int]:
-        return size, self.width
+        return size, 8
 
     def _make(self, size: int, dim: int) -> None:
-        self.network = nn.Sequential(nn.Linear(self.width, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+        self.network = nn.Sequential(nn.Linear(8, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
 
     def forward(self, raw: Tensor) -> Tensor:
         return self.network(raw)
+
+
+def layers(dim: int = 6, size: int = 16, levels: int = 3) -> dict[str, svq.Quantizer]:
+    """Every example in a layer of its own."""
+
+    def book(**slots: svq.Init | svq.Update | svq.Parametrization) -> svq.Codebook:
+        return svq.Codebook(size, **slots)
+
+    def ema() -> svq.Codebook:
+        return svq.Codebook(size, init=svq.KMeansInit(), update=svq.EMAUpdate(), reset=svq.DeadCodeReset(4))
+
+    losses = [svq.CommitmentLoss(), svq.CodebookLoss(), Entropy(0.1)]
+    return {
+        "rotation": svq.VectorQuantizer(dim, ema(), estimator=Rotation()),
+        "gumbel": svq.VectorQuantizer(dim, book(), assigner=GumbelSample(), estimator=GumbelStraightThrough()),
+        "entropy": svq.VectorQuantizer(dim, book(), losses=losses),
+        "residual": Residual([svq.VectorQuantizer(dim, ema()) for _ in range(levels)]),
+        "residual, synchronised": Residual(
+            [svq.VectorQuantizer(dim, book(), estimator=svq.StraightThrough(0.5)) for _ in range(levels)]
+        ),
+        "shared": SharedResidual(svq.VectorQuantizer(dim, ema()), levels),
+        "shared, synchronised": SharedResidual(
+            svq.VectorQuantizer(dim, book(), estimator=svq.StraightThrough(0.5)), levels
+        ),
+        "finite scalar": FiniteScalar([5] * dim),
+        "linear map": svq.VectorQuantizer(
+            dim, book(parametrization=LinearMap(), update=FrozenBasis()), estimator=svq.StraightThrough(0.2)
+        ),
+        "network": svq.VectorQuantizer(dim, book(parametrization=Network())),
+    }
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(2048, 6)
+    print(f"{'layer':24}{'codes per vector':>18}{'error of 20 steps':>20}")
+    for name, layer in layers().items():
+        optimizer = torch.optim.Adam([*layer.parameters(), nn.Parameter(torch.zeros(1))], 1e-2)
+        for _ in range(20):
+            optimizer.zero_grad()
+            layer(z.clone().requires_grad_()).loss.backward()
+            optimizer.step()
+        error = (layer.eval()(z).quantized - layer.unquantized(z)).square().mean()
+        print(f"{name:24}{layer.num_quantizers:>18}{error.item():>20.3f}")
+
+
+if __name__ == "__main__":
+    main()
