@@ -203,9 +203,9 @@ class _Hooks:
             lr = group["lr"].squeeze() if isinstance(group["lr"], Tensor) else group["lr"]
             if group.get("decoupled_weight_decay", False):
                 table.mul_(1 - lr * group["weight_decay"])
-            # At least 1: age 0 is where the step was not taken, because a gradient scaler has found an infinity.
-            age = (state["step"] - state[_BORN]).clamp(min=1)[:, None]
+            age = (state["step"] - state[_BORN])[:, None]
             own = table.sub_(direction(state, group, age.to(_wide(age)), table, raw.grad).mul_(lr))
+            # The optimizer may not have moved: its kernel leaves a step out where a gradient scaler finds an infinity.
             rows = (state[_BORN] > 0) & (state["step"] > step)
             raw.copy_(torch.where(rows[:, None], own, raw))
         self.found.clear()
