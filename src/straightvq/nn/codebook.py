@@ -310,10 +310,10 @@ class Codebook(Part):
         self.update.forget(rows)
         if self.reset is not None:
             self.reset.forget(rows)
-        if rows is None:
-            self.rewritten.fill_(True)
-        else:
-            self.rewritten.logical_or_(rows)
+        rows = torch.ones_like(self.rewritten) if rows is None else rows
+        self.rewritten.logical_or_(rows)
+        if self.raw.grad is not None:  # of earlier forwards, which found the old rows
+            self.raw.grad.masked_fill_(rows[:, None], 0)
 
     def _require_bound(self) -> None:
         if not self._is_bound:

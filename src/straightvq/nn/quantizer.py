@@ -195,7 +195,7 @@ class Quantizer(nn.Module, ABC):
         if inside is not None:
             inside = inside.all(-1) if self.is_composite else inside
             out = torch.where(inside.reshape(-1, 1), out, math.nan)
-        return out.reshape(*batch, self.dim).movedim(-1, self.channel_dim)
+        return out.reshape(*batch, self.dim).movedim(-1, self.channel_dim).contiguous()
 
     @torch.no_grad()
     def unquantized(self, z: Tensor) -> Tensor:

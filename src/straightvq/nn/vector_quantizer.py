@@ -120,6 +120,7 @@ class VectorQuantizer(Quantizer):
         """
         self._routes()
         self._check_not_recomputed()
+        self.clock.tick()  # before all draws: those of the estimator come last
         return self.codebook.adapt(batch, self._assign, collect)
 
     def choose(
@@ -141,9 +142,8 @@ class VectorQuantizer(Quantizer):
         return Step(x, indices, code, loss, terms, Context(codes, indices, batch))
 
     def settle(self, batch: Batch, indices: Tensor, counts: Tensor | None = None) -> None:
-        """Tells the codebook how the batch was assigned, and ends the training step."""
+        """Tells the codebook how the batch was assigned."""
         self.codebook.record(batch, indices, counts)
-        self.clock.tick()
 
     def assign(self, z: Tensor) -> Tensor:
         indices: Tensor = self.assigner(z.detach(), self.codebook.codes())

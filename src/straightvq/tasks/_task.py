@@ -14,7 +14,7 @@ from straightvq.diagnostics import CodebookUsage
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_bool, check_choice, check_float, check_int, keeping_float32
 from straightvq.tasks._schedule import warm_up_and_decay
-from straightvq.tasks.alternated import alternated_step, attach_optimizers
+from straightvq.tasks.alternated import alternated_step
 
 Alternate = Literal["no", "codebook", "codebook_and_encoder"]
 Batch = dict[str, Tensor]
@@ -50,9 +50,10 @@ class SetMetrics(nn.Module, ABC):
 
     def __init__(self, quantizer: Quantizer | None) -> None:
         super().__init__()
-        size = getattr(quantizer, "codebook_size", None)
-        levels = getattr(quantizer, "num_quantizers", None)
-        self.usage = None if size is None else CodebookUsage(size, levels)
+        self.usage = None
+        if quantizer is not None:
+            levels = quantizer.num_quantizers if quantizer.is_composite else None
+            self.usage = CodebookUsage(quantizer.codebook_size, levels)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(keeping_float32(fn), recurse)
@@ -252,7 +253,8 @@ class QuantizedTask(lightning.LightningModule, ABC):
             others = [p for p in quantizer.parameters() if not any(p is q for q in moved)]
             moved += [*self.encoder_parameters(), *others]
         inner = AdamW(moved, lr=self.inner_lr, betas=self.betas, weight_decay=0.0)
-        attach_optimizers(inner, outer, self.model)
+        svq.attach_optimizer(inner, self.model)
+        svq.attach_optimizer(outer, self.model)
         return [outer, inner], [self._schedule(outer), self._schedule(inner)]
 
     def _schedule(self, optimizer: Optimizer) -> LambdaLR:

@@ -4,13 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from straightvq.nn import Codebook, attach_optimizer
 from straightvq.nn.part import check_int
 
-__all__ = ["alternated_step", "attach_optimizers"]
+__all__ = ["alternated_step"]
 
 
 def alternated_step(
@@ -77,28 +76,3 @@ def _phase(
     backward(value)
     optimizer.step()
     return value.detach()
-
-
-def attach_optimizers(inner: Optimizer, outer: Optimizer, module: nn.Module) -> None:
-    """`straightvq.attach_optimizer` for two optimizers: a rewritten code row loses its moments in both.
-
-    Attached one by one, the first to step would take down the flags before the other has seen them.
-
-    Args:
-        inner: optimizer of the first phase.
-        outer: optimizer of the second phase; it must hold all parameters of the codebooks.
-        module: the network with the quantizers.
-    """
-    books = [m for m in module.modules() if isinstance(m, Codebook)]
-
-    @torch.no_grad()
-    def clear(*_: Any) -> None:
-        for book in books:
-            for value in inner.state.get(book.raw, {}).values():
-                if isinstance(value, Tensor) and value.shape == book.raw.shape:
-                    value.masked_fill_(book.rewritten[:, None], 0)
-
-    # Only the outer optimizer's own hook, which comes last, takes the flags down.
-    inner.register_step_pre_hook(clear)
-    outer.register_step_pre_hook(clear)
-    attach_optimizer(outer, module)

@@ -53,7 +53,7 @@ class Tokenizer:
     def __init__(self, model: AutoencoderBase, cache: Path | None = None) -> None:
         self.model: AutoencoderBase = check_part(self, "model", model, AutoencoderBase)
         size = getattr(model.quantizer, "codebook_size", None)
-        if not isinstance(size, int) or getattr(model.quantizer, "num_quantizers", None) is not None:
+        if not isinstance(size, int) or getattr(model.quantizer, "is_composite", False):
             raise ValueError(
                 "`Tokenizer`: `model` must have a quantizer with one codebook, one token per position. "
                 f"Got {type(model.quantizer).__name__}."

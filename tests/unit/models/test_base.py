@@ -120,7 +120,8 @@ def test_classifier_without_quantizer_is_the_bypassed_one(case: str) -> None:
     assert torch.equal(out.logits, plain.head(out.z))
     assert not torch.equal(out.logits, quantized(x).logits)
     with svq.bypass(quantized):
-        assert torch.equal(out.logits, quantized(x).logits)
+        # Up to rounding: a view of the tokens is laid out anew on its way through the layer.
+        torch.testing.assert_close(out.logits, quantized(x).logits, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("build", [alexnet, resnet, vit])

@@ -341,7 +341,7 @@ def test_momentum_that_the_layer_has_no_buffer_for_is_refused() -> None:
     layer(torch.randn(9, 4))
 
 
-# --- construction ------------------------------------------------------------------------------------------------------
+# --- construction ----------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_construction_leaves_its_parts_free() -> None:

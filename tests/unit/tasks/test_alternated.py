@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import straightvq as svq
-from straightvq.tasks.alternated import alternated_step, attach_optimizers
+from straightvq.tasks.alternated import alternated_step
 
 LR, SYNC = 0.55, 0.3
 START = (-0.9, -0.9)
@@ -179,7 +179,8 @@ def test_rewritten_rows_lose_their_moments_in_both_optimizers() -> None:
     z = nn.Parameter(torch.tensor([START]))
     inner = torch.optim.AdamW(layer.parameters(), lr=1e-3)
     outer = torch.optim.AdamW([z, *layer.parameters()], lr=1e-3)
-    attach_optimizers(inner, outer, layer)
+    svq.attach_optimizer(inner, layer)
+    svq.attach_optimizer(outer, layer)
     raw, book = layer.codebook.raw, layer.codebook
     for _ in range(3):  # the first takes down the flags that set_codes put up
         alternated_step(lambda: layer(z).loss, lambda: half_square(layer(z).quantized), inner, outer)
