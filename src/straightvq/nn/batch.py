@@ -8,6 +8,11 @@ from torch import Tensor
 from straightvq.nn.draws import Draws
 from straightvq.nn.ranks import Group, num_ranks, rank, stack_over_ranks
 
+# A count travels among numbers of 32 bits, which hold 24 bits exactly: as two digits of this base.
+_BASE = 1 << 22
+# Where torch's one pass for mean and variance takes several times as long as two of sums.
+_SLOW_AT_ONE_PASS = ("cpu",)
+
 
 class Batch:
     """Vectors of one training step, with statistics over all ranks that travel at most once and only if asked for.
@@ -44,16 +49,39 @@ class Batch:
             self._shares = stack_over_ranks(self._count(), self.group)
         return self._shares
 
+    def total(self) -> Tensor:
+        """Number of valid vectors on all ranks, Int64 ()."""
+        shares = self.shares()
+        return shares[0] if len(shares) == 1 else shares.sum()
+
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Number (1, 1), mean and biased variance (1, d) of the valid vectors of all ranks; the shares travel along."""
+        """Number Int64 (1, 1), mean and biased variance Float (1, d) of the valid vectors of all ranks.
+
+        The shares travel along.
+        """
         if self._moments is None:
-            count = self._count().to(self.z.dtype)
-            mean = self._sum(self.z) / count.clamp(min=1)
-            spread = self._sum((self.z - mean).square())
-            parts = stack_over_ranks(torch.cat([count[None], mean, spread])[None], self.group)
-            self._shares = parts[:, 0, 0].long()  # float32 counts to 2^24 vectors per rank
-            self._moments = pool_moments(parts)
+            alone = num_ranks(self.group) == 1
+            self._moments = self._own_moments(self.total()) if alone else self._pooled_moments()
         return self._moments
+
+    def _own_moments(self, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of this rank's ``count`` vectors; zeros if it has none."""
+        if self.valid is None and len(self.z) and self.z.device.type not in _SLOW_AT_ONE_PASS:
+            var, mean = torch.var_mean(self.z, 0, correction=0)
+        else:
+            divisor = count.clamp(min=1)
+            mean = self._sum(self.z) / divisor
+            var = self._sum((self.z - mean).square()) / divisor
+        return count.view(1, 1), mean[None], var[None]
+
+    def _pooled_moments(self) -> tuple[Tensor, Tensor, Tensor]:
+        count, mean, var = self._own_moments(self._count())
+        digits = torch.cat([count // _BASE, count % _BASE], 1).to(mean.dtype)
+        parts = stack_over_ranks(torch.cat([digits, mean, count * var], 1), self.group)
+        self._shares = parts[:, 0, 0].long() * _BASE + parts[:, 0, 1].long()
+        counts = self._shares.to(mean.dtype)[:, None, None]
+        _, mean, var = pool_moments(torch.cat([counts, parts[..., 2:]], -1))
+        return self._shares.sum().view(1, 1), mean, var
 
     def _count(self) -> Tensor:
         if self.valid is None:

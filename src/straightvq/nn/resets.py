@@ -1,13 +1,19 @@
 """Resets: what happens to codes that nothing is assigned to."""
 
 from abc import abstractmethod
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from straightvq.nn.batch import Batch
-from straightvq.nn.part import Part, can_ask, check_float, check_int, setting
+from straightvq.nn.part import Part, can_ask, check_choice, check_float, check_int, setting
 from straightvq.nn.ranks import num_ranks, rank, sum_over_ranks
+
+Measure = Literal["spread", "norm"]
+
+# Noise is at least this many units in the last place of the mean, or it would be rounded away.
+_UNITS = 16
 
 
 class Reset(Part):
@@ -42,37 +48,44 @@ class DeadCodeReset(Reset):
     A code is dead when no vector was assigned to it in ``patience`` training steps (where the codebook's update
     searches for itself: by the last search on which it moved the codes). A batch with fewer vectors than
     codes counts as N/K of a step: in one such batch most codes of a healthy codebook are unused. A dead code becomes
-    ``v + noise * ||v|| * N(0, Id)`` for a vector ``v`` of the batch (of all ranks, no vector twice), longest unused
+    ``v + noise * spread * N(0, Id)`` for a vector ``v`` of the batch (of all ranks, no vector twice), longest unused
     first, at most as many codes per step as there are vectors. It is written through the parametrization's inverse,
     and the state that belonged to the old row (EMA weight, inner momentum, and the moments of optimizers given to
     ``attach_optimizer``) starts over.
 
+    The spread is the standard deviation of each channel over the vectors of all ranks. Where they have none, as equal
+    vectors or a single one, the noise is some units in the last place: no two codes become equal.
+
     Args:
         patience: steps without use, at least 1. The authors use 20.
-        noise: relative to the vector's norm, per dimension: 0.01 moves the vector by 1 % of its norm times
-            ``sqrt(dim)``.
+        noise: standard deviation, relative to what ``relative_to`` says; 0 puts codes onto the vectors themselves.
+        relative_to: ``"spread"``, or ``"norm"`` for the authors' rule ``v + noise * ||v|| * N(0, Id)``, which moves
+            a code by ``noise * sqrt(dim)`` of the vector's norm.
 
-    Source: arXiv 2305.08842, code replacement (least recently used). Deviation: the authors count steps whatever
-    the batch, which wipes healthy codes when it is small.
+    Source: arXiv 2305.08842, code replacement (least recently used). Deviations: the authors count steps whatever
+    the batch, which wipes healthy codes when it is small; their noise is relative to the norm, which on data beside
+    the origin is wider than the data: at dimension 256 and a mean of ten standard deviations in each channel it puts
+    codes 1.6 times the data's radius away, where no vector is nearest to them and they die again.
     """
 
     idle: Tensor
 
     patience: int = setting(check_int, minimum=1)
     noise: float = setting(check_float, minimum=0)
+    relative_to: Measure = setting(check_choice, choices=get_args(Measure))
 
-    def __init__(self, patience: int = 20, noise: float = 0.01) -> None:
+    def __init__(self, patience: int = 20, noise: float = 0.01, relative_to: Measure = "spread") -> None:
         super().__init__()
         self.patience = patience
         self.noise = noise
+        self.relative_to = relative_to
 
     def _make(self, size: int, dim: int) -> None:
         self.size = size
         self.register_buffer("idle", torch.zeros(size))
 
     def record(self, counts: Tensor) -> None:
-        step = (counts.sum() / self.size).clamp(max=1)
-        self.idle.copy_(torch.where(counts > 0, 0, self.idle + step))
+        self.idle.add_(counts.mean().clamp(max=1)).masked_fill_(counts > 0, 0)
 
     def due(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         # The tolerance absorbs the rounding of a sum of N/K, so that K/N steps are exactly one.
@@ -80,28 +93,46 @@ class DeadCodeReset(Reset):
         # Not among several ranks: one may run a compiled graph, which cannot ask, while another does not.
         if can_ask(dead) and num_ranks(batch.group) == 1 and not dead.any():
             return None
-        z, total = batch.z, batch.shares().sum()
-        oldest = torch.where(dead, self.idle, -1).argsort(descending=True, stable=True)
-        place = torch.empty_like(oldest)
-        place[oldest] = torch.arange(self.size, device=z.device)
-        rows = dead & (place < total)
+        # Before the shares, which then travel along.
+        deviation = self._deviation(batch) if self.noise and self.relative_to == "spread" else None
+        total = batch.total()
+        oldest = self.idle.argsort(descending=True, stable=True)  # the dead are the first
+        place = torch.empty_like(oldest).scatter_(0, oldest, torch.arange(self.size, device=oldest.device))
         picks = batch.draws.distinct("reset vectors", self.size, total)[place]
         vectors = sum_over_ranks(self._own(batch, picks), batch.group)
+        rows = dead & (place < total)
+        if not self.noise:
+            return rows, vectors
+        if deviation is None:
+            deviation = self.noise * vectors.norm(dim=1, keepdim=True)
+        z = batch.z
         noise = batch.draws.normal("reset noise", (self.size, z.shape[1]), z.dtype)
-        return rows, vectors + self.noise * vectors.norm(dim=1, keepdim=True) * noise
+        return rows, torch.addcmul(vectors, deviation, noise)
+
+    def _deviation(self, batch: Batch) -> Tensor:
+        """Standard deviation of the noise in each channel, (1, d)."""
+        _, mean, var = batch.moments()
+        info = torch.finfo(var.dtype)
+        least = (_UNITS * info.eps) ** 2
+        return torch.addcmul(self.noise**2 * var, mean, mean, value=least).add(info.tiny).sqrt()
 
     @staticmethod
     def _own(batch: Batch, picks: Tensor) -> Tensor:
         """The picked vectors that live on this rank, zeros for the others."""
-        z, valid, me = batch.z, batch.valid, rank(batch.group)
+        z, valid, group = batch.z, batch.valid, batch.group
         if len(z) == 0:
             return z.new_zeros(len(picks), z.shape[1])
-        place = picks - batch.shares()[:me].sum()
-        here = (place >= 0) & (place < batch.shares()[me])
-        place = place.clamp(0, len(z) - 1)
-        if valid is not None:
-            place = (~valid).to(torch.uint8).argsort(stable=True)[place]  # valid rows first, in their order
-        return torch.where(here[:, None], z[place], 0)
+        alone, place = num_ranks(group) == 1, picks
+        if not alone:
+            shares, me = batch.shares(), rank(group)
+            place = picks - shares[:me].sum()
+            here = (place >= 0) & (place < shares[me])
+        if valid is not None:  # the first row up to which there are more valid ones than that
+            place = torch.searchsorted(valid.cumsum(0), place, right=True)
+        if not alone or valid is not None:
+            place = place.clamp(0, len(z) - 1)
+        own = z.index_select(0, place)
+        return own if alone else torch.where(here[:, None], own, 0)
 
     def forget(self, rows: Tensor | None) -> None:
         if rows is None:
@@ -110,4 +141,4 @@ class DeadCodeReset(Reset):
             self.idle.masked_fill_(rows, 0)
 
     def extra_repr(self) -> str:
-        return f"patience={self.patience}, noise={self.noise}"
+        return f"patience={self.patience}, noise={self.noise}, relative_to={self.relative_to!r}"

@@ -1,10 +1,15 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from tests.reference import naive
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import straightvq as svq
+from straightvq.nn.batch import Batch
+from straightvq.nn.draws import Clock, Draws
 
 PARTS = {
     "direct": lambda: svq.Direct(),
@@ -100,12 +105,118 @@ def test_noise_is_relative_to_the_norm_of_the_vector() -> None:
     torch.manual_seed(0)
     codes = torch.full((2000, 8), 1e6)
     codes[0] = 0.0
-    layer = layer_with(svq.DeadCodeReset(1, noise=0.01), codes)
+    layer = layer_with(svq.DeadCodeReset(1, noise=0.01, relative_to="norm"), codes)
     z = torch.full((4000, 8), 3.0)
     layer(z), layer(z)
     moved = layer.codes()[1:] - 3.0
     assert moved.std().item() == pytest.approx(0.01 * 3 * 8**0.5, rel=0.05)
     assert abs(moved.mean().item()) < 0.01
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_noise_is_relative_to_the_spread_of_each_channel(masked: bool) -> None:
+    # Vectors at +-1 and +-100 about 1000: deviations 1 and 100, noise 0.01 and 1.
+    codes = torch.full((4000, 2), 1e6)
+    codes[0] = 0.0
+    layer = layer_with(svq.DeadCodeReset(1, noise=0.01), codes)
+    sign = 1.0 - 2 * (torch.arange(8000) % 2)[:, None]
+    z, mask = 1000 + sign * torch.tensor([1.0, 100.0]), None
+    if masked:
+        z, mask = torch.cat([z, torch.full((8000, 2), -5e4)]), torch.arange(16000) < 8000
+    layer(z, mask), layer(z, mask)
+    rows = layer.codes()[1:] - 1000
+    moved = rows - rows.sign() * torch.tensor([1.0, 100.0])
+    assert moved.std(0).tolist() == pytest.approx([0.01, 1.0], rel=0.05)
+    assert moved.mean(0).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("mean", [0.0, 10.0, 1000.0])
+def test_codes_on_data_beside_the_origin_heal(mean: float) -> None:
+    """Noise relative to the norm is wider than the data there: the codes land where no vector is, and die again."""
+    torch.manual_seed(0)
+    centres = torch.randn(64, 256)
+    codes = mean + 100 + torch.randn(64, 256)
+    codes[0] = mean
+    layer = layer_with(svq.DeadCodeReset(3), codes, update=svq.EMAUpdate(0.9))
+    for _ in range(80):
+        out = layer(mean + centres[torch.randint(64, (512,))] + 0.1 * torch.randn(512, 256))
+    assert len(out.indices.unique()) >= 60
+    assert out.terms["commitment"] < 0.06, "the error is that of the clusters, 0.01, not that of the data, 1"
+
+
+@pytest.mark.parametrize(("n", "value"), [(64, 0.0), (64, -7.5), (1, 3.0)], ids=["zeros", "equal", "single"])
+@pytest.mark.parametrize("part", [svq.Direct, svq.UnitNormCodes, svq.Affine], ids=lambda part: part.__name__)
+def test_reset_codes_differ_where_the_vectors_do_not(part: type[svq.Parametrization], n: int, value: float) -> None:
+    reset = svq.DeadCodeReset(1)
+    layer = layer_with(reset, parametrization=part())
+    z = torch.full((n, D), value)
+    before = layer.codes()
+    layer(z)
+    reset.idle.fill_(9)
+    for _ in range(K if n == 1 else 1):
+        layer(z)
+    codes = layer.codes()
+    assert (codes != before).any(1).all(), "every code was reset"
+    assert len(codes.unique(dim=0)) == K
+    if part is not svq.UnitNormCodes:
+        torch.testing.assert_close(codes, z[:1].expand(K, D), rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [2.0**-27, 2.0**27])
+def test_reset_of_data_on_another_scale_is_the_same_reset(factor: float) -> None:
+    found = []
+    for scale in (1.0, factor):
+        layer = layer_with(svq.DeadCodeReset(1), scale * used_and_dead())
+        layer(scale * batch(32)), layer(scale * batch(32, 2))
+        found.append(layer.codes())
+    assert torch.equal(factor * found[0], found[1])
+
+
+def test_masked_vectors_are_as_good_as_absent() -> None:
+    found = []
+    mask = torch.rand(40, generator=torch.Generator().manual_seed(3)) < 0.5
+    for valid in (mask, None):
+        layer = layer_with(svq.DeadCodeReset(1), used_and_dead())
+        for number in range(3):
+            z = batch(40, number)
+            layer(z, valid) if valid is not None else layer(z[mask])
+        found.append(layer.codes())
+    assert not torch.equal(found[0], used_and_dead())
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-7)
+
+
+# --- on an accelerator ----------------------------------------------------------------------------------------------
+
+# Kernels of one step beside those of the draws, whether or not a code is dead: there nothing may ask.
+LAUNCHES = {"all": 20, "masked": 33}
+
+
+class Launches(TorchDispatchMode):
+    """Notes every operator that starts a kernel: not those that make a view or take memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        if not func.is_view and not name.startswith(("empty", "new_empty")):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("which", list(LAUNCHES))
+def test_a_step_launches_few_kernels(which: str) -> None:
+    reset = svq.DeadCodeReset()
+    reset.bind(K, D)
+    reset.to("meta")
+    z, counts = torch.empty(80, D, device="meta"), torch.empty(K, device="meta")
+    valid = torch.empty(80, dtype=torch.bool, device="meta") if which == "masked" else None
+    batch = Batch(z, valid, None, Draws(Clock().to("meta")))
+    with Launches() as launches:
+        assert reset.due(batch) is not None
+        reset.record(counts)
+    assert len(launches.names) <= LAUNCHES[which], launches.names
 
 
 def test_fewer_vectors_than_dead_codes_serve_the_longest_unused_first() -> None:
@@ -125,7 +236,7 @@ def test_no_vector_is_used_twice(n: int) -> None:
         torch.manual_seed(seed)
         reset = svq.DeadCodeReset(1, noise=0.0)
         layer = layer_with(reset, used_and_dead())
-        layer.codebook.seed.random_(1 << 62)
+        layer.clock.seed.random_(1 << 62)
         reset.idle.fill_(9)
         z = batch(n, seed)
         layer(z)
@@ -193,11 +304,11 @@ def test_ema_weight_and_momentum_of_a_reset_row_start_over() -> None:
     ema = svq.EMAUpdate(0.9)
     layer = layer_with(svq.DeadCodeReset(2), used_and_dead(), update=ema)
     layer(batch(32)), layer(batch(32))
-    assert ema.weight[5] < 1
-    before = ema.weight[0].item()
+    assert ema.cluster_size[5] < 1
+    before = ema.cluster_size[0].item()
     seen: list[Tensor] = []
     step = ema.step
-    ema.step = lambda *args: (seen.append(ema.weight.clone()), step(*args))[1]  # type: ignore[method-assign,func-returns-value]
+    ema.step = lambda *args: (seen.append(ema.cluster_size.clone()), step(*args))[1]  # type: ignore[method-assign,func-returns-value]
     layer(batch(32))
     assert seen[0][5] == 1
     assert seen[0][0] == before
