@@ -4,6 +4,7 @@ Shapes: K codes of width D in G contiguous groups. Search, output and losses use
 (init, reset, EMA, inner step, import) writes effective ones, and the inverse turns them into raw rows.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 
@@ -16,11 +17,12 @@ from straightvq.nn.batch import Batch, pool_moments
 from straightvq.nn.part import Part, check_float, check_int, check_part
 from straightvq.nn.ranks import Message
 
-# Below this a scale counts as zero: its inverse would blow rounding up.
-_SMALLEST_SCALE = 1e-4
-_SMALLEST_VARIANCE = 1e-12
-# Between its inverse and this a running scale is left alone.
+# Between its inverse and this the size of a scale is left alone.
 _LARGEST_SCALE = 1024.0
+# Of a channel, relative to the mean over the channels: less counts as this.
+_SMALLEST_VARIANCE = 1e-12
+# A raw row below this length gets the gradient of this length from the normalisation.
+_SHORTEST = 1e-2
 
 
 class Parametrization(Part):
@@ -101,6 +103,11 @@ class Affine(Parametrization):
     ``code = (1 + lr_scale * s) * raw + lr_scale * b``, with s and b zero at the start. Needs a loss or a
     synchronised estimator to train s and b, so it cannot be combined with ``EMAUpdate``.
 
+    An optimizer may take the scale of a channel through zero: the codes then coincide in that channel and are mirrored
+    beyond, but nothing can be written there. Before a write (init, reset, inner step, ``set_codes``) channels whose
+    scale has left [1/1024, 1024] in size therefore start over with s = b = 0, and their raw rows become the codes.
+    When a whole table is written, so do channels whose shift is more than 1024 times as large as the codes.
+
     Args:
         lr_scale: the paper's learning-rate multiplier for the map. It acts twice: one SGD step moves the effective
             scale by ``lr_scale**2``, one Adam step by ``lr_scale``. The authors use 2 to 10.
@@ -138,17 +145,37 @@ class Affine(Parametrization):
         self.scale = nn.Parameter(torch.zeros(self.groups, dim))
         self.shift = nn.Parameter(torch.zeros(self.groups, dim))
 
+    def _map(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Effective scale and shift, (groups, dim)."""
+        return 1 + self.lr_scale * self.scale.to(dtype), self.lr_scale * self.shift.to(dtype)
+
     def forward(self, raw: Tensor) -> Tensor:
-        grouped = _by_group(raw, self.groups)
-        scale = 1 + self.lr_scale * self.scale[:, None].to(raw.dtype)
-        return (scale * grouped + self.lr_scale * self.shift[:, None].to(raw.dtype)).reshape(raw.shape)
+        scale, shift = self._map(raw.dtype)
+        return (scale[:, None] * _by_group(raw, self.groups) + shift[:, None]).reshape(raw.shape)
 
     def inverse(self, codes: Tensor) -> Tensor:
-        scale = 1 + self.lr_scale * self.scale[:, None].to(codes.dtype)
-        # A scale that crosses zero has no inverse: keep its sign and a smallest size.
-        scale = torch.where(scale < 0, scale.clamp(max=-_SMALLEST_SCALE), scale.clamp(min=_SMALLEST_SCALE))
-        shifted = _by_group(codes, self.groups) - self.lr_scale * self.shift[:, None].to(codes.dtype)
-        return (shifted / scale).reshape(codes.shape)
+        scale, shift = self._map(codes.dtype)
+        return ((_by_group(codes, self.groups) - shift[:, None]) / scale[:, None]).reshape(codes.shape)
+
+    @torch.no_grad()
+    def rebase(self, raw: Tensor, rows: Tensor) -> Tensor:
+        """Makes the map the identity in channels whose scale is too close to zero, or too large, to be inverted."""
+        is_steep = _is_steep(self._map(raw.dtype)[0]) & rows.any()
+        based = torch.where(is_steep[:, None], _by_group(self(raw), self.groups), _by_group(raw, self.groups))
+        self._start_over(is_steep)
+        return based.reshape(raw.shape)
+
+    @torch.no_grad()
+    def adopt(self, codes: Tensor) -> Tensor:
+        scale, shift = self._map(codes.dtype)
+        largest = _by_group(codes, self.groups).abs().amax(1)
+        # A shift much larger than the codes would take their digits away.
+        self._start_over(_is_steep(scale) | (shift.abs() > _LARGEST_SCALE * largest))
+        return self.inverse(codes)
+
+    def _start_over(self, channels: Tensor) -> None:
+        self.scale.masked_fill_(channels, 0)
+        self.shift.masked_fill_(channels, 0)
 
     def extra_repr(self) -> str:
         return f"lr_scale={self.lr_scale}, groups={self.groups}"
@@ -162,6 +189,10 @@ class RunningAffine(Parametrization):
     group the embedding moments are the batch's; with more, those of the vectors assigned to the group in the
     previous step (all vectors until then), by the update's last search where it makes one. A data-dependent init sets
     both sides to the centres' moments, so that the map starts as the identity. No gradient reaches the statistics.
+
+    A variance counts as at least what float arithmetic resolves: a unit in the last place of the mean, and 1e-12 of the
+    mean variance of the group's channels. Thus data and codes on another scale give the same map. Without any spread on
+    one side (all vectors zero, or all codes) the scale is 1.
 
     Args:
         momentum: weight of the new value, as in batch normalisation.
@@ -210,30 +241,38 @@ class RunningAffine(Parametrization):
     last_var: Tensor
 
     def _scale(self) -> Tensor:
-        ratio = self.var_z.clamp(min=_SMALLEST_VARIANCE) / self.var_c.clamp(min=_SMALLEST_VARIANCE)
-        return ratio.sqrt()[:, None]
+        """Of each channel, (groups, 1, dim)."""
+        mean, var = torch.stack([self.mean_z, self.mean_c]), torch.stack([self.var_z, self.var_c])
+        # What can be told from zero beside the other channels, and at this mean.
+        least = _SMALLEST_VARIANCE * var.mean(-1, keepdim=True)
+        least = torch.addcmul(least, mean, mean, value=torch.finfo(var.dtype).eps ** 2)
+        z, c = torch.maximum(var, least).sqrt().unbind()
+        return (z / c).masked_fill(torch.minimum(z, c) == 0, 1)[:, None]
 
     def forward(self, raw: Tensor) -> Tensor:
-        grouped = self._scale() * (_by_group(raw, self.groups) - self.mean_c[:, None]) + self.mean_z[:, None]
-        return grouped.reshape(raw.shape).to(raw.dtype)
+        return self._map(raw, self._scale()).reshape(raw.shape).to(raw.dtype)
+
+    def _map(self, raw: Tensor, scale: Tensor) -> Tensor:
+        return scale * (_by_group(raw, self.groups) - self.mean_c[:, None]) + self.mean_z[:, None]
 
     def inverse(self, codes: Tensor) -> Tensor:
         grouped = (_by_group(codes, self.groups) - self.mean_z[:, None]) / self._scale() + self.mean_c[:, None]
         return grouped.reshape(codes.shape).to(codes.dtype)
 
     def rebase(self, raw: Tensor, rows: Tensor) -> Tensor:
-        """Makes the map the identity where its scale has left [1/1024, 1024]; the codes stay what they are.
+        """Makes the map of a group the identity if a scale has left [1/1024, 1024]; the codes stay what they are.
 
         Codes that are written again and again, and have another variance than the embeddings, move the scale on with
         every step, and one written into a channel that is constant in the embeddings moves it by orders of magnitude:
         the raw table would overflow.
         """
-        scale = self._scale()[:, 0]
-        is_steep = ((scale < 1 / _LARGEST_SCALE) | (scale > _LARGEST_SCALE)) & rows.any()
-        based = torch.where(is_steep[:, None], _by_group(self(raw), self.groups), _by_group(raw, self.groups))
+        scale = self._scale()
+        is_steep = _is_steep(scale).any(-1) & rows.any()  # (groups, 1)
+        based = torch.where(is_steep[:, None], self._map(raw, scale), _by_group(raw, self.groups))
+        # All channels together: what a variance is at least depends on the others'.
         self.mean_c.copy_(torch.where(is_steep, self.mean_z, self.mean_c))
         self.var_c.copy_(torch.where(is_steep, self.var_z, self.var_c))
-        return based.reshape(raw.shape)
+        return based.reshape(raw.shape).to(raw.dtype)
 
     def adopt(self, codes: Tensor) -> Tensor:
         mean, var = _moments(_by_group(codes, self.groups))
@@ -269,9 +308,12 @@ class RunningAffine(Parametrization):
         if self.groups == 1:
             return
         owner = torch.where(indices < 0, -1, indices // (self.size // self.groups))
-        count, total = code_sums(z, owner, self.groups)
-        mean = total / count.clamp(min=1)[:, None]
-        _, spread = code_sums((z - mean.index_select(0, owner.clamp(min=0))).square(), owner, self.groups)
+        rows = owner.clamp(min=0)
+        # Differences, not vectors, are summed: they keep their digits when the data are far from the origin.
+        about = self.mean_z.to(z.dtype)
+        count, total = code_sums(z - about.index_select(0, rows), owner, self.groups)
+        mean = about + total / count.clamp(min=1)[:, None]
+        _, spread = code_sums((z - mean.index_select(0, rows)).square(), owner, self.groups)
         message.stack(torch.cat([count[:, None], mean, spread], 1), then=self._keep)
 
     def _keep(self, parts: Tensor) -> None:
@@ -288,7 +330,9 @@ class RunningAffine(Parametrization):
 class UnitNormCodes(Parametrization):
     """Codes on the unit sphere: ``code = raw / ||raw||``. Written vectors are normalised.
 
-    Use it with the ``UnitNorm`` transform, which does the same to the embeddings.
+    Use it with the ``UnitNorm`` transform, which does the same to the embeddings. A zero vector has no direction: its
+    row gets one that no other row gets. A row that an optimizer drives below a length of 0.01 keeps its direction and
+    gets the gradient of that length, instead of one that grows without bound.
 
     Source: Yu et al. 2021 (arXiv 2110.04627); "+ l2" in the tables of arXiv 2305.08842.
 
@@ -299,10 +343,15 @@ class UnitNormCodes(Parametrization):
     """
 
     def forward(self, raw: Tensor) -> Tensor:
-        return F.normalize(raw, dim=1)
+        fixed = raw.detach()
+        length = fixed.norm(dim=1, keepdim=True)
+        lifted = torch.where(length > 0, fixed * (_SHORTEST / length).clamp(min=1), _own_directions(fixed))
+        return F.normalize(raw + (lifted - fixed), dim=1)  # `raw` to the bit where it is not short
 
     def inverse(self, codes: Tensor) -> Tensor:
-        return F.normalize(codes, dim=1)
+        # Squares of the largest coordinates neither vanish nor overflow then.
+        largest = codes.abs().amax(1, keepdim=True)
+        return F.normalize(torch.where(largest > 0, codes / largest, _own_directions(codes)), dim=1)
 
 
 class Chain(Parametrization):
@@ -311,7 +360,11 @@ class Chain(Parametrization):
     ``Chain([Affine(), UnitNormCodes()])`` is the paper's best row: the norm holds for the effective codes.
 
     Args:
-        parts: at least one, in the order in which they act on the raw table.
+        parts: at least one, in the order in which they act on the raw table. Only the last may be one that cannot give
+            every vector, such as ``UnitNormCodes``: codes that are written would otherwise come back as others.
+
+    Raises:
+        TypeError, ValueError: for other parts than these.
 
     Example:
         >>> import torch
@@ -326,7 +379,14 @@ class Chain(Parametrization):
         if not isinstance(parts, Sequence) or not parts:
             raise ValueError(f"`Chain`: `parts` must be a list of at least one parametrization. Got {parts!r}.")
         self.parts = nn.ModuleList(check_part(self, "parts", part, Parametrization) for part in parts)
-        self.is_onto = all(part.is_onto for part in self._parts)
+        for part in self._parts[:-1]:
+            if not part.is_onto:
+                raise ValueError(
+                    f"`Chain`: `parts` must have {type(part).__name__} last: it cannot give every vector, and codes "
+                    "that are written through a later part would come back as others. "
+                    f"Got [{', '.join(type(each).__name__ for each in self._parts)}]."
+                )
+        self.is_onto = self._parts[-1].is_onto
 
     @property
     def is_learned(self) -> bool:
@@ -364,9 +424,7 @@ class Chain(Parametrization):
         tables = [raw]  # what each part maps
         for part in parts[:-1]:
             tables.append(part(tables[-1]))
-        for last in reversed(range(len(parts))):
-            if not all(part.is_onto for part in parts[:last]):
-                continue  # what it wants to map instead may not be reachable
+        for last in range(len(parts)):  # the first one first: what the others move goes back through it
             based = parts[last].rebase(tables[last], rows)
             if based is tables[last]:
                 continue
@@ -401,10 +459,21 @@ def _by_group(table: Tensor, groups: int) -> Tensor:
     return table.reshape(groups, -1, table.shape[1])
 
 
+def _is_steep(scale: Tensor) -> Tensor:
+    """Whether the map, or its inverse, would carry numbers or gradients away."""
+    return scale.abs().log().abs() > math.log(_LARGEST_SCALE)
+
+
+def _own_directions(rows: Tensor) -> Tensor:
+    """A direction (k, d) for each of the rows, no two of them parallel: cosines of consecutive numbers."""
+    return torch.arange(1, rows.numel() + 1, dtype=rows.dtype, device=rows.device).cos().view(rows.shape)
+
+
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over the codes of each group."""
     return x.mean(1), x.var(1, unbiased=False)
 
 
 def _run(running: Tensor, new: Tensor, rate: Tensor, shrink: Tensor | float = 1.0) -> None:
-    running.copy_((running + rate.to(running.dtype) * (new.to(running.dtype) - running)) * shrink)
+    # `lerp` is exact at rate 1: `running + (new - running)` would round the first batch at the scale of the start.
+    running.copy_(torch.lerp(running, new.to(running.dtype), rate.to(running.dtype)) * shrink)
