@@ -88,9 +88,9 @@ class Codebook(Part):
         self.parametrization: Parametrization = check_part(
             self, "parametrization", default(parametrization, Direct), Parametrization
         )
+        self.init: Init = check_part(self, "init", default(init, NormalInit), Init)
         self.update: Update = check_part(self, "update", default(update, GradientUpdate), Update)
         self.reset: Reset | None = None if reset is None else check_part(self, "reset", reset, Reset)
-        self.init: Init = check_part(self, "init", default(init, NormalInit), Init)
         self._check_inverse()
         self._check_learned()
         self.process_group: Group = None

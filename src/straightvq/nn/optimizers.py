@@ -113,10 +113,11 @@ def attach_optimizer(optimizer: Optimizer, module: nn.Module) -> RemovableHandle
         >>> layer = svq.VectorQuantizer(1, svq.Codebook(2))
         >>> optimizer = torch.optim.Adam(layer.parameters(), lr=0.5)
         >>> handle = svq.attach_optimizer(optimizer, layer)
-        >>> layer.codebook.raw.grad = torch.ones(2, 1)
         >>> for _ in range(100):
+        ...     layer.codebook.raw.grad = torch.ones(2, 1)
         ...     optimizer.step()
         >>> layer.codebook.set_codes(torch.zeros(2, 1))
+        >>> layer.codebook.raw.grad = torch.ones(2, 1)
         >>> optimizer.step()
         >>> layer.codes().flatten().tolist()  # the first step of a new Adam is as long as its learning rate
         [-0.5, -0.5]

@@ -47,7 +47,7 @@ def alternated_step(
         gradient in place during the second; here it is cleared.
 
     Example:
-        >>> z = nn.Parameter(torch.tensor([1.0]))
+        >>> z = torch.nn.Parameter(torch.tensor([1.0]))
         >>> inner, outer = torch.optim.SGD([z], lr=0.5), torch.optim.SGD([z], lr=0.5)
         >>> half_square = lambda: 0.5 * z.square().sum()
         >>> _ = alternated_step(half_square, half_square, inner, outer)
