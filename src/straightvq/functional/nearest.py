@@ -82,7 +82,7 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", 
         raise ValueError(f"`nearest_code`: `backend` must be one of {get_args(Backend)}. Got {backend!r}.")
     dtype = torch.promote_types(torch.promote_types(z.dtype, codes.dtype), torch.float32)
     z, codes = z.detach().to(dtype), codes.detach().to(dtype)
-    if len(z) <= FEW_VECTORS and distance == "euclidean" and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and len(z) <= FEW_VECTORS and distance == "euclidean":
         return closest_of_all(z, codes)[1]  # the operator below would take as long again
     if torch.compiler.is_exporting():
         indices = _search_in_graph(z, codes, distance)
