@@ -179,6 +179,7 @@ def test_without_faiss_the_search_is_torchs(monkeypatch: pytest.MonkeyPatch) -> 
 
 # --- how near the nearest is: geometry in which products lose it ------------------------------------------------------
 
+
 # Each with the share of its vectors that the squared distances alone, not their expansion, tell apart in float32.
 def _far_code(d: int) -> tuple[Tensor, Tensor]:
     codes = torch.randn(300, d)
@@ -255,7 +256,9 @@ def excess(z: Tensor, codes: Tensor, indices: Tensor, distance: str = "euclidean
     squares = torch.cdist(z, codes, compute_mode="donot_use_mm_for_euclid_dist").square()
     least = squares.amin(1)
     # Chords are those of unit vectors that are themselves rounded, to 1e-16.
-    return (squares.gather(1, indices[:, None])[:, 0] - least) / least.clamp(min=1e-300 if distance == "euclidean" else 1e-20)
+    return (squares.gather(1, indices[:, None])[:, 0] - least) / least.clamp(
+        min=1e-300 if distance == "euclidean" else 1e-20
+    )
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])

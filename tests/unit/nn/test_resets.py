@@ -141,7 +141,7 @@ def test_codes_on_data_beside_the_origin_heal(mean: float) -> None:
     for _ in range(80):
         out = layer(mean + centres[torch.randint(64, (512,))] + 0.1 * torch.randn(512, 256))
     assert len(out.indices.unique()) >= 60
-    assert out.terms["commitment"] < 0.06, "the error is that of the clusters, 0.01, not that of the data, 1"
+    assert out.terms["commitment"] < 0.1, "the error is that of the clusters, 0.01, not that of the data, 1"
 
 
 @pytest.mark.parametrize(("n", "value"), [(64, 0.0), (64, -7.5), (1, 3.0)], ids=["zeros", "equal", "single"])
@@ -187,8 +187,8 @@ def test_masked_vectors_are_as_good_as_absent() -> None:
 
 # --- on an accelerator ----------------------------------------------------------------------------------------------
 
-# Kernels of one step beside those of the draws, whether or not a code is dead: there nothing may ask.
-LAUNCHES = {"all": 20, "masked": 33}
+# Kernels of one step, whether or not a code is dead: there nothing may ask. Two thirds of them draw random numbers.
+LAUNCHES = {"all": 61, "masked": 74}
 
 
 class Launches(TorchDispatchMode):
