@@ -1,6 +1,6 @@
 """Pure tensor functions: no state, no modules, nothing random unless a generator is passed."""
 
-from straightvq.functional.draws import draw_distinct, draw_integers, draw_normal
+from straightvq.functional.draws import draw_distinct, draw_gumbel, draw_integers, draw_normal, draw_uniform
 from straightvq.functional.kmeans import kmeans
 from straightvq.functional.nearest import nearest_code
 from straightvq.functional.straight_through import straight_through
@@ -9,8 +9,10 @@ from straightvq.functional.sums import code_sums
 __all__ = [
     "code_sums",
     "draw_distinct",
+    "draw_gumbel",
     "draw_integers",
     "draw_normal",
+    "draw_uniform",
     "kmeans",
     "nearest_code",
     "straight_through",
