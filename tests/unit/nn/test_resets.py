@@ -141,7 +141,7 @@ def test_codes_on_data_beside_the_origin_heal(mean: float) -> None:
     for _ in range(80):
         out = layer(mean + centres[torch.randint(64, (512,))] + 0.1 * torch.randn(512, 256))
     assert len(out.indices.unique()) >= 60
-    assert out.terms["commitment"] < 0.1, "the error is that of the clusters, 0.01, not that of the data, 1"
+    assert out.terms["commitment"] < 0.1, "the error is near that of the clusters, 0.01, not that of the data, 1"
 
 
 @pytest.mark.parametrize(("n", "value"), [(64, 0.0), (64, -7.5), (1, 3.0)], ids=["zeros", "equal", "single"])
@@ -187,12 +187,12 @@ def test_masked_vectors_are_as_good_as_absent() -> None:
 
 # --- on an accelerator ----------------------------------------------------------------------------------------------
 
-# Kernels of one step, whether or not a code is dead: there nothing may ask. Two thirds of them draw random numbers.
-LAUNCHES = {"all": 61, "masked": 74}
+# Kernels of one step, 29 of them of its two draws, whether or not a code is dead: there nothing may ask.
+LAUNCHES = {"all": 49, "masked": 62}
 
 
 class Launches(TorchDispatchMode):
-    """Notes every operator that starts a kernel: not those that make a view or take memory."""
+    """Notes every operator that starts a kernel: not those that make a view, take memory or ask for a type."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
-        if not func.is_view and not name.startswith(("empty", "new_empty")):
+        if not func.is_view and not name.startswith(("empty", "new_empty", "promote_types")):
             self.names.append(name)
         return func(*args, **(kwargs or {}))
 
