@@ -48,6 +48,7 @@ from straightvq.nn import (
     attach_optimizer,
     bypass,
     parameter_groups,
+    resize_codebooks,
 )
 
 __version__ = "0.1.0"
@@ -94,4 +95,5 @@ __all__ = [
     "functional",
     "parameter_groups",
     "presets",
+    "resize_codebooks",
 ]

@@ -175,6 +175,7 @@ GROUPS: dict[str, Any] = {"module": NET, "lr": 0.1, "weight_decay": 0.1}
 NEAREST: dict[str, Any] = {"z": TWO, "codes": TWO}
 SUMS: dict[str, Any] = {"z": TWO, "indices": torch.tensor([0, 1]), "num_codes": 2}
 KMEANS: dict[str, Any] = {"z": TWO, "num_codes": 2, "iterations": 1}
+RESIZE: dict[str, Any] = {"state_dict": NET.state_dict(), "module": NET}
 FUNCTIONS: list[Row] = [
     Row("parameter_groups", "module", [3, None, [NET]], TypeError, "`module` must be", GROUPS),
     *number("parameter_groups", "lr", [-0.1], **GROUPS),
@@ -184,6 +185,14 @@ FUNCTIONS: list[Row] = [
         {"module": NET}),
     Row("attach_optimizer", "module", [3, None], TypeError, "`module` must be",
         {"optimizer": torch.optim.SGD(NET.parameters(), 0.1)}),
+    Row("resize_codebooks", "state_dict", [3, None, [NET]], TypeError, "`state_dict` must be a dict", RESIZE),
+    Row("resize_codebooks", "state_dict", [{"state_dict": NET.state_dict()}], ValueError,
+        'pass checkpoint["state_dict"]', RESIZE),
+    Row("resize_codebooks", "state_dict", [{}, {"0.weight": TWO}], ValueError, "must hold '1.codebook.raw'", RESIZE),
+    Row("resize_codebooks", "module", [3, None, [NET]], TypeError, "`module` must be", RESIZE),
+    Row("resize_codebooks", "module", [nn.Linear(2, 2)], ValueError, "`module` must hold a codebook", RESIZE),
+    Row("resize_codebooks", "module", [svq.Codebook(8)], ValueError, "no vectors before a quantizer", RESIZE),
+    *number("resize_codebooks", "noise", [0.0, -0.1], **RESIZE),
     Row("bypass", "module", [3, None], TypeError, "`module` must be", {}, lambda v: svq.bypass(v).__enter__()),
     Row("functional.nearest_code", "z", [TWO[0], TWO[:, :2], TWO[None]], ValueError, "`z` must be (n, d)", NEAREST),
     Row("functional.nearest_code", "z", [[[1.0]], None], TypeError, "`z` must be", NEAREST),

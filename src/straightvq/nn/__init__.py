@@ -17,6 +17,7 @@ from straightvq.nn.parametrizations import (
 )
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
 from straightvq.nn.resets import DeadCodeReset, Reset
+from straightvq.nn.resize import resize_codebooks
 from straightvq.nn.transforms import Identity, Projection, Transform, UnitNorm
 from straightvq.nn.updates import AlternatedUpdate, EMAUpdate, GradientUpdate, Trains, Update
 from straightvq.nn.vector_quantizer import VectorQuantizer
@@ -61,4 +62,5 @@ __all__ = [
     "attach_optimizer",
     "bypass",
     "parameter_groups",
+    "resize_codebooks",
 ]
