@@ -129,14 +129,17 @@ def launch(z: Tensor, codes: Tensor, bias: Tensor, out: Tensor, precision: Preci
         "enable_fp_fusion": True,
         "PRECISION": precision if precision.startswith("tf32") else "ieee",
     }  # fmt: skip
-    kernel = _autotuner(precision, d)
-    if tile is not None:
+    if tile is None:
+        kernel = _autotuner(precision, d)
+    else:
         kernel = module.nearest_kernel
         constants |= {**_blocks(tile), "num_warps": tile.warps, "num_stages": tile.stages}
+    # From one group to the next. Triton loads several numbers at once only where every term of an address is known to
+    # be divisible by 16. Of a single group torch says n * d, which may be odd; 0 always is divisible.
+    strides = [x.stride(0) if groups > 1 else 0 for x in (z, codes, bias)]
     kernel[lambda meta: (groups * -(-n // meta["BLOCK_N"]),)](
-        z, codes, bias, out, n, codes.shape[1], z.stride(0), codes.stride(0), bias.stride(0),
-        _bucket(n, codes.shape[1]), **constants,
-    )  # fmt: skip
+        z, codes, bias, out, n, codes.shape[1], *strides, _bucket(n, codes.shape[1]), **constants
+    )
 
 
 def tiles(precision: Precision, width: int) -> list[Tile]:
