@@ -93,7 +93,7 @@ CASES: dict[str, Factory] = PRESETS | {
         channel_dim,
         init=svq.KMeansInit(),
         update=svq.AlternatedUpdate(steps=2, fraction=0.3, momentum=0.5, reassign=False),
-        reset=svq.DeadCodeReset(3),
+        reset=svq.DeadCodeReset(3, relative_to="norm"),
     ),
     "alternated+running+groups+sync": lambda channel_dim=-1: _layer(
         channel_dim,

@@ -159,6 +159,7 @@ CONSTRUCTORS: list[Row] = [
     Row("AlternatedUpdate", "reassign", [1, "no", None], TypeError, "`reassign` must be True or False"),
     *integer("DeadCodeReset", "patience", 1),
     *number("DeadCodeReset", "noise", [-0.1]),
+    Row("DeadCodeReset", "relative_to", ["std", None, 2], ValueError, "must be one of 'spread', 'norm'"),
     *integer("Projection", "codebook_dim", 1),
     Row("AlternatedUpdate", "lr", [0.5], ValueError, "only one of `lr` and `fraction`", {"fraction": 0.1}),
     Row("Nearest", "distance", ["manhattan", None, 2], ValueError, "one of 'euclidean', 'cosine'"),

@@ -6,7 +6,7 @@ from typing import Literal
 from torch import Tensor
 
 from straightvq.nn.batch import Context
-from straightvq.nn.part import Part, check_float, setting
+from straightvq.nn.part import Part, check_choice, check_float, setting
 
 
 class Loss(Part):
@@ -32,6 +32,7 @@ class Loss(Part):
 
     def __init__(self, weight: float) -> None:
         super().__init__()
+        check_choice(self, "trains", getattr(self, "trains", None), ("encoder", "codes", "both"))
         self.coefficient = check_float(self, "weight", weight, minimum=0)
 
     @property

@@ -125,6 +125,7 @@ class Affine(Parametrization):
     An optimizer may take the scale of a channel through zero: the codes then coincide in that channel and are mirrored
     beyond, but nothing can be written there. Before a write (init, reset, inner step, ``set_codes``) channels whose
     scale has left [1/1024, 1024] in size therefore start over with s = b = 0, and their raw rows become the codes.
+    When a whole table is written, so do channels whose shift is more than 1024 times as large as the codes.
 
     Args:
         lr_scale: the paper's learning-rate multiplier for the map. It acts twice: one SGD step moves the effective

@@ -77,3 +77,14 @@ def test_loss_of_the_paper_in_its_own_weights() -> None:
     z = torch.randn(9, 3)
     out = layer(z)
     assert out.loss.item() == pytest.approx(alpha * (z - out.quantized).square().mean().item(), rel=1e-5)
+
+
+def test_a_loss_must_say_which_sides_it_trains() -> None:
+    class Quiet(svq.Loss):
+        name = "quiet"
+
+        def forward(self, z, code, valid):
+            return z.sum()
+
+    with pytest.raises(ValueError, match=r"`Quiet`: `trains` must be one of 'encoder', 'codes', 'both'\. Got None"):
+        Quiet(1.0)

@@ -1,0 +1,64 @@
+"""FAISS's flat search on the CPU, where `faiss-cpu` is installed."""
+
+import functools
+import sys
+import warnings
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Up to this width FAISS has a kernel that writes no products; above, tiles in torch are as fast.
+_WIDTH = 32
+# FAISS 1.15 is up to twenty times slower for inputs of fewer numbers than this. Narrow vectors are padded with zeros to
+# get there; what is smaller still is better off in torch.
+_NUMBERS = 1 << 17
+
+
+def is_preferred(z: Tensor) -> bool:
+    """Whether it is there and faster; on macOS two OpenMP runtimes in one process can crash."""
+    fits = z.dtype == torch.float32 and z.shape[1] <= _WIDTH and len(z) * _WIDTH >= _NUMBERS
+    return fits and sys.platform != "darwin" and _faiss() is not None
+
+
+def check_usable(z: Tensor) -> None:
+    """Raises a `ValueError` that says what it needs."""
+    if _faiss() is None or z.device.type != "cpu" or z.dtype != torch.float32:
+        raise ValueError(
+            "`nearest_code`: `backend` 'faiss' needs the package faiss-cpu and float32 on the CPU. "
+            f"Got {z.dtype} on {z.device}{'' if _faiss() else ', and faiss is not installed'}."
+        )
+
+
+@functools.cache
+def _faiss() -> ModuleType | None:
+    """FAISS, imported at first use; None where it is not installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its bindings announce deprecations of their own making
+            import faiss
+    except ImportError:
+        return None
+    return faiss
+
+
+def knn(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distance and index of the code found for each vector, with torch's number of threads.
+
+    Shape:
+        z: Float32 (n, d); codes: Float32 (k, d); results: Float32 (n,), Int64 (n,).
+    """
+    faiss: Any = _faiss()
+    missing = max(0, min(_WIDTH, -(-_NUMBERS // max(1, len(z)))) - z.shape[1])
+    if missing:
+        z, codes = F.pad(z, (0, missing)), F.pad(codes, (0, missing))
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
+        distances, indices = faiss.knn(z.contiguous().numpy(), codes.contiguous().numpy(), 1)
+    finally:
+        faiss.omp_set_num_threads(threads)  # of the calling thread; others have their own
+    # -1 stands for "none": only where no distance is a number.
+    return torch.from_numpy(distances[:, 0]), torch.from_numpy(indices[:, 0]).clamp(min=0)
