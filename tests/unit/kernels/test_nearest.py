@@ -149,6 +149,8 @@ def test_importing_the_search_does_not_import_triton() -> None:
     ("change", "error", "match"),
     [
         (lambda z, c, b: (z, c, b, "exact"), ValueError, "`precision` must be one of"),
+        (lambda z, c, b: (z, c, b, "float32", 0), ValueError, r"`few` must be None or an integer in \[1, 16\]. Got 0"),
+        (lambda z, c, b: (z, c, b, "float32", 17), ValueError, "Got 17"),
         (lambda z, c, b: (z.double(), c, b), TypeError, "`z` must be of dtype float32, bfloat16, float16. Got"),
         (lambda z, c, b: (z, c, b.half()), TypeError, "`bias` must be of dtype float32. Got torch.float16"),
         (lambda z, c, b: (z, c[:, 1:], b), ValueError, r"Got \(3, 4\), \(2, 3\) and \(2,\)"),
