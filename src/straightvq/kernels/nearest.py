@@ -15,6 +15,7 @@ Precision = Literal["float32", "tf32x3", "tf32", "half"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MAX_WIDTH = 1024
+_MOST_FEW = 16  # columns of the narrowest tile
 # A configuration is chosen on at most so many vectors and codes: enough to fill the device, and milliseconds even
 # where the search itself takes seconds.
 _TUNING_VECTORS, _TUNING_CODES = 1 << 16, 1 << 13
@@ -58,7 +59,7 @@ _TILES: dict[Precision, list[tuple[int, list[Tile]]]] = {
 }
 
 
-def search(z: Tensor, codes: Tensor, bias: Tensor, precision: Precision = "float32") -> Tensor:
+def search(z: Tensor, codes: Tensor, bias: Tensor, precision: Precision = "float32", few: int | None = None) -> Tensor:
     """``argmin_k bias_k - <z_n, c_k>`` for every vector, in one kernel that holds no matrix.
 
     With ``bias_k = ||c_k||^2 / 2`` this is the nearest code. Ties go to the lowest index. No gradient, no host
@@ -79,23 +80,27 @@ def search(z: Tensor, codes: Tensor, bias: Tensor, precision: Precision = "float
         codes: code vectors, at least one.
         bias: what is added to each code's value; infinity takes a code out.
         precision: see above.
+        few: so many candidates for each vector instead of the nearest code alone, 1 to 16. The kernel keeps one code
+            for each column of a tile, so they are the best of different columns: the first is the nearest, and the
+            second nearest is missing where it shares its column. Where no column is left, some index in range.
 
     Shape:
         z: Float (n, d) or (g, n, d); codes: Float (k, d) or (g, k, d); bias: Float32 (k,) or (g, k). d up to 1024.
 
     Returns:
-        Int64 (n,) or (g, n), each in ``[0, k)``.
+        Int64 (n,) or (g, n), each in ``[0, k)``; with ``few`` (n, few) or (g, n, few), in the order of their values.
 
     Raises:
         RuntimeError: without Triton or off CUDA, and in a graph capture that no call of this kind came before.
         TypeError: for dtypes that the kernel does not take.
-        ValueError: for shapes that do not fit, several devices or an unknown precision.
+        ValueError: for shapes that do not fit, several devices, an unknown precision or a ``few`` out of range.
     """
-    _check(z, codes, bias, precision)
+    _check(z, codes, bias, precision, few)
     interpreted = _kernel_module().INTERPRETED
     if not z.is_cuda and not interpreted:
         raise RuntimeError(f"`search`: `z` must be on a CUDA device. Got {z.device}.")
-    out = torch.empty(z.shape[:-1], dtype=torch.int64, device=z.device)
+    shape = z.shape[:-1] if few is None else (*z.shape[:-1], few)
+    out = torch.empty(shape, dtype=torch.int64, device=z.device)
     if out.numel() == 0:
         return out
     if precision == "half":
@@ -116,7 +121,10 @@ def search(z: Tensor, codes: Tensor, bias: Tensor, precision: Precision = "float
 
 
 def launch(z: Tensor, codes: Tensor, bias: Tensor, out: Tensor, precision: Precision, tile: Tile | None = None) -> None:
-    """Runs the kernel on checked inputs with a group axis: with one tile, or with what the autotuner chose."""
+    """Runs the kernel on checked inputs with a group axis: with one tile, or with what the autotuner chose.
+
+    ``out`` (g, n) takes the nearest, ``out`` (g, n, few) candidates.
+    """
     module = _kernel_module()
     tl = module.tl
     groups, n, d = z.shape
@@ -128,15 +136,19 @@ def launch(z: Tensor, codes: Tensor, bias: Tensor, out: Tensor, precision: Preci
         # Multiplications and additions are joined into one rounding; said here because Triton's default changes.
         "enable_fp_fusion": True,
         "PRECISION": precision if precision.startswith("tf32") else "ieee",
+        "FEW": out.shape[2] if out.ndim == 3 else 1,
     }  # fmt: skip
-    kernel = _autotuner(precision, d)
-    if tile is not None:
+    if tile is None:
+        kernel = _autotuner(precision, d)
+    else:
         kernel = module.nearest_kernel
         constants |= {**_blocks(tile), "num_warps": tile.warps, "num_stages": tile.stages}
+    # From one group to the next. Triton loads several numbers at once only where every term of an address is known to
+    # be divisible by 16. Of a single group torch says n * d, which may be odd; 0 always is divisible.
+    strides = [x.stride(0) if groups > 1 else 0 for x in (z, codes, bias)]
     kernel[lambda meta: (groups * -(-n // meta["BLOCK_N"]),)](
-        z, codes, bias, out, n, codes.shape[1], z.stride(0), codes.stride(0), bias.stride(0),
-        _bucket(n, codes.shape[1]), **constants,
-    )  # fmt: skip
+        z, codes, bias, out, n, codes.shape[1], *strides, _bucket(n, codes.shape[1]), **constants
+    )
 
 
 def tiles(precision: Precision, width: int) -> list[Tile]:
@@ -148,7 +160,7 @@ def tiles(precision: Precision, width: int) -> list[Tile]:
 
 def _tune(z: Tensor, codes: Tensor, bias: Tensor, out: Tensor, precision: Precision) -> None:
     """Lets the autotuner choose on a part of the problem, once for each kind of problem."""
-    key = (z.device, z.dtype, codes.dtype, precision, z.shape[2], _bucket(z.shape[1], codes.shape[1]))
+    key = (z.device, z.dtype, codes.dtype, precision, z.shape[2], out.shape[2:], _bucket(z.shape[1], codes.shape[1]))
     if key in _tuned:
         return
     if torch.cuda.is_current_stream_capturing():
@@ -191,9 +203,11 @@ def _kernel_module() -> ModuleType:
         raise RuntimeError(f"`search` needs Triton, which could not be imported. Got {error!r}.") from error
 
 
-def _check(z: Tensor, codes: Tensor, bias: Tensor, precision: str) -> None:
+def _check(z: Tensor, codes: Tensor, bias: Tensor, precision: str, few: int | None) -> None:
     if precision not in get_args(Precision):
         raise ValueError(f"`search`: `precision` must be one of {get_args(Precision)}. Got {precision!r}.")
+    if few is not None and few not in range(1, _MOST_FEW + 1):
+        raise ValueError(f"`search`: `few` must be None or an integer in [1, {_MOST_FEW}]. Got {few!r}.")
     for name, value, dtypes in (("z", z, _DTYPES), ("codes", codes, _DTYPES), ("bias", bias, _DTYPES[:1])):
         if value.dtype not in dtypes:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

@@ -64,9 +64,13 @@ def _first_nearest(
 def nearest_kernel(
     z, codes, bias, out, N, K, z_group, codes_group, bias_group, BUCKET,
     Z_ROW: tl.constexpr, C_ROW: tl.constexpr, D: tl.constexpr, ROUND: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
+    PRECISION: tl.constexpr, FEW: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
 ):  # fmt: skip
-    """``out[g, n] = argmin_k bias[g, k] - <z[g, n], codes[g, k]>``, one program per group and BLOCK_N vectors.
+    """``out[g, n, 0] = argmin_k bias[g, k] - <z[g, n], codes[g, k]>``, one program per group and BLOCK_N vectors.
+
+    ``out[g, n, 1:FEW]`` are the best of other columns, in the order of their values; some index in range where no
+    column is left.
 
     Rows of ``z`` and ``codes`` are Z_ROW and C_ROW elements apart, groups ``*_group``. Operands are rounded to ROUND
     and multiplied as DOT; BUCKET is there for the autotuner alone.
@@ -105,13 +109,15 @@ def nearest_kernel(
         lowest = tl.where(closer, score, lowest)
         lowest_at = tl.where(closer, first, lowest_at)
         tile += BLOCK_K * C_ROW
-    nearest = lowest_at // FOLD + tl.arange(0, families)[None, :]
-    nearest = tl.min(tl.where(lowest == tl.min(lowest, 1)[:, None], nearest, K), 1)
-    if FOLD > 1:
-        nearest = _first_nearest(
-            z, codes, bias, nearest, rows, in_rows, K, Z_ROW, C_ROW, D, ROUND, BLOCK_N, min(BLOCK_D, 32), FOLD
-        )
-    tl.store(out + group * N + rows, nearest.to(tl.int64), mask=in_rows)
+    family = lowest_at // FOLD + tl.arange(0, families)[None, :]
+    for place in tl.static_range(FEW):
+        nearest = tl.min(tl.where(lowest == tl.min(lowest, 1)[:, None], family, K), 1)
+        lowest = tl.where(family == nearest[:, None], float("inf"), lowest)
+        if FOLD > 1:
+            nearest = _first_nearest(
+                z, codes, bias, nearest, rows, in_rows, K, Z_ROW, C_ROW, D, ROUND, BLOCK_N, min(BLOCK_D, 32), FOLD
+            )
+        tl.store(out + (group * N + rows) * FEW + place, nearest.to(tl.int64), mask=in_rows)
 
 
 # With TRITON_INTERPRET=1 in the environment when Triton was imported, kernels run on the CPU.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from straightvq.functional import nearest_code
 from straightvq.kernels import nearest as module
 from straightvq.kernels.nearest import Precision, Tile, search
 
@@ -49,8 +50,10 @@ def assert_nearest(got: Tensor, z: Tensor, codes: Tensor, bias: Tensor, error: f
     assert (margin <= allowed).all(), f"{int((margin > allowed).sum())} of {margin.numel()} beyond the rounding"
 
 
-def run(z: Tensor, codes: Tensor, bias: Tensor, precision: Precision, tile: Tile) -> Tensor:
-    out = torch.full(z.shape[:-1], -1, dtype=torch.int64, device=z.device)
+def run(
+    z: Tensor, codes: Tensor, bias: Tensor, precision: Precision, tile: Tile, shape: tuple[int, ...] = ()
+) -> Tensor:
+    out = torch.full((*z.shape[:-1], *shape), -1, dtype=torch.int64, device=z.device)
     tile = tile._replace(width=tile.width or max(16, 1 << (z.shape[-1] - 1).bit_length()))
     module.launch(z[None], codes[None], bias[None], out[None], precision, tile)
     return out
@@ -93,6 +96,9 @@ def ties_go_to_the_lowest_index(device: str) -> None:
         for precision in ("float32", "half"):
             for half in (1, 3, 8, 33):
                 z, codes, _ = inputs(20, half, 5, device)
+                if device == "cpu":
+                    # The interpreter multiplies in NumPy, which rounds equal columns differently: nothing to round.
+                    z, codes = z.mul(8).round() / 8, codes.mul(8).round() / 8
                 # The second half repeats the first in another order; all the same comes last.
                 order = torch.randperm(half, generator=torch.Generator().manual_seed(half))
                 twice = torch.cat([codes, codes[order.to(device)], codes])
@@ -113,6 +119,52 @@ def ties_of_integers_as_in_torch(device: str) -> None:
     for tile in SMALL_TILES:
         for precision in ("float32", "tf32x3", "tf32", "half"):
             assert torch.equal(run(z, codes, bias, precision, tile), want), (tile, precision)
+
+
+def naive_few(values: Tensor, tile: Tile, few: int) -> Tensor:
+    """The best code of each column, and of those the best few: (n, few) from values (n, k), by loops."""
+    found = []
+    for row in values.tolist():
+        columns: dict[int, tuple[float, int]] = {}
+        for code, value in enumerate(row):
+            column = code // tile.fold % (tile.codes // tile.fold)
+            columns[column] = min(columns.get(column, (value, code)), (value, code))
+        found.append([code for _, code in sorted(columns.values())[:few]])
+    return torch.tensor(found, device=values.device)
+
+
+@check
+def few_are_the_best_of_different_columns(device: str) -> None:
+    """Numbers that no precision rounds, so that many codes tie."""
+    generator = torch.Generator().manual_seed(0)
+    z, codes = (torch.randint(-2, 3, (rows, 3), generator=generator).float().to(device) for rows in (37, 150))
+    bias = codes.square().sum(1) / 2
+    for tile in SMALL_TILES:
+        for few in (4, 8):
+            got = run(z, codes, bias, "half", tile, (few,))
+            assert torch.equal(got, naive_few(bias - z @ codes.T, tile, few)), (tile, few)
+
+
+@check
+def few_of_fewer_codes_are_in_range_and_begin_with_the_nearest(device: str) -> None:
+    for k in (1, 2, 3, 40):
+        z, codes, bias = inputs(33, k, 6, device)
+        got = search(z, codes, bias, few=4)
+        assert got.shape == (33, 4)
+        assert ((got >= 0) & (got < k)).all()
+        assert torch.equal(got[:, 0], search(z, codes, bias))
+        assert torch.equal(search(z[None], codes[None], bias[None], few=4)[0], got)
+        assert all(len(set(row)) == min(k, 4) for row in got.tolist())
+
+
+@check
+def nearest_code_compares_the_candidates(device: str) -> None:
+    """The function whose backend this is: far from the origin, with equal codes, for both distances."""
+    z, codes, _ = inputs(70, 45, 12, device)
+    z, codes = z + 1000, torch.cat([codes, codes]) + 1000
+    for distance in ("euclidean", "cosine"):
+        want = nearest_code(z.double(), codes.double(), distance=distance, backend="tiled")
+        assert torch.equal(nearest_code(z, codes, distance=distance, backend="triton"), want), distance
 
 
 @check

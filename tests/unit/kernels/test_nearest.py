@@ -1,9 +1,12 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,34 +17,14 @@ from straightvq.kernels.nearest import search
 
 ROOT = Path(__file__).parents[3]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-# Not every Triton's interpreter runs under every NumPy: a kernel of one loop says whether this pair does.
-PROBE = """
-import torch, triton, triton.language as tl
-@triton.jit
-def kernel(out, count):
-    for i in range(0, count):
-        tl.store(out + i, i)
-out = torch.zeros(3, dtype=torch.int32)
-kernel[(1,)](out, 3)
-assert out.tolist() == [0, 1, 2]
-"""
-
-
-def _interpret(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
-    probe = tmp_path_factory.mktemp("probe") / "probe.py"  # a file: Triton reads a kernel's source
-    probe.write_text(PROBE)
-    tried = _interpret([str(probe)])
-    if tried.returncode:
-        pytest.skip(f"Triton's interpreter does not run here: {tried.stderr.strip().splitlines()[-1]}")
-    done = _interpret(["-m", "tests.unit.kernels.cases"])
+def interpreted() -> dict[str, str | None]:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.unit.kernels.cases"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     errors: dict[str, str | None] = json.loads(done.stdout)
     assert errors.keys() == CHECKS.keys()
@@ -111,7 +94,38 @@ def test_offsets_beyond_32_bits_and_no_memory_but_the_result() -> None:
 
 
 @needs_triton
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes CPU tensors")
+@pytest.mark.skipif(is_interpreted, reason="the interpreter compiles nothing")
+def test_a_single_group_of_odd_sizes_is_loaded_16_bytes_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Read off the code compiled for compute capability 9.0, for which no device is needed."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    kernels = module._kernel_module()
+    kernel, compiled = kernels.nearest_kernel, []
+
+    class Compiler:
+        def __getitem__(self, grid: object) -> Callable[..., None]:
+            return lambda *args, **constants: compiled.append(kernel.warmup(*args, grid=grid, **constants))
+
+    pretended = SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", 90, 32),
+        get_current_device=lambda: "pretended",  # of its own, so that what is compiled for it is kept apart
+        get_current_stream=lambda device: 0,
+    )
+    monkeypatch.setattr(driver, "_active", pretended)
+    monkeypatch.setattr(kernels, "nearest_kernel", Compiler())
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    z, codes, bias = inputs(1001, 513, 8, "cpu")
+    run(z, codes, bias, "float32", module.tiles("float32", 8)[-1])
+    # Vectors and codes; a copy of 4 bytes for each number instead, where the strides hide that rows are aligned.
+    copied = re.findall(r"cp\.async\.c[ag]\.shared\.global .*, (\w+), %", compiled[0].asm["ptx"])
+    assert {int(size, 0) for size in copied} == {16}
+
+
+@needs_triton
+@pytest.mark.skipif(is_interpreted, reason="the interpreter takes CPU tensors")
 def test_the_cpu_is_refused() -> None:
     with pytest.raises(RuntimeError, match="must be on a CUDA device"):
         search(*inputs(3, 2, 4, "cpu"))
@@ -135,6 +149,8 @@ def test_importing_the_search_does_not_import_triton() -> None:
     ("change", "error", "match"),
     [
         (lambda z, c, b: (z, c, b, "exact"), ValueError, "`precision` must be one of"),
+        (lambda z, c, b: (z, c, b, "float32", 0), ValueError, r"`few` must be None or an integer in \[1, 16\]. Got 0"),
+        (lambda z, c, b: (z, c, b, "float32", 17), ValueError, "Got 17"),
         (lambda z, c, b: (z.double(), c, b), TypeError, "`z` must be of dtype float32, bfloat16, float16. Got"),
         (lambda z, c, b: (z, c, b.half()), TypeError, "`bias` must be of dtype float32. Got torch.float16"),
         (lambda z, c, b: (z, c[:, 1:], b), ValueError, r"Got \(3, 4\), \(2, 3\) and \(2,\)"),
