@@ -7,6 +7,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    from tests.contracts.gradients import page
+    from tests.contracts.gradient_page import page
 
     (ROOT / "docs" / "gradients.md").write_text(page(), encoding="utf-8")

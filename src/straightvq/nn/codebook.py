@@ -108,7 +108,8 @@ class Codebook(Part):
     # --- construction -------------------------------------------------------------------------------------------
 
     def _check_learned(self) -> None:
-        if self.parametrization.is_learned and not self.update.loss.parametrization:
+        update = self.update
+        if self.parametrization.is_learned and not (update.loss.parametrization or update.task.parametrization):
             raise ValueError(
                 f"`Codebook`: {_kind(self.parametrization)} has parameters that need a gradient, and with "
                 f"{_kind(self.update)} none reaches them. Use GradientUpdate or AlternatedUpdate, "
@@ -131,7 +132,9 @@ class Codebook(Part):
             )
 
     def _check_trained(self) -> None:
-        if self.parametrization.is_learned and not any(self._trained_by):
+        by_loss, by_task = self._trained_by
+        is_trained = (by_loss and self.update.loss.parametrization) or (by_task and self.update.task.parametrization)
+        if self.parametrization.is_learned and not is_trained:
             raise ValueError(
                 f"`Codebook`: nothing trains the parameters of {_kind(self.parametrization)}: with "
                 f"{_kind(self.update)} they need a CodebookLoss with positive weight or a synchronised estimator."

@@ -131,13 +131,14 @@ class VectorQuantizer(Quantizer):
         By the training rule if there is a ``batch``, else by the evaluation rule; changes no state.
         """
         book = self.codebook
-        codes, loss_codes = (table.to(x.dtype) for table in book.tables(*self._routes()))  # 3
+        routes = self._routes()
+        codes, loss_codes = (table.to(x.dtype) for table in book.tables(*routes))  # 3
         if indices is None:  # 4
             indices = self._assign(batch, codes) if batch else where_valid(self.assigner(x.detach(), codes), valid)
         code = _rows(codes, indices)
         loss_code = code if loss_codes is codes else _rows(loss_codes, indices)
         loss, terms = self._measure(x, loss_code, valid, Context(loss_codes, indices, batch))  # 6
-        if book.raw.requires_grad and not (codes.requires_grad or loss_codes.requires_grad):
+        if book.raw.requires_grad and not any(trains.raw for trains in routes):
             loss = loss + zero_of(book.raw)
         return Step(x, indices, code, loss, terms, Context(codes, indices, batch))
 

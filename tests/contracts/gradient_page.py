@@ -1,0 +1,170 @@
+"""The page ``docs/gradients.md``, made from the gradient contract: ``python docs/gradient_table.py``."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+from tests.contracts.gradients import (
+    AFFINE,
+    MAPS,
+    NOTHING,
+    OWN_UPDATES,
+    SYNC,
+    UPDATES,
+    WRITERS,
+    Cell,
+    FrozenBasis,
+    Map,
+    Rule,
+    Sides,
+    cells,
+)
+
+_INTRO = """# Which gradient reaches what
+
+Made by `python docs/gradient_table.py` from `tests/contracts/gradients.py`; do not edit by hand. Every combination is
+built, and every gradient compared with its closed form in float64 to 1e-10, by `tests/contracts/test_gradients.py`.
+
+## In short
+
+Which of the raw table and the parametrization's own parameters the losses that train codes and the task gradient of a
+synchronised estimator train, by update:
+
+"""
+
+_SYMBOLS = """
+An update says so in its class attributes `loss` and `task`. `EMAUpdate` and `AlternatedUpdate` move the raw table
+themselves, in the forward and by no gradient; a loss that may train nothing is a reported value. The frozen basis is
+an update of one's own that leaves the table alone, with `loss = task = Trains(raw=False, parametrization=True)`
+([how to write one](extend.md)).
+
+## Terms
+
+| symbol | meaning |
+|---|---|
+| `N`, `D` | unmasked vectors in the batch, width of a code |
+| `z_i`, `q_i`, `g_i` | vector, its effective code, task gradient at the layer's output |
+| `c_k`, `c̃_k` | row of the raw table, effective code, both as the forward leaves them behind |
+| `ν` | `StraightThrough(sync=ν)` |
+| `w_c`, `w_b`, `w_j` | weights of `CommitmentLoss`, of `CodebookLoss`, and of a joint loss |
+| `S` | `Σ g_i` over the vectors of code k |
+| `L` | sum of what the losses send to code k, see below |
+| `u` | what reaches an effective code: the sum in the columns "u at ..." |
+| – | nothing arrives: the gradient is `None`, or zeros at a parameter, which stays connected |
+
+The joint loss stands for any with `trains = "both"`: it is `mean((z − code)²)` with neither side detached.
+
+| loss | adds at the encoder | adds to `L` |
+|---|---|---|
+| `CommitmentLoss` | `w_c · 2 (z_i − q_i) / (N D)` | – |
+| `CodebookLoss` | – | `w_b · 2 / (N D) · Σ (c̃_k − z_i)` over the vectors of code k |
+| joint | `w_j · 2 (z_i − q_i) / (N D)` | `w_j · 2 / (N D) · Σ (c̃_k − z_i)` over the vectors of code k |
+
+The encoder gets `g` and these, whatever the update, the parametrization and ν: `g`, not `(1 + ν) g`. Through a
+transform all terms go on by the chain rule.
+"""
+
+_CHAIN_RULES = """
+Here `λ` is `Affine(lr_scale=λ)`, `s` and `b` its scale and shift, whose sums go over the codes of a group; `M` is
+the map of `LinearMap`, a parametrization of one's own with `code = raw @ M` and no inverse. In a chain
+`v = (I − ĉĉᵀ) u / max(‖a‖, 0.01)`, where `a` is the row before `UnitNormCodes` and `ĉ = a / ‖a‖`; alone, `ĉ = c / ‖c‖`.
+A row of zeros (k, counted from 0) stands for `(cos(kD + 1), …, cos(kD + D))`, in its direction and in its length.
+The running moments of `RunningAffine` take no gradient.
+"""
+
+
+_WITHOUT_INVERSE = """Without an inverse nothing can write codes. Refused by name:
+{}; and `set_codes`.
+"""
+_OWN_UPDATES = """## Updates of one's own
+
+All routes that an update which writes no codes can name, for `Affine()` with a loss that trains codes. With `Direct()`
+the raw table gets by the same routes, and nothing is refused but the synchronised gradient without a target.
+"""
+_HEAD = ("update", "ν", "loss that trains codes", "u at the raw table", "u at its parameters")
+_OWN_HEAD = (
+    "losses train",
+    "task gradient trains",
+    *(f"ν {n}: u at {at}" for n in ("= 0", "> 0") for at in ("raw", "s, b")),
+)
+
+
+def page() -> str:
+    """The text of ``docs/gradients.md``."""
+    lines = [_INTRO + _table(("update", "losses train", "task gradient trains"), _short_rows()) + _SYMBOLS]
+    lines += ["## Chain rules\n", _table(("parametrization", "raw table", "parameters"), _chain_rules()) + _CHAIN_RULES]
+    for kind, group in itertools.groupby(MAPS, key=lambda which: which.kind):
+        maps = list(group)
+        head = _HEAD if maps[0].is_learned else _HEAD[:-1]
+        lines += [f"## {kind}\n", _listed(which.name for which in maps) + ".\n", _table(head, _rows(maps))]
+    lines += [_WITHOUT_INVERSE.format(_listed(WRITERS)), _OWN_UPDATES, _table(_OWN_HEAD, _own_rows())]
+    return "\n".join(lines)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    body = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return f"| {' | '.join(head)} |\n|{'---|' * len(head)}\n{body}"
+
+
+def _short_rows() -> list[tuple[str, ...]]:
+    """What the classes say of themselves."""
+    return [(_title(rule), str(Sides(*rule.update.loss)), str(Sides(*rule.update.task))) for rule in UPDATES]
+
+
+def _title(rule: Rule) -> str:
+    return "frozen basis" if rule.update is FrozenBasis else f"`{rule.update.__name__}`"
+
+
+def _chain_rules() -> list[tuple[str, ...]]:
+    return [(f"`{which.name}`", f"`{which.raw}`", which.own or "–") for which in MAPS]
+
+
+def _rows(maps: list[Map]) -> list[tuple[str, ...]]:
+    """One row for each update, sync and whether a loss trains codes, equal ones merged."""
+    out: list[tuple[str, ...]] = []
+    for rule in UPDATES:
+        same = [cell for cell in cells() if cell.map in maps and cell.rule is rule]
+        tails = {
+            (sync, trains): _common(cell for cell in same if (cell.sync, cell.loss_trains_codes) == (sync, trains))
+            for sync, trains in itertools.product((0.0, SYNC), (False, True))
+        }
+        if len(set(tails.values())) == 1:
+            out.append((_title(rule), "any", "any", *tails[0.0, True]))
+            continue
+        for sync, nu in ((0.0, "0"), (SYNC, "> 0")):
+            without, with_loss = tails[sync, False], tails[sync, True]
+            if without == with_loss:
+                out.append((_title(rule), nu, "any", *with_loss))
+            else:
+                out += [(_title(rule), nu, "no", *without), (_title(rule), nu, "yes", *with_loss)]
+    return out
+
+
+def _common(same: Iterator[Cell]) -> tuple[str, ...]:
+    """What all these cells show; they must not differ."""
+    (shown,) = {_shown(cell) for cell in same}
+    return shown
+
+
+def _shown(cell: Cell) -> tuple[str, ...]:
+    if cell.refusal is not None:
+        return (f"refused: {cell.refusal.why}", *([""] if cell.map.is_learned else []))
+    raw = (" + ".join(cell.raw_terms) or "–") + ("; construction warns" if cell.is_idle else "")
+    return (raw, *([" + ".join(cell.own_terms) or "–"] if cell.map.is_learned else []))
+
+
+def _own_rows() -> list[tuple[str, ...]]:
+    """One row for each pair of routes; for losses whose rows are all the same, one row."""
+    out: list[tuple[str, ...]] = []
+    for loss, rules in itertools.groupby(OWN_UPDATES, key=lambda rule: rule.loss):
+        tails = {
+            str(rule.task): (*_shown(Cell(AFFINE, rule, 0.0, "all")), *_shown(Cell(AFFINE, rule, SYNC, "all")))
+            for rule in rules
+        }
+        if len(set(tails.values())) == 1:
+            tails = {"any": tails[str(NOTHING)]}
+        out += [(str(loss), task, *tail) for task, tail in tails.items()]
+    return out
