@@ -155,10 +155,10 @@ FAULTS = [
     ),
     Fault(
         "sync forgotten while the encoder is frozen",
-        LAYER,
-        "by_task=self.estimator.trains_codes)\n\n    # --- the table",
-        "by_task=self.estimator.trains_codes and torch.is_grad_enabled() and self.training)\n\n    # --- the table",
-        GRADIENTS,
+        ESTIMATOR,
+        "if sync else quantized",
+        "if sync and z.requires_grad else quantized",
+        "tests/unit/functional/test_straight_through.py",
     ),
     Fault(
         "assignment by the evaluation rule",

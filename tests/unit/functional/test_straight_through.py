@@ -34,3 +34,10 @@ def test_synchronised_update_by_hand() -> None:
     assert codes.grad is not None
     assert z.grad.flatten().tolist() == [1.0, 2.0, 3.0]
     assert codes.grad.flatten().tolist() == [0.5, 2.5]
+
+
+def test_codes_get_their_share_of_the_gradient_from_a_frozen_encoder_too() -> None:
+    code = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    straight_through(torch.zeros(1, 2), code, sync=0.5).backward(torch.tensor([[2.0, -4.0]]))
+    assert code.grad is not None
+    assert code.grad.tolist() == [[1.0, -2.0]]

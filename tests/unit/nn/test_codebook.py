@@ -291,3 +291,31 @@ def test_representation_shows_the_parts() -> None:
 def test_codebook_without_an_owner_says_so(method: str) -> None:
     with pytest.raises((ValueError, RuntimeError), match="quantizer"):
         getattr(svq.Codebook(8), method)()
+
+
+def test_sums_over_an_assignment_keep_their_digits_far_from_the_origin() -> None:
+    layer = quantizer(size=2, dim=1, update=svq.EMAUpdate())
+    codes = torch.tensor([[1e6], [3e6]])
+    z = torch.tensor([[1e6 + 0.25], [1e6 + 0.5], [3e6 - 1.0]])
+    counts, pull = layer.codebook.pull(z, codes, torch.tensor([0, 0, 1]))
+    assert counts.tolist() == [2.0, 1.0]
+    assert pull.flatten().tolist() == [0.75, -1.0], "sums of the vectors themselves would be rounded to an eighth"
+
+
+def test_gradients_of_earlier_forwards_do_not_move_a_rewritten_row() -> None:
+    torch.manual_seed(0)
+    layer = quantizer(size=4, dim=2, reset=svq.DeadCodeReset(patience=1, noise=0.0))
+    layer.set_codes(torch.tensor([[0.0, 0.0], [1.0, 1.0], [50.0, 50.0], [60.0, 60.0]]))
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    layer(torch.tensor([[50.5, 50.5], [60.5, 60.5], [0.0, 0.5], [1.0, 1.5]])).loss.backward()
+    layer.codebook.reset.idle[2] = 9  # type: ignore[union-attr]
+    before = layer.codebook.raw.grad.clone()  # type: ignore[union-attr]
+    layer(torch.tensor([[0.0, 0.1]]))  # micro-batch two: row 2 is due
+    after = layer.codebook.raw.grad
+    assert after is not None
+    assert before[2].abs().sum() > 0
+    assert (after[2] == 0).all()
+    assert torch.equal(after[3], before[3])
+    reset = layer.codes()[2].clone()
+    optimizer.step()
+    assert torch.equal(layer.codes()[2], reset)
