@@ -46,7 +46,8 @@ def resize_codebooks(state_dict: dict[str, Tensor], module: nn.Module, *, noise:
             positive, because equal codes never part.
 
     Returns:
-        A new state dict. The same call gives the same numbers: no generator is used, so ranks agree.
+        A new state dict. The same call gives the same numbers, so ranks agree; torch's global generator is left
+        as it was.
 
     Raises:
         TypeError, ValueError: for codes of another width, another number of groups, a parametrization without an
@@ -78,9 +79,10 @@ def resize_codebooks(state_dict: dict[str, Tensor], module: nn.Module, *, noise:
         raw = _table(state_dict, prefix, book)
         if raw.shape == book.raw.shape:
             continue
-        old = _load(_twin(book, len(raw), raw.dtype), state_dict, prefix)
         called = f"codebook {name!r}" if name else "the codebook"
-        new, sentence = _resize(old, _twin(book, book.size, raw.dtype), noise, called)
+        with torch.device("cpu"):  # whatever torch's default is: the same numbers on every rank
+            old = _load(_twin(book, len(raw), raw.dtype), state_dict, prefix)
+            new, sentence = _resize(old, _twin(book, book.size, raw.dtype), noise, called)
         if book not in told:  # it may have several names
             warnings.warn(sentence, UserWarning, stacklevel=2)
             told.add(book)
@@ -143,13 +145,13 @@ def _load(twin: Codebook, state_dict: dict[str, Tensor], prefix: str) -> Codeboo
 
 
 def _twin(book: Codebook, size: int, dtype: torch.dtype) -> Codebook:
-    """A new codebook of the same parts, with ``size`` codes, on the CPU."""
+    """A new codebook of the same parts, with ``size`` codes."""
     dim = book.codes().shape[1]
     twin = copy.deepcopy(book)
     twin._unbind()
     twin._bind_once()
     twin.size = size
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"), making_float32():
+    with torch.random.fork_rng(devices=[]), making_float32():
         torch.default_generator.manual_seed(0)  # for values that a part draws
         try:
             twin._make(dim)

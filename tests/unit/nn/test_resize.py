@@ -405,6 +405,14 @@ def test_a_module_without_memory_can_be_the_measure() -> None:
     assert same(result, resized(old.state_dict(), svq.presets.straight(DIM, 128)))
 
 
+def test_the_default_device_does_not_matter() -> None:
+    state, module = trained(PRESETS["straight"], 64).state_dict(), svq.presets.straight(DIM, 128)
+    expected = resized(state, module)
+    with torch.device("meta"):
+        result = resized(state, module)
+    assert same(result, expected)
+
+
 # --- equal codes ------------------------------------------------------------------------------------------------------
 
 
