@@ -209,9 +209,9 @@ TABLE: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "T-O6": (
-        "pool and init flag are in the state dict, and a reset takes batches of any size",
+        "what an init has filled and its flag are in the state dict, and a reset takes batches of any size",
         [
-            f"{NN}/test_codebook.py::test_loading_restores_the_pool_of_an_unfinished_init",
+            f"{NN}/test_codebook.py::test_loading_goes_on_with_an_unfinished_init",
             f"{NN}/test_resets.py::test_fewer_vectors_than_dead_codes_serve_the_longest_unused_first",
         ],
     ),
