@@ -1,8 +1,8 @@
 """Random numbers that depend on (seed, step, stream, place) only.
 
 A generator's state advances with every call, so ranks, a resumed run and a compiled graph would disagree. Here each
-number is a hash of where it is used: the finaliser of SplitMix64 (Steele, Lea, Flood 2014) of a counter, in plain integer
-tensor operations, as few as will do: on an accelerator each is a launch.
+number is a hash of where it is used: the finaliser of SplitMix64 (Steele, Lea, Flood 2014) of a counter, in plain
+integer tensor operations, as few as will do: on an accelerator each is a launch.
 """
 
 import math

@@ -14,7 +14,7 @@ from torch import Tensor
 Precision = Literal["float32", "tf32x3", "tf32", "half"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_MAX_WIDTH = 1024
+_MAX_WIDTH, _MAX_FEW = 1024, 16
 # A configuration is chosen on at most so many vectors and codes: enough to fill the device, and milliseconds even
 # where the search itself takes seconds.
 _TUNING_VECTORS, _TUNING_CODES = 1 << 16, 1 << 13
@@ -58,7 +58,9 @@ _TILES: dict[Precision, list[tuple[int, list[Tile]]]] = {
 }
 
 
-def search(z: Tensor, codes: Tensor, bias: Tensor, precision: Precision = "float32") -> Tensor:
+def search(
+    z: Tensor, codes: Tensor, bias: Tensor, precision: Precision = "float32", *, few: int | None = None
+) -> Tensor:
     """``argmin_k bias_k - <z_n, c_k>`` for every vector, in one kernel that holds no matrix.
 
     With ``bias_k = ||c_k||^2 / 2`` this is the nearest code. Ties go to the lowest index. No gradient, no host
@@ -79,31 +81,33 @@ def search(z: Tensor, codes: Tensor, bias: Tensor, precision: Precision = "float
         codes: code vectors, at least one.
         bias: what is added to each code's value; infinity takes a code out.
         precision: see above.
+        few: give so many candidates instead, at most 16: the nearest code, then the best of other columns of the
+            tiles, in which codes are 16 apart or more. With fewer codes some come twice.
 
     Shape:
         z: Float (n, d) or (g, n, d); codes: Float (k, d) or (g, k, d); bias: Float32 (k,) or (g, k). d up to 1024.
 
     Returns:
-        Int64 (n,) or (g, n), each in ``[0, k)``.
+        Int64 (n,) or (g, n), each in ``[0, k)``; with ``few`` one more axis of that size.
 
     Raises:
         RuntimeError: without Triton or off CUDA, and in a graph capture that no call of this kind came before.
         TypeError: for dtypes that the kernel does not take.
         ValueError: for shapes that do not fit, several devices or an unknown precision.
     """
-    _check(z, codes, bias, precision)
+    _check(z, codes, bias, precision, few)
     interpreted = _kernel_module().INTERPRETED
     if not z.is_cuda and not interpreted:
         raise RuntimeError(f"`search`: `z` must be on a CUDA device. Got {z.device}.")
-    out = torch.empty(z.shape[:-1], dtype=torch.int64, device=z.device)
+    out = torch.empty(*z.shape[:-1], few or 1, dtype=torch.int64, device=z.device)
+    result = out if few else out[..., 0]
     if out.numel() == 0:
-        return out
+        return result
     if precision == "half":
         codes = codes.to(_half(z))
     if z.stride(-1) != 1:
         z = z.contiguous()
     z, codes, bias = z.detach(), codes.detach().contiguous(), bias.detach().contiguous()
-    result = out
     if z.ndim == 2:
         z, codes, bias, out = z[None], codes[None], bias[None], out[None]
     if interpreted:
@@ -116,7 +120,10 @@ def search(z: Tensor, codes: Tensor, bias: Tensor, precision: Precision = "float
 
 
 def launch(z: Tensor, codes: Tensor, bias: Tensor, out: Tensor, precision: Precision, tile: Tile | None = None) -> None:
-    """Runs the kernel on checked inputs with a group axis: with one tile, or with what the autotuner chose."""
+    """Runs the kernel on checked inputs with a group axis: with one tile, or with what the autotuner chose.
+
+    ``out`` is (g, n, few), contiguous.
+    """
     module = _kernel_module()
     tl = module.tl
     groups, n, d = z.shape
@@ -128,13 +135,16 @@ def launch(z: Tensor, codes: Tensor, bias: Tensor, out: Tensor, precision: Preci
         # Multiplications and additions are joined into one rounding; said here because Triton's default changes.
         "enable_fp_fusion": True,
         "PRECISION": precision if precision.startswith("tf32") else "ieee",
+        "FEW": out.shape[2],
     }  # fmt: skip
     kernel = _autotuner(precision, d)
     if tile is not None:
         kernel = module.nearest_kernel
         constants |= {**_blocks(tile), "num_warps": tile.warps, "num_stages": tile.stages}
+    # Triton compiles wide loads where offsets are multiples of 16: of a single group's, which is 0, whatever its size.
+    strides = [x.stride(0) if groups > 1 else 0 for x in (z, codes, bias)]
     kernel[lambda meta: (groups * -(-n // meta["BLOCK_N"]),)](
-        z, codes, bias, out, n, codes.shape[1], z.stride(0), codes.stride(0), bias.stride(0),
+        z, codes, bias, out, n, codes.shape[1], *strides,
         _bucket(n, codes.shape[1]), **constants,
     )  # fmt: skip
 
@@ -148,7 +158,7 @@ def tiles(precision: Precision, width: int) -> list[Tile]:
 
 def _tune(z: Tensor, codes: Tensor, bias: Tensor, out: Tensor, precision: Precision) -> None:
     """Lets the autotuner choose on a part of the problem, once for each kind of problem."""
-    key = (z.device, z.dtype, codes.dtype, precision, z.shape[2], _bucket(z.shape[1], codes.shape[1]))
+    key = (z.device, z.dtype, codes.dtype, precision, z.shape[2], out.shape[2], _bucket(z.shape[1], codes.shape[1]))
     if key in _tuned:
         return
     if torch.cuda.is_current_stream_capturing():
@@ -191,9 +201,11 @@ def _kernel_module() -> ModuleType:
         raise RuntimeError(f"`search` needs Triton, which could not be imported. Got {error!r}.") from error
 
 
-def _check(z: Tensor, codes: Tensor, bias: Tensor, precision: str) -> None:
+def _check(z: Tensor, codes: Tensor, bias: Tensor, precision: str, few: int | None) -> None:
     if precision not in get_args(Precision):
         raise ValueError(f"`search`: `precision` must be one of {get_args(Precision)}. Got {precision!r}.")
+    if few is not None and not 1 <= few <= _MAX_FEW:
+        raise ValueError(f"`search`: `few` must be in [1, {_MAX_FEW}]. Got {few}.")
     for name, value, dtypes in (("z", z, _DTYPES), ("codes", codes, _DTYPES), ("bias", bias, _DTYPES[:1])):
         if value.dtype not in dtypes:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)

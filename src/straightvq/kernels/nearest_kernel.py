@@ -7,8 +7,8 @@ One program owns BLOCK_N vectors and walks over the codes in tiles of BLOCK_K. W
 cores is not the matrix product but the arg-min after it, so the kernel spends as few instructions per (vector, code)
 pair as it can:
 
-- Column c of a tile competes with column c of the earlier tiles, element by element in registers; columns are reduced
-  to one winner per vector once, after the last tile.
+- Column c of a tile competes with column c of the earlier tiles, element by element in registers; the best columns are
+  picked out once, after the last tile.
 - FOLD neighbouring codes form a family. Only a family's minimum takes part in the comparison, so the instructions for
   it and the registers for the running minimum shrink by FOLD; which member it was is found at the end, for the
   winning family only, by FOLD products per vector.
@@ -64,10 +64,12 @@ def _first_nearest(
 def nearest_kernel(
     z, codes, bias, out, N, K, z_group, codes_group, bias_group, BUCKET,
     Z_ROW: tl.constexpr, C_ROW: tl.constexpr, D: tl.constexpr, ROUND: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, FOLD: tl.constexpr,
+    PRECISION: tl.constexpr, FEW: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    FOLD: tl.constexpr,
 ):  # fmt: skip
-    """``out[g, n] = argmin_k bias[g, k] - <z[g, n], codes[g, k]>``, one program per group and BLOCK_N vectors.
+    """``out[g, n, 0] = argmin_k bias[g, k] - <z[g, n], codes[g, k]>``, one program per group and BLOCK_N vectors.
 
+    ``out[g, n, 1:FEW]`` are the best codes of the next best columns, or an earlier one again where there are no more.
     Rows of ``z`` and ``codes`` are Z_ROW and C_ROW elements apart, groups ``*_group``. Operands are rounded to ROUND
     and multiplied as DOT; BUCKET is there for the autotuner alone.
     """
@@ -105,13 +107,16 @@ def nearest_kernel(
         lowest = tl.where(closer, score, lowest)
         lowest_at = tl.where(closer, first, lowest_at)
         tile += BLOCK_K * C_ROW
-    nearest = lowest_at // FOLD + tl.arange(0, families)[None, :]
-    nearest = tl.min(tl.where(lowest == tl.min(lowest, 1)[:, None], nearest, K), 1)
-    if FOLD > 1:
-        nearest = _first_nearest(
-            z, codes, bias, nearest, rows, in_rows, K, Z_ROW, C_ROW, D, ROUND, BLOCK_N, min(BLOCK_D, 32), FOLD
-        )
-    tl.store(out + group * N + rows, nearest.to(tl.int64), mask=in_rows)
+    family_of = lowest_at // FOLD + tl.arange(0, families)[None, :]
+    for place in tl.static_range(FEW):
+        family = tl.min(tl.where(lowest == tl.min(lowest, 1)[:, None], family_of, K), 1)
+        nearest = family
+        if FOLD > 1:
+            nearest = _first_nearest(
+                z, codes, bias, family, rows, in_rows, K, Z_ROW, C_ROW, D, ROUND, BLOCK_N, min(BLOCK_D, 32), FOLD
+            )
+        tl.store(out + (group * N + rows) * FEW + place, nearest.to(tl.int64), mask=in_rows)
+        lowest = tl.where(family_of == family[:, None], float("inf"), lowest)
 
 
 # With TRITON_INTERPRET=1 in the environment when Triton was imported, kernels run on the CPU.

@@ -3,7 +3,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,17 +17,6 @@ from straightvq.kernels.nearest import search
 
 ROOT = Path(__file__).parents[3]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-# Not every Triton's interpreter runs under every NumPy: a kernel of one loop says whether this pair does.
-PROBE = """
-import torch, triton, triton.language as tl
-@triton.jit
-def kernel(out, count):
-    for i in range(0, count):
-        tl.store(out + i, i)
-out = torch.zeros(3, dtype=torch.int32)
-kernel[(1,)](out, 3)
-assert out.tolist() == [0, 1, 2]
-"""
 
 
 def _interpret(arguments: list[str]) -> subprocess.CompletedProcess[str]:
@@ -35,12 +27,7 @@ def _interpret(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
-    probe = tmp_path_factory.mktemp("probe") / "probe.py"  # a file: Triton reads a kernel's source
-    probe.write_text(PROBE)
-    tried = _interpret([str(probe)])
-    if tried.returncode:
-        pytest.skip(f"Triton's interpreter does not run here: {tried.stderr.strip().splitlines()[-1]}")
+def interpreted() -> dict[str, str | None]:
     done = _interpret(["-m", "tests.unit.kernels.cases"])
     assert done.returncode == 0, done.stderr
     errors: dict[str, str | None] = json.loads(done.stdout)
@@ -123,6 +110,33 @@ def test_without_triton_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "triton", None)
     with pytest.raises(RuntimeError, match="needs Triton, which could not be imported"):
         search(*inputs(3, 2, 4, "cpu"))
+
+
+@pytest.mark.parametrize("few", [0, 17])
+def test_too_few_or_too_many_candidates_are_refused(few: int) -> None:
+    with pytest.raises(ValueError, match=rf"`few` must be in \[1, 16\]. Got {few}"):
+        search(*inputs(3, 2, 4, "cpu"), few=few)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_a_single_group_has_offsets_that_every_width_of_load_divides(
+    groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offsets between groups that are not multiples of 16 make Triton load number by number; of one there are none."""
+    launched = []
+
+    class Kernel:
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            return lambda *args, **constants: launched.append(args)
+
+    language = SimpleNamespace(float32="float32", bfloat16="bfloat16", float16="float16")
+    fake = SimpleNamespace(tl=language, nearest_kernel=Kernel(), INTERPRETED=False)
+    monkeypatch.setattr(module, "_kernel_module", lambda: fake)
+    z, codes, bias = (torch.stack(parts) for parts in zip(*[inputs(5, 3, 7, "cpu")] * groups, strict=True))
+    module.launch(
+        z, codes, bias, torch.empty(groups, 5, 1, dtype=torch.int64), "float32", module.tiles("float32", 7)[0]
+    )
+    assert list(launched[0][6:9]) == ([0, 0, 0] if groups == 1 else [35, 21, 3])
 
 
 def test_importing_the_search_does_not_import_triton() -> None:
