@@ -1,11 +1,13 @@
 """The nearest-code search of the CPU: every index is certain.
 
-A matrix product proposes codes. The distance of the best is then computed by differences, and a bound on the rounding of
-the product says whether one that was not proposed could be nearer. Vectors for which it could are searched again, with
-more candidates, in float64, and at last by differences to all codes.
+A matrix product proposes codes. The distance of the best is then computed by differences, and a bound on the rounding
+of the product says whether one that was not proposed could be nearer. Vectors for which it could are searched again,
+with more candidates, in float64, and at last by differences to all codes.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,13 +17,11 @@ from straightvq.functional.knn import knn
 from straightvq.functional.points import Table, closest, closest_of_all, make_table, place
 from straightvq.functional.tiles import best_and_next, best_few, padded, products_are_lowered
 
-# FAISS tells the nearest code and nothing of the others: one whose squared distance is smaller by no more than this part
-# may be missed.
+# FAISS tells the nearest code and nothing of the others: one whose squared distance is smaller by no more than this
+# part may be missed.
 _TOLERANCE = 2.0**-12
 # Below this squared chord, an angle of half a degree, the rounding of unit vectors in float32 may exceed the tolerance.
 _SHORT_CHORD = 2.0**-14
-# Up to so many vectors the differences to all codes are the fastest search of all.
-FEW_VECTORS = 2
 _CANDIDATES = 8
 # Numbers of one chunk of vectors, and distances by differences held at once: what is made of them stays in the cache.
 _CHUNK, _TILE = 1 << 19, 1 << 20
@@ -29,11 +29,9 @@ _CHUNK, _TILE = 1 << 19, 1 << 20
 Found = tuple[Tensor, Tensor]  # indices (n,), and whether each is certain (n,)
 
 
-def search_surely(z: Tensor, codes: Tensor, distance: str, use_faiss: bool) -> Tensor:
+def search_surely(z: Tensor, codes: Tensor, distance: str, by: Literal["differences", "faiss", "products"]) -> Tensor:
     """A quick search, then more careful ones for the vectors that are still in doubt: Int64 (n,)."""
-    quick = _by_faiss if use_faiss else _by_products
-    if len(z) <= FEW_VECTORS:
-        quick = _by_differences
+    quick = {"differences": _by_differences, "faiss": _by_faiss, "products": _by_products}[by]
     indices = torch.empty(len(z), dtype=torch.int64)
     rows: slice | Tensor = slice(None)
     for search in (quick, _by_candidates, _by_candidates_in_float64, _by_differences_in_float64):
@@ -60,7 +58,7 @@ def _by_products(z: Tensor, codes: Tensor, distance: str) -> Found:
 
 
 def _by_candidates(z: Tensor, codes: Tensor, distance: str) -> Found:
-    return _in_full_precision(lambda *operands: best_few(*operands, _CANDIDATES), z, codes, distance)
+    return _in_full_precision(functools.partial(best_few, few=_CANDIDATES), z, codes, distance)
 
 
 def _by_candidates_in_float64(z: Tensor, codes: Tensor, distance: str) -> Found:

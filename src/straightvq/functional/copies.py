@@ -15,7 +15,7 @@ def first_of_equals(rows: Tensor) -> Tensor:
     a copy go unseen: by chance once in 2^32 tables of 65,536 rows.
 
     Shape:
-        rows: Float32 or Float64 (k, d); result: Int64 (k,).
+        rows: Float (k, d); result: Int64 (k,).
 
     Example:
         >>> first_of_equals(torch.tensor([[1.0], [0.0], [1.0], [-0.0]])).tolist()
@@ -35,8 +35,8 @@ def first_of_equals(rows: Tensor) -> Tensor:
 def _hash(rows: Tensor) -> Tensor:
     """Int64 (k,): equal for equal rows, -0 and 0 included."""
     rows = rows + 0.0
-    if rows.dtype == torch.float32:
-        rows = F.pad(rows, (0, rows.shape[1] % 2))  # two numbers to each word of 64 bits
+    if rows.dtype != torch.float64:
+        rows = F.pad(rows.float(), (0, rows.shape[1] % 2))  # two numbers to each word of 64 bits
     bits = rows.contiguous().view(torch.int64)
     odd = torch.arange(1, bits.shape[1] + 1, device=bits.device) * _ODD | 1
     step = max(1, _CHUNK // max(1, bits.shape[1])) if bits.device.type == "cpu" else max(1, len(bits))

@@ -6,15 +6,16 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from straightvq.functional.copies import first_of_equals
 from straightvq.functional.nearest import nearest_code
-from straightvq.functional.sums import code_sums
+from straightvq.functional.sums import add_compensated, code_sums
 
 # Seeds proposed in one pass over the vectors; the pairs among them are compared, so this squared is held.
 _PROPOSALS = 512
 # Entries of one chunk of vectors: 4 MB in float32, so that what is made of a chunk stays in the cache.
 _CHUNK = 1 << 20
-# Relative to the data's spread: what tells apart two codes that would otherwise be the same vector. By inner products
-# in float32 a search sees differences of some thousandths.
+# Relative to the data's spread: what tells apart two codes that would otherwise be the same vector, and still does
+# after rounding to bfloat16.
 _JITTER = 1e-2
 
 
@@ -110,19 +111,33 @@ def _seed(z: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
     """
     dtype = torch.promote_types(z.dtype, torch.float32)
     error = torch.full((len(z),), float("inf"), dtype=dtype, device=z.device)
-    mass = torch.empty_like(error, dtype=torch.float64)
     fresh = torch.randint(len(z), (1,), generator=generator).to(z.device)
     picks = fresh
     while len(picks) < num:
         for rows, _, residual in _residuals(z, z[fresh].to(dtype)):
             torch.minimum(error[rows], residual.square().sum(1), out=error[rows])
-        torch.cumsum(error, 0, dtype=torch.float64, out=mass)
         count = min(_PROPOSALS, num - len(picks))
-        place, level = torch.rand(2, count, generator=generator, dtype=torch.float64).to(z.device)
-        proposed = torch.searchsorted(mass, place * mass[-1], right=True).clamp(max=len(z) - 1)
+        proposed = _draw_by_weight(error, count, generator)
+        level = torch.rand(count, generator=generator, dtype=dtype).to(z.device)
         fresh = proposed[_unrivalled(z[proposed].to(dtype), level * error[proposed])]
         picks = torch.cat([picks, fresh])
     return z[picks].to(dtype)
+
+
+def _draw_by_weight(weight: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Places, Int64 (count,), drawn with probability proportional to ``weight`` (n,), not negative.
+
+    Weights become integers whose sum stays below 2^62: it is exact however many there are, and the same on every
+    device. A weight below 2^-62 n of the largest counts as 0.
+    """
+    bits = 61 - len(weight).bit_length()
+    most = weight.max().clamp(min=torch.finfo(weight.dtype).tiny)
+    mass = (weight / most * 2.0**bits).long().cumsum(0)
+    high, low = torch.randint(1 << 31, (2, count), generator=generator).to(weight.device)
+    # A part of the whole, (2^31 high + low) / 2^62 of it: a product of 124 bits of which the upper 62 are wanted.
+    whole_high, whole_low = mass[-1] >> 31, mass[-1] & ((1 << 31) - 1)
+    level = whole_high * high + ((whole_high * low + whole_low * high) >> 31)
+    return torch.searchsorted(mass, level, right=True).clamp(max=len(weight) - 1)
 
 
 def _unrivalled(z: Tensor, threshold: Tensor) -> Tensor:
@@ -150,7 +165,7 @@ def _mini_batches(
     z: Tensor, centres: Tensor, batch_size: int, iterations: int, generator: torch.Generator | None
 ) -> Tensor:
     """Sculley's iterations: every centre is the mean of the vectors that it was given so far."""
-    seen = torch.zeros_like(centres[:, 0])
+    seen = torch.zeros_like(centres[:, 0], dtype=torch.int64)
     batches = -(-len(z) // batch_size)  # until all vectors were drawn
     for i in range(iterations):
         turn = i % batches
@@ -176,15 +191,16 @@ def _relocate(centres: Tensor, idle: Tensor, z: Tensor, error: Tensor) -> tuple[
 
 
 def _assign(z: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per centre the number of its vectors and the sum of their residuals; per vector its squared distance."""
-    counts, sums = torch.zeros_like(centres[:, 0]), torch.zeros_like(centres)
+    """Per centre the number of its vectors, Int64, and the sum of their residuals; per vector its squared distance."""
+    counts = torch.zeros_like(centres[:, 0], dtype=torch.int64)
+    sums, lost = torch.zeros_like(centres), torch.zeros_like(centres)
     error = torch.empty_like(z[:, 0], dtype=centres.dtype)
     for rows, indices, residual in _residuals(z, centres):
         chunk_counts, chunk_sums = code_sums(residual, indices, len(centres))
         counts += chunk_counts
-        sums += chunk_sums
+        sums, lost = add_compensated(sums, lost, chunk_sums)
         error[rows] = residual.square().sum(1)
-    return counts, sums, error
+    return counts, sums + lost, error
 
 
 def _residuals(z: Tensor, centres: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -202,16 +218,25 @@ def _residuals(z: Tensor, centres: Tensor) -> Iterator[tuple[slice, Tensor, Tens
 
 def spread_out(rows: Tensor, num: int, z: Tensor, generator: torch.Generator | None) -> Tensor:
     """``num`` rows, no two of them equal: ``rows`` as they are, copies of them jittered."""
-    repeated = rows[torch.arange(num, device=rows.device) % len(rows)]
-    # A copy is a row that some earlier row equals. Sorting by rows finds them without comparing all pairs.
-    _, group = torch.unique(repeated, dim=0, return_inverse=True)
-    order = group.argsort(stable=True)
-    is_copy = torch.zeros(num, dtype=torch.bool, device=rows.device)
-    is_copy[order[1:]] = group[order][1:] == group[order][:-1]
-    # Far from the origin a small step would be rounded away: it is at least some units in the last place.
-    ulp = torch.finfo(rows.dtype).eps * rows.abs().max()
-    spread, size = z.std(0, unbiased=False).mean(), rows.square().mean().sqrt()  # equal vectors have no spread
-    spread = torch.where(spread > 64 * ulp, spread, size.clamp(min=1e-3))
-    step = torch.maximum(_JITTER * spread, 64 * ulp)
-    noise = torch.randn(repeated.shape, generator=generator, dtype=torch.float64)
-    return repeated + is_copy[:, None] * (step * noise.to(repeated))
+    out = rows[torch.arange(num, device=rows.device) % len(rows)]
+    step = _jitter(rows, z)
+    while True:
+        is_copy = first_of_equals(out) != torch.arange(num, device=rows.device)
+        if not is_copy.any():
+            return out
+        noise = torch.randn(out.shape, generator=generator, dtype=out.dtype).to(out.device)
+        out = out + is_copy[:, None] * (step * noise)
+        step = 2 * step  # a narrow table may have fewer places within a step than it has rows
+
+
+def _jitter(rows: Tensor, z: Tensor) -> Tensor:
+    """Standard deviation of what is added to copies, a scalar: relative to the spread, or the size where there is none.
+
+    Far from the origin a small step would be rounded away: it is at least some units in the last place.
+    """
+    most = rows.abs().max().clamp(min=torch.finfo(rows.dtype).tiny)
+    ulp = torch.finfo(rows.dtype).eps * most
+    spread, size = z.std(0, unbiased=False).mean(), (rows / most).square().mean().sqrt() * most
+    has_spread = (spread > 64 * ulp) & spread.isfinite()  # of values too large to be squared it is infinite
+    size = torch.where(size > 0, size, 1e-3)
+    return torch.maximum(_JITTER * torch.where(has_spread, spread, size), 64 * ulp)

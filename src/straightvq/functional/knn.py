@@ -51,7 +51,9 @@ def knn(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         z: Float32 (n, d); codes: Float32 (k, d); results: Float32 (n,), Int64 (n,).
     """
     faiss: Any = _faiss()
-    missing = max(0, min(_WIDTH, -(-_NUMBERS // max(1, len(z)))) - z.shape[1])
+    if not len(z):
+        return z.new_empty(0), torch.empty(0, dtype=torch.int64)
+    missing = max(0, min(_WIDTH, -(-_NUMBERS // len(z))) - z.shape[1])
     if missing:
         z, codes = F.pad(z, (0, missing)), F.pad(codes, (0, missing))
     threads = faiss.omp_get_max_threads()

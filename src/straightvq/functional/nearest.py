@@ -1,9 +1,9 @@
 """Nearest-code search in bounded memory.
 
-``||z - c||^2 = ||z||^2 - 2 <z, c> + ||c||^2`` makes the search a matrix product, whose rounding is relative to the lengths
-of ``z`` and ``c`` and not to their distance. Here a product only proposes; differences decide. On the CPU what they leave
-open is searched again (`certain.py`). On other devices, where asking would wait for the device, a fixed number of
-candidates is compared.
+``||z - c||^2 = ||z||^2 - 2 <z, c> + ||c||^2`` makes the search a matrix product, whose rounding is relative to the
+lengths of ``z`` and ``c`` and not to their distance. Here a product only proposes; differences decide. On the CPU what
+they leave open is searched again (`certain.py`). On other devices, where asking would wait for the device, a fixed
+number of candidates is compared.
 
 Shapes: N vectors, K codes, D their width.
 """
@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from straightvq.functional.certain import FEW_VECTORS, search_surely
+from straightvq.functional.certain import search_surely
 from straightvq.functional.copies import first_of_equals
 from straightvq.functional.knn import check_usable, is_preferred
 from straightvq.functional.points import Table, closest, closest_of_all, make_table, place
@@ -24,6 +24,8 @@ Backend = Literal["auto", "faiss", "tiled", "triton"]
 
 # Codes compared by differences where nothing is asked of the device, and numbers of them held at once.
 _FEW, _NUMBERS = 4, 1 << 24
+# Differences to all codes are the fastest search of all for so many vectors, and up to so many of them in all.
+_FEW_VECTORS, _FEW_DIFFERENCES = 2, 1 << 20
 
 
 def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", backend: Backend = "auto") -> Tensor:
@@ -35,11 +37,14 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", 
 
     On the CPU the index is that of exact arithmetic wherever the squared distances of two codes differ by more than
     2^-12 of the smaller, or 2^-18 where FAISS is not used and the distance is euclidean, wherever the data are and
-    however far other codes. (For the cosine these are squared distances of unit vectors; squares must not overflow.) On other
-    devices, and in an exported graph, four codes are compared that closely: those that come first when the search
-    rounds to 2^-24 of the squared distances from the middle of the codes. It is the nearest as long as fewer than
-    four others are within that rounding; equal codes give the lowest index always, except in an exported graph. With
-    ``"triton"`` the four are the best of four different columns of the kernel's tiles.
+    however far other codes. (For the cosine these are squared distances of unit vectors.) Equal codes give the lowest
+    index.
+
+    On other devices, and in an exported graph, four codes are compared that closely: the best of a matrix product in
+    float32, which is rounded relative to the squared distances from the middle of the codes. The nearest is among
+    them as long as no four others are within that rounding of it. With ``"triton"`` the four are the best of different
+    columns of the kernel's tiles, so that two that close to each other in one column may be taken for each other. Equal
+    codes give the lowest index; in an exported graph, which multiplies as its runtime does, if there are at most four.
 
     Args:
         z: vectors.
@@ -83,7 +88,7 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", 
     dtype = torch.promote_types(torch.promote_types(z.dtype, codes.dtype), torch.float32)
     z, codes = z.detach().to(dtype), codes.detach().to(dtype)
     # Graphs first: asking them for a length would fix it.
-    if not torch.compiler.is_compiling() and len(z) <= FEW_VECTORS and distance == "euclidean":
+    if not torch.compiler.is_compiling() and distance == "euclidean" and _is_small(z, codes, backend):
         return closest_of_all(z, codes)[1]  # the operator below would take as long again
     if torch.compiler.is_exporting():
         indices = _search_in_graph(z, codes, distance)
@@ -97,9 +102,12 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", 
 def _search(z: Tensor, codes: Tensor, distance: str, backend: str) -> Tensor:
     if backend == "faiss":
         check_usable(z)
-    if z.device.type == "cpu" and backend != "triton":
-        return search_surely(z, codes, distance, backend == "faiss" or (backend == "auto" and is_preferred(z)))
-    return _search_among_few(z, codes, distance, backend)
+    if z.device.type != "cpu" or backend == "triton":
+        return _search_among_few(z, codes, distance, backend)
+    if _is_small(z, codes, backend):
+        return search_surely(z, codes, distance, "differences")
+    use_faiss = backend == "faiss" or (backend == "auto" and is_preferred(z))
+    return search_surely(z, codes, distance, "faiss" if use_faiss else "products")
 
 
 @_search.register_fake
@@ -107,11 +115,18 @@ def _(z: Tensor, codes: Tensor, distance: str, backend: str) -> Tensor:
     return z.new_empty(z.shape[0], dtype=torch.int64)
 
 
+def _is_small(z: Tensor, codes: Tensor, backend: str) -> bool:
+    if backend == "tiled":
+        return len(z) <= _FEW_VECTORS
+    pairs = len(z) * len(codes)
+    return backend == "auto" and (len(z) <= _FEW_VECTORS or pairs * (z.shape[1] + 8) <= _FEW_DIFFERENCES)
+
+
 def _search_among_few(z: Tensor, codes: Tensor, distance: str, backend: str) -> Tensor:
     """The closest of a few candidates, on any device and without asking it; of equal codes the first."""
     table = make_table(codes, distance)
     z = place(z, table, distance)
-    if len(z) <= FEW_VECTORS:
+    if _is_small(z, codes, backend):
         return closest_of_all(z, table.points)[1]
     if backend == "triton":
         from straightvq.kernels.nearest import search

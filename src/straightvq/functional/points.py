@@ -63,7 +63,7 @@ def closest(z: Tensor, codes: Tensor, candidates: Tensor) -> tuple[Tensor, Tenso
         (tensor([1., 4.]), tensor([0, 1]))
     """
     candidates = candidates.sort(1).values if candidates.shape[1] > 1 else candidates
-    chosen = codes.index_select(0, candidates.flatten()).view(*candidates.shape, -1)
+    chosen = codes.index_select(0, candidates.flatten()).view(*candidates.shape, z.shape[1])
     distances = (z[:, None] - chosen).norm(dim=2)
     best = distances.argmin(1, keepdim=True)
     return distances.gather(1, best)[:, 0], candidates.gather(1, best)[:, 0]

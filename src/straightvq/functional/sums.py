@@ -3,11 +3,16 @@
 import torch
 from torch import Tensor
 
+# Vectors of one code that are added one after another, unless there are more codes; numbers in one launch.
+_IN_TURN, _NUMBERS = 1024, 1 << 24
+
 
 def code_sums(z: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
     """Number of vectors assigned to each code, and their sum.
 
-    Vectors with a negative index (masked positions) belong to no code. No one-hot matrix is made.
+    Vectors with a negative index (masked positions) belong to no code. No one-hot matrix is made. However many vectors
+    there are, no more than 1,024 of them, or as many as there are codes, are added one after another: a sum is rounded
+    no more often than that, but for a few times more as their sums are added in pairs.
 
     Args:
         z: vectors.
@@ -18,22 +23,56 @@ def code_sums(z: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tenso
         z: Float (n, d); indices: Int64 (n,).
 
     Returns:
-        counts Float (k,) and sums Float (k, d), in ``z``'s dtype, at least float32.
+        counts Int64 (k,), and sums Float (k, d) in ``z``'s dtype, at least float32. (Float32 would lose counts above
+        2^24.)
 
     Example:
         >>> z = torch.tensor([[1.0], [2.0], [5.0]])
         >>> counts, sums = code_sums(z, torch.tensor([1, 1, -1]), 2)
         >>> counts.tolist(), sums.tolist()
-        ([0.0, 2.0], [[0.0], [3.0]])
+        ([0, 2], [[0.0], [3.0]])
     """
     _check(z, indices, num_codes)
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     # Masked vectors go to a bucket of their own behind the last code: no data-dependent shape, no host sync.
     bucket = torch.where(indices < 0, num_codes, indices)
     counts = torch.zeros(num_codes + 1, dtype=torch.int64, device=z.device)
-    counts = counts.scatter_add(0, bucket, torch.ones_like(bucket))
-    sums = z.new_zeros(num_codes + 1, z.shape[1]).index_add(0, bucket, z)
-    return counts[:num_codes].to(z.dtype), sums[:num_codes]
+    counts = counts.scatter_add(0, bucket.long(), torch.ones_like(bucket, dtype=torch.int64))
+    return counts[:num_codes], _sums(z, bucket, num_codes + 1)[:num_codes]
+
+
+def _sums(z: Tensor, bucket: Tensor, num: int) -> Tensor:
+    """Sum of the vectors of each bucket, (num, d)."""
+    n, d = z.shape
+    in_turn = max(num, _IN_TURN)  # so that what is held beside z is no larger than it is
+    if n <= in_turn:
+        return z.new_zeros(num, d).index_add(0, bucket, z)
+    if n * d > _NUMBERS and n > 2 * in_turn:
+        half = n // 2
+        return _sums(z[:half], bucket[:half], num) + _sums(z[half:], bucket[half:], num)
+    # Each part of the vectors has buckets of its own.
+    parts = -(-n // in_turn)
+    place = torch.arange(n, device=z.device) // in_turn * num + bucket
+    return z.new_zeros(parts * num, d).index_add(0, place, z).view(parts, num, d).sum(0)
+
+
+def add_compensated(total: Tensor, lost: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+    """``total + part`` rounded, and ``lost`` plus what the rounding took from it.
+
+    ``total + lost`` of many parts is then as near to their sum as if it had been rounded once or twice.
+
+    Source: Knuth, The Art of Computer Programming 2, 4.2.2, theorem B.
+
+    Example:
+        >>> total, lost = torch.tensor(2.0**24), torch.tensor(0.0)
+        >>> for _ in range(4):
+        ...     total, lost = add_compensated(total, lost, torch.tensor(1.0))
+        >>> (total + lost - 2**24).item()
+        4.0
+    """
+    new = total + part
+    added = new - total
+    return new, lost + ((total - (new - added)) + (part - added))
 
 
 def _check(z: Tensor, indices: Tensor, num_codes: int) -> None:

@@ -1,7 +1,7 @@
 """``argmin_k bias_k - <z, c_k>`` by matrix products that are made and used up one tile at a time.
 
-With ``bias_k = ||c_k||^2 / 2`` the value is half the squared distance less ``||z||^2 / 2``. The products are rounded, so
-that what comes out smallest is a candidate; `nearest.py` says what is certain about it.
+With ``bias_k = ||c_k||^2 / 2`` the value is half the squared distance less ``||z||^2 / 2``. The products are rounded,
+so that what comes out smallest is a candidate; `certain.py` says what is certain about it.
 
 Shapes: N vectors, K codes, D their width.
 """
@@ -16,8 +16,8 @@ from torch import Tensor
 _TILE, _TILE_ACCELERATOR = 1 << 20, 1 << 24
 # Codes per tile of the CPU: some times as many as vectors, whose candidates are read from few tiles.
 _TILE_CODES = 2048
-# The minimum of a block is a vector instruction per entry; where it is has to be asked once per block only. A block has as
-# many members at most, and there are as many blocks at least, side by side for those instructions.
+# The minimum of a block is a vector instruction per entry; where it is has to be asked once per block only. Members of
+# a block at most, and blocks at least: the instructions take as many side by side.
 _MEMBERS, _BLOCKS = 32, 64
 
 
@@ -110,7 +110,7 @@ def products_are_lowered(device: torch.device) -> bool:
     However it said so (``allow_tf32``, ``fp32_precision``, `torch.set_float32_matmul_precision`), these tell, and
     asking changes nothing.
     """
-    settings = [torch.backends.mkldnn.matmul.fp32_precision]
+    settings = [torch.backends.mkldnn.matmul.fp32_precision]  # type: ignore[attr-defined]  # made at import
     if device.type != "cpu":
         settings.append(torch.backends.cuda.matmul.fp32_precision)
     return any(setting in ("tf32", "bf16") for setting in settings)

@@ -1,15 +1,28 @@
 import importlib
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tests.reference import naive
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from straightvq.functional import kmeans, nearest_code
-from straightvq.functional.kmeans import _lloyd, _mini_batches, _seed, _unrivalled, spread_out
+from straightvq.functional import draws, kmeans, nearest, nearest_code
+from straightvq.functional.kmeans import (
+    _assign,
+    _draw_by_weight,
+    _lloyd,
+    _mini_batches,
+    _seed,
+    _unrivalled,
+    spread_out,
+)
 from straightvq.functional.nearest import Distance
+
+module = importlib.import_module("straightvq.functional.kmeans")
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -155,7 +168,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, offset: float) -
     torch.manual_seed(0)
     z = torch.randn(500, 4, dtype=torch.float64) + offset
     whole = kmeans(z, 8, iterations=5, generator=generator())
-    monkeypatch.setattr(importlib.import_module("straightvq.functional.kmeans"), "_CHUNK", 4 * 33)
+    monkeypatch.setattr(module, "_CHUNK", 4 * 33)
     torch.testing.assert_close(kmeans(z, 8, iterations=5, generator=generator()), whole, rtol=0, atol=1e-9)
 
 
@@ -258,3 +271,130 @@ def test_a_search_tells_the_copies_of_a_single_vector_apart(size: float, distanc
         z = size * torch.randn(1, 4)
         codes = spread_out(z, 16, z, generator(seed))
         assert torch.equal(nearest_code(codes, codes, distance=distance), torch.arange(16))
+
+
+# --- no two rows equal ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.0, 1e-30, 1.0, -1e6, 1e30])
+@pytest.mark.parametrize("d", [1, 2, 8])
+def test_constant_data_fill_a_large_table_without_equal_rows(d: int, value: float, dtype: torch.dtype) -> None:
+    z = torch.full((50, d), value, dtype=dtype)
+    codes = kmeans(z, 4096, iterations=3, generator=generator())
+    assert len(codes.unique(dim=0)) == 4096
+    assert codes.isfinite().all()
+    assert torch.equal(codes[0], z[0])
+    assert (codes - z[0]).abs().max() <= 0.5 * max(abs(value), 1e-3)
+
+
+@pytest.mark.parametrize("offset", [1e4, 3e7])
+def test_nearly_constant_data_far_away_fill_a_table_without_equal_rows(offset: float) -> None:
+    z = offset + torch.randint(2, (200, 1), generator=generator()) * 0.01
+    codes = spread_out(z, 20_000, z, generator())
+    assert len(codes.unique(dim=0)) == 20_000
+
+
+def test_a_table_with_fewer_places_within_a_step_than_rows_takes_a_larger_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Steps of 64 units in the last place hold some hundred numbers.
+    monkeypatch.setattr(module, "_JITTER", 0.0)
+    z = torch.full((10, 1), 1e6)
+    assert len(spread_out(z, 5000, z, generator()).unique(dim=0)) == 5000
+
+
+# --- one outlier, many vectors ----------------------------------------------------------------------------------------
+
+
+def test_one_outlier_spoils_no_other_centre() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(400, 4)
+    z[7] = 1e6
+    start = torch.cat([z[7:8], z[:7], z[8:16]])
+    found = start
+    for _ in range(5):
+        found = _lloyd(z, found)
+    want = torch.from_numpy(naive.lloyd(z.double().numpy(), start.double().numpy(), 5))
+    torch.testing.assert_close(found.double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_places_are_drawn_by_weight() -> None:
+    weight = torch.tensor([0.0, 1.0, 3.0, 0.0, 4.0, 1e-30])
+    drawn = torch.bincount(_draw_by_weight(weight, 80_000, generator()), minlength=6) / 10_000
+    torch.testing.assert_close(drawn, weight, rtol=0, atol=5 * (4 / 10_000) ** 0.5)
+    assert drawn[0] == drawn[3] == 0
+
+
+def test_places_among_millions_are_drawn_by_weight() -> None:
+    # A running sum in float32 stops at 2^24: nothing behind that would be drawn.
+    n = 20_000_000
+    weight = torch.ones(n)
+    weight[n // 2 :] = 0.5
+    drawn = _draw_by_weight(weight, 100_000, generator())
+    shares = torch.bincount(drawn * 4 // n, minlength=4) / 100_000
+    torch.testing.assert_close(shares, torch.tensor([2, 2, 1, 1]) / 6, rtol=0, atol=0.008)
+    assert len(drawn.unique()) > 99_000
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(5), torch.full((5,), 1e-42), torch.full((5,), 3e38)])
+def test_weights_of_any_size_give_places_in_range(weight: Tensor) -> None:
+    drawn = _draw_by_weight(weight, 1000, generator())
+    assert ((drawn >= 0) & (drawn < 5)).all()
+
+
+def test_sums_over_many_chunks_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CHUNK", 2 * 16)
+    z = torch.full((20_000, 2), 0.1)
+    counts, sums, _ = _assign(z, torch.zeros(16, 2) - torch.arange(16)[:, None])
+    assert counts.tolist() == [20_000] + [0] * 15
+    torch.testing.assert_close(sums[0], torch.full((2,), 2000.0), rtol=2e-7, atol=0)
+
+
+# --- what other devices refuse ----------------------------------------------------------------------------------------
+
+
+class OtherDevice(TorchDispatchMode):
+    """Refuses float64, which Apple's devices lack, and what CUDA refuses when it is asked to be deterministic."""
+
+    REFUSED = ("cumsum", "cumprod", "scatter_add", "scatter_reduce", "bincount", "histc", "median", "kthvalue", "put_")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        for value in tree_leaves(out):
+            if isinstance(value, Tensor):
+                assert value.dtype != torch.float64, f"{name} makes float64"
+                assert not (value.is_floating_point() and name.startswith(self.REFUSED)), f"{name} of {value.dtype}"
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("n", "batch_size"), [(300, None), (300, 40), (5, None)])
+def test_all_steps_run_where_there_is_no_float64_and_results_must_repeat(
+    n: int, batch_size: int | None, dtype: torch.dtype
+) -> None:
+    z = torch.randn(n, 4).to(dtype)
+    z[1] = z[0]
+    with OtherDevice():
+        kmeans(z, 20, iterations=12, generator=generator(), batch_size=batch_size)
+        spread_out(z, 2 * n, z, generator())
+        nearest._search_among_few(z.float(), z[:30].float(), "euclidean", "tiled")
+        nearest._search_among_few(z.float(), z[:30].float(), "cosine", "tiled")
+        draws.draw_distinct(torch.tensor(1), torch.tensor(2), 3, 10, torch.tensor(20))
+        draws.draw_normal(torch.tensor(1), torch.tensor(2), 3, (10, 2), dtype)
+        draws.draw_gumbel(torch.tensor(1), torch.tensor(2), 3, (10, 2), dtype)
+
+
+def test_float64_stays_float64_in_all_steps() -> None:
+    with pytest.raises(AssertionError, match="makes float64"), OtherDevice():
+        kmeans(torch.randn(30, 2, dtype=torch.float64), 3, iterations=1)
+
+
+@pytest.mark.parametrize("batch_size", [None, 40])
+def test_deterministic_algorithms_are_enough(batch_size: int | None) -> None:
+    z = torch.randn(300, 4, generator=generator())
+    want = kmeans(z, 20, iterations=3, generator=generator(), batch_size=batch_size)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(kmeans(z, 20, iterations=3, generator=generator(), batch_size=batch_size), want)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -242,7 +242,7 @@ SEARCHES = {"tiled": 2.0**-18, "faiss": 2.0**-12, "few": 2.0**-18, "graph": 2.0*
 def run(search: str, z: Tensor, codes: Tensor, distance: str = "euclidean") -> Tensor:
     """By back end, or as on an accelerator, or as in an exported graph."""
     if search == "few":
-        return module._search_among_few(z, codes, distance, "auto")
+        return module._search_among_few(z, codes, distance, "tiled")
     if search == "graph":
         return module._search_in_graph(z, codes, distance)
     return nearest_code(z, codes, distance=distance, backend=search)
@@ -429,7 +429,7 @@ z, codes = torch.randn(2000, 40), torch.randn(100, 40)
 want = torch.cdist(z.double(), codes.double()).argmin(1)
 
 def search():
-    found = [nearest._search_among_few(z, codes, "euclidean", "auto")]
+    found = [nearest._search_among_few(z, codes, "euclidean", "tiled")]
     if device == "cpu":
         found.append(nearest_code(z, codes))
     wrong.extend(float((one != want).double().mean()) for one in found if not torch.equal(one, want))
