@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from benchmarks.speed.methods import METHODS, Kind, Problem
 from benchmarks.speed.report import CODES as K
-from benchmarks.speed.report import SHARE_OF, write_report
+from benchmarks.speed.report import QUERY, SHARE_OF, START, write_report
 from benchmarks.speed.report import VECTORS as N
 from benchmarks.speed.report import WIDTH as D
 from tqdm import tqdm
@@ -159,14 +159,14 @@ def main() -> None:
     sizes = list(itertools.product(*given)) if all(given) else LINES
     if options.full:
         sizes = list(itertools.product(VECTORS, CODES, WIDTHS))
-    todo: list[tuple[Kind, Problem]] = []
-    for kind in options.kinds:
-        if kind == "share":
-            todo.append((kind, Problem(*SHARE_OF[options.device], options.device)))
-        elif kind == "growth":
-            todo.append((kind, Problem(N, K, D, options.device)))
-        else:
-            todo += [(kind, Problem(*size, options.device)) for size in sizes]
+    # Kinds that are measured at a size of their own.
+    own = {"query": QUERY, "start": START, "growth": (N, K, D), "share": SHARE_OF[options.device]}
+    todo: list[tuple[Kind, Problem]] = [
+        (kind, Problem(*size, options.device))
+        for kind in options.kinds
+        if any(options.device in method.devices for method in METHODS[kind].values())
+        for size in ([own[kind]] if kind in own else sizes)
+    ]
 
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"speed-{options.device}.csv"

@@ -1,5 +1,6 @@
 """What is measured: ours and its peers, each as a function that does its work once."""
 
+import copy
 import importlib.resources
 import itertools
 import time
@@ -10,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["search", "sums", "step", "growth", "share"]
+Kind = Literal["search", "query", "sums", "step", "start", "growth", "share"]
 
 
 class Problem(NamedTuple):
@@ -142,15 +143,39 @@ def _our_step(update: str, **options: Any) -> Callable[[Problem], Once]:
         import straightvq as svq
 
         codebook = svq.Codebook(problem.codes, update=getattr(svq, update)(**options))
-        layer = svq.VectorQuantizer(problem.width, codebook)
-
-        def call(z: Tensor) -> tuple[Tensor, Tensor]:
-            out = layer(z)
-            return out.quantized, out.loss
-
-        return _step(layer, problem, call)
+        return _step_of(svq.VectorQuantizer(problem.width, codebook), problem)
 
     return make
+
+
+def _step_of(layer: nn.Module, problem: Problem) -> Once:
+    def call(z: Tensor) -> tuple[Tensor, Tensor]:
+        out = layer(z)
+        return out.quantized, out.loss
+
+    return _step(layer, problem, call)
+
+
+def _start_step(problem: Problem) -> Once:
+    """The second step of an init by k-means that lasts, because a batch is smaller than the codebook: always the same.
+
+    Gives the seconds of the step without those of going back to where it began.
+    """
+    import straightvq as svq
+
+    codebook = svq.Codebook(problem.codes, init=svq.KMeansInit(), update=svq.EMAUpdate())
+    layer = svq.VectorQuantizer(problem.width, codebook)
+    step = _step_of(layer, problem)
+    layer(torch.randn(problem.vectors, problem.width, generator=torch.Generator().manual_seed(1)))
+    begun = copy.deepcopy(layer.state_dict())
+
+    def once() -> float:
+        layer.load_state_dict(begun)
+        start = time.perf_counter()
+        step()
+        return time.perf_counter() - start
+
+    return once
 
 
 def _peer_step(problem: Problem) -> Once:
@@ -272,6 +297,11 @@ METHODS: dict[Kind, dict[str, Method]] = {
         "cdist + argmin": Method(_cdist, package="torch"),
         "matrix product alone": Method(_product),
     },
+    # One vector, as a decoder that writes one token after the other asks.
+    "query": {
+        "straightvq": Method(_ours("auto")),
+        "cdist + argmin": Method(_cdist),
+    },
     "sums": {
         "straightvq": Method(_our_sums(collapsed=False)),
         "straightvq, one code for all": Method(_our_sums(collapsed=True)),
@@ -284,6 +314,10 @@ METHODS: dict[Kind, dict[str, Method]] = {
         "straightvq, gradient": Method(_our_step("GradientUpdate")),
         "straightvq, alternated": Method(_our_step("AlternatedUpdate")),
         "vector-quantize-pytorch": Method(_peer_step, package="vector-quantize-pytorch"),
+    },
+    "start": {
+        "straightvq, EMA": Method(_our_step("EMAUpdate"), devices=("cpu",)),
+        "straightvq, EMA, during k-means init": Method(_start_step, devices=("cpu",)),
     },
     "growth": {**_growing(_ours("auto"), "search"), **_growing(_our_step("EMAUpdate"), "step")},
     "share": {

@@ -14,10 +14,14 @@ Size = tuple[int, int, int]  # vectors, codes, width
 VECTORS, CODES, WIDTH = 16384, 8192, 64  # the middle of the grid
 # What the quantizer of the autoencoder step gets: the recipe's 64 images of 8 x 8 vectors, or 8 of 16 x 16.
 SHARE_OF: dict[str, Size] = {"cpu": (4096, 512, 8), "cuda": (2048, 8192, 8)}
+QUERY: Size = (1, 65536, 64)
+START: Size = (256, 8192, 64)  # a batch is a small part of the codebook
 TITLES = {
     "search": "The search alone",
+    "query": "The search for one vector",
     "sums": "Counts and sums per code",
     "step": "A training step of the layer: forward, loss, backward",
+    "start": "A training step of a layer whose batches are smaller than its codebook",
     "growth": "One, two and four times the work, `straightvq` and EMA",
     "share": "A training step of an autoencoder, and the quantizer's part of it",
 }
@@ -76,6 +80,8 @@ def promises(rows: Rows) -> Iterator[tuple[str, str, float | None, str]]:
     middle = (VECTORS, CODES, WIDTH)
     tiled = rows.ratio("search", "straightvq, torch only", "matrix product alone", middle)
     yield "search in torch only, 8,192 codes: time over the matrix product", "2.2", tiled, "<="
+    query = rows.ratio("query", "straightvq", "cdist + argmin", QUERY)
+    yield "search, one vector, 65,536 codes: time over cdist + argmin", "1.5", query, "<="
     for name, least in (("EMA", "15"), ("gradient", "8"), ("alternated", "8")):
         speedup = rows.ratio("step", "vector-quantize-pytorch", f"straightvq, {name}", middle)
         yield f"step, 8,192 codes, {name}: speed-up over vector-quantize-pytorch", least, speedup, ">="
@@ -84,6 +90,8 @@ def promises(rows: Rows) -> Iterator[tuple[str, str, float | None, str]]:
     for name in ("EMA", "gradient", "alternated"):
         extra = rows.number("step", f"straightvq, {name}", (65536, 262144, 32), "extra_mb")
         yield f"step, 65,536 vectors, 262,144 codes, width 32, {name}: MB", "400", extra, "<="
+    start = rows.ratio("start", "straightvq, EMA, during k-means init", "straightvq, EMA", START)
+    yield "step, 256 vectors, 8,192 codes, during k-means init: time over a later one", "3", start, "<="
     for what in ("search", "step"):
         yield f"{what}: largest growth for a doubling, from 8,192 codes up", "2.2", _growth(rows, what), "<="
     share = rows.ratio("share", "quantizer in it", "step", SHARE_OF[rows.device])

@@ -1,13 +1,16 @@
 """The benchmark's own arithmetic, and that a row which exceeds a limit says so."""
 
+import contextlib
 import csv
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from benchmarks.speed.__main__ import FIELDS
-from benchmarks.speed.report import Rows, promises, write_report
+from benchmarks.speed.__main__ import FIELDS, LINES
+from benchmarks.speed.methods import METHODS, Kind, Problem, _start_step
+from benchmarks.speed.report import QUERY, SHARE_OF, START, Rows, promises, write_report
 
 MIDDLE = (16384, 8192, 64)
 
@@ -30,6 +33,10 @@ def test_a_promise_is_a_ratio_of_two_rows_of_one_size(tmp_path: Path) -> None:
             ("step", "straightvq, EMA", MIDDLE): (0.2, 20.0),
             ("step", "vector-quantize-pytorch", MIDDLE): (3.2, 3000.0),
             ("search", "straightvq", MIDDLE): (0.1, 1.0),
+            ("query", "straightvq", QUERY): (0.002, 1.0),
+            ("query", "cdist + argmin", QUERY): (0.008, 1.0),
+            ("start", "straightvq, EMA", START): (0.02, 1.0),
+            ("start", "straightvq, EMA, during k-means init", START): (0.08, 1.0),
             ("growth", "search", MIDDLE): (0.1, 1.0),
             ("growth", "search, 2 x vectors", MIDDLE): (0.19, 1.0),
             ("growth", "search, 4 x vectors", MIDDLE): (0.4, 1.0),
@@ -43,8 +50,46 @@ def test_a_promise_is_a_ratio_of_two_rows_of_one_size(tmp_path: Path) -> None:
     assert found["step, 8,192 codes, EMA: speed-up over vector-quantize-pytorch"] == pytest.approx(16)
     assert found["step, 8,192 codes, EMA: its peak memory over ours"] == pytest.approx(150)
     assert found["search, 8,192 codes: time over FAISS"] is None
+    assert found["search, one vector, 65,536 codes: time over cdist + argmin"] == pytest.approx(0.25)
+    during_init = "step, 256 vectors, 8,192 codes, during k-means init: time over a later one"
+    assert found[during_init] == pytest.approx(4)
     assert found["search: largest growth for a doubling, from 8,192 codes up"] == pytest.approx(0.4 / 0.19)
     assert found["step: largest growth for a doubling, from 8,192 codes up"] is None
+
+
+def test_every_promise_is_about_rows_that_are_measured(tmp_path: Path) -> None:
+    sizes = [*LINES, QUERY, START, SHARE_OF["cpu"]]
+    cells = {
+        (kind, name, size): (1.0, 1.0)
+        for kind, methods in METHODS.items()
+        for name, method in methods.items()
+        if "cpu" in method.devices
+        for size in sizes
+    }
+    missing = [what for what, _, value, _ in promises(Rows(_write(tmp_path / "speed-cpu.csv", cells))) if value is None]
+    assert missing == []
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_every_method_does_its_work(kind: Kind) -> None:
+    """On a small size, but for a network's step and for packages that are not there."""
+    for name, method in METHODS[kind].items():
+        if "cpu" not in method.devices or kind == "share":
+            continue
+        with contextlib.suppress(ModuleNotFoundError):
+            once = method.make(Problem(32, 256, 8, "cpu"))
+            once()
+            assert isinstance(once(), float) == ("during" in name)
+
+
+def test_a_step_during_the_init_leaves_it_unfinished() -> None:
+    """However often it is repeated, it is a step of the init."""
+    once = _start_step(Problem(32, 128, 8, "cpu"))  # four batches would end it
+    layer = inspect.getclosurevars(once).nonlocals["layer"]
+    for _ in range(9):
+        once()
+        assert layer.codebook.filled.sum() == 64
+        assert not layer.codebook.is_ready
 
 
 def test_the_page_says_what_holds_and_which_limit_was_exceeded(tmp_path: Path) -> None:
