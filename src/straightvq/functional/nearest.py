@@ -89,7 +89,9 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", 
     z, codes = z.detach().to(dtype), codes.detach().to(dtype)
     # Graphs first: asking them for a length would fix it.
     if not torch.compiler.is_compiling() and distance == "euclidean" and _is_small(z, codes, backend):
-        return closest_of_all(z, codes)[1]  # the operator below would take as long again
+        distances, indices = closest_of_all(z, codes)  # the operator below would take as long again
+        if z.device.type != "cpu" or distances.isfinite().all():
+            return indices
     if torch.compiler.is_exporting():
         indices = _search_in_graph(z, codes, distance)
     else:

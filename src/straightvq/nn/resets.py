@@ -85,7 +85,7 @@ class DeadCodeReset(Reset):
         self.register_buffer("idle", torch.zeros(size))
 
     def record(self, counts: Tensor) -> None:
-        self.idle.add_(counts.mean().clamp(max=1)).masked_fill_(counts > 0, 0)
+        self.idle.add_((counts.sum() / self.size).clamp(max=1)).masked_fill_(counts > 0, 0)
 
     def due(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         # The tolerance absorbs the rounding of a sum of N/K, so that K/N steps are exactly one.
