@@ -56,6 +56,15 @@ def test_two_processes_train_a_recipe_like_one_with_the_doubled_batch(tmp_path: 
             torch.testing.assert_close(two["state_dict"][key], value, msg=lambda m, k=key: f"{k}: {m}")
 
 
+def test_two_processes_train_without_quantization(tmp_path: Path) -> None:
+    """No parameter of a bypassed layer may leave the wrapper waiting for its gradient."""
+    options = ("--data.batch_size", "8", "--model.quantize", "false", *TWO)
+    typed = [sys.executable, "-m", "straightvq", *command(tmp_path, *options)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(typed, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 # --- what each of two processes ends with ---------------------------------------------------------------------------
 
 

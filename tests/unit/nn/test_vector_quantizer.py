@@ -372,3 +372,11 @@ def test_layers_of_one_shape_share_their_graphs() -> None:
         for _ in range(2):
             layer(torch.randn(50, 4, requires_grad=True)).loss.backward()
     assert counter.frame_count == 2, "one with the init and one without"
+
+
+def test_a_state_of_an_earlier_version_is_refused_in_a_sentence() -> None:
+    layer = svq.presets.ema(4, 8)
+    state = {"codebook.raw": torch.zeros(8, 4), "codebook.pool": torch.zeros(0, 4), "codebook.step": torch.tensor(3)}
+    net = nn.Sequential(nn.Linear(4, 4), layer)
+    with pytest.raises(ValueError, match="Got one of an earlier version"):
+        net.load_state_dict({f"1.{name}": value for name, value in state.items()}, strict=False)
