@@ -231,6 +231,8 @@ EXEMPT = {
     "functional.straight_through": "tensor maths of the estimator; torch's own shape errors",
     "functional.draw_integers": "called by the layer with its own state",
     "functional.draw_normal": "called by the layer with its own state",
+    "functional.draw_uniform": "called by the layer with its own state",
+    "functional.draw_gumbel": "called by the layer with its own state",
     "functional.draw_distinct": "called by the layer with its own state",
 }
 
