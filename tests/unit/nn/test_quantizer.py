@@ -215,3 +215,27 @@ def test_an_exported_layer_can_be_saved(tmp_path: Any) -> None:
     out = torch.export.load(tmp_path / "layer.pt2").module()(z)
     assert torch.equal(out.quantized, layer(z).quantized)
     assert torch.equal(out.indices, layer(z).indices)
+
+
+class Shifted(svq.Transform):
+    """Has a training rule: it shifts what it sees then."""
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return z + 100 if self.training else z
+
+    def inverse(self, code: torch.Tensor) -> torch.Tensor:
+        return code + 100 if self.training else code
+
+
+def test_encoding_and_decoding_follow_the_evaluation_rule_of_every_part_in_training_mode() -> None:
+    torch.manual_seed(0)
+    layer = svq.VectorQuantizer(4, svq.Codebook(8), transform=Shifted()).eval()
+    z = torch.randn(20, 4)
+    indices, plain = layer.encode(z), layer.unquantized(z)
+    decoded = layer.decode(indices)
+    layer.train()
+    assert torch.equal(layer.encode(z), indices)
+    assert torch.equal(layer.unquantized(z), plain)
+    assert torch.equal(layer.decode(indices), decoded)
+    assert layer.training
+    assert layer.transform.training
