@@ -25,7 +25,10 @@ def made(name: str) -> svq.Quantizer:
     return extensions.layers()[name]
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The second of a kind, with other parts, is slow.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if "synchronised" in name else []) for name in NAMES]
+)
 def test_example_keeps_the_laws(name: str) -> None:
     report = check_quantizer(lambda: made(name), exceptions=EXCEPTIONS.get(name))
     idle = [law for law, result in report.items() if result.startswith("does not apply")]
