@@ -49,6 +49,7 @@ def train_both(
     backend: str = "aot_eager",
     sizes: tuple[int, ...] = 7 * (80,),
     is_started: bool = False,
+    accumulate: bool = False,
 ) -> int:
     """Steps of an eager layer and of its compiled twin, which must agree; returns the number of graphs."""
     eager = made(make)
@@ -60,9 +61,11 @@ def train_both(
     optimizers = [torch.optim.SGD([*layer.parameters(), nn.Parameter(torch.zeros(1))], 0.05) for layer in (eager, twin)]
     for number, size in enumerate(sizes):
         z = [data(number, size).requires_grad_() for _ in range(2)]
+        for optimizer in optimizers:
+            if not accumulate:
+                optimizer.zero_grad()
         outs = eager(z[0], mask), compiled(z[1], mask)
         for out, optimizer in zip(outs, optimizers, strict=True):
-            optimizer.zero_grad()
             (out.quantized.square().mean() + out.loss).backward()
             optimizer.step()
         assert torch.equal(outs[0].indices, outs[1].indices), number
@@ -95,6 +98,10 @@ def test_compiled_training_after_the_init_equals_eager_in_one_graph(make: Factor
 @every_preset
 def test_compiled_training_with_a_mask_equals_eager(make: Factory) -> None:
     assert train_both(make, torch.arange(80) % 4 != 0) == 2
+
+
+def test_gradients_that_are_there_already_cost_one_graph_more() -> None:
+    assert train_both(CASES["gradient+sample+reset"], is_started=True, accumulate=True) == 2
 
 
 def test_batches_of_other_sizes_cost_one_graph_more() -> None:
