@@ -73,17 +73,11 @@ class VectorQuantizer(Quantizer):
     ) -> None:
         losses = [CommitmentLoss(), CodebookLoss()] if losses is None else losses
         super().__init__(dim, transform=transform, estimator=estimator, losses=losses, channel_dim=channel_dim)
-        check_part(self, "codebook", codebook, Codebook)
-        self.assigner: Assigner = check_part(self, "assigner", default(assigner, Nearest), Assigner)
-        if self.estimator.trains_codes and codebook.update.task == NOTHING:
-            raise ValueError(
-                f"`VectorQuantizer`: {self.estimator} sends a gradient to the codes, and "
-                f"{type(codebook.update).__name__} takes none. Use sync=0, or GradientUpdate or AlternatedUpdate."
-            )
-        width, by_task = self.transform.codebook_dim(dim), self.estimator.trains_codes
-        codebook.bind(width, by_loss=self._loss_trains_codes, by_task=by_task)
-        self.codebook = codebook
-        self.codebook_size = codebook.size
+        try:
+            self._own(codebook, assigner)
+        except Exception:
+            self.transform._unbind()  # a failed construction leaves its parts free
+            raise
         self.clock = Clock()
         if codebook.update.loss.raw and not codebook.raw.requires_grad:
             warnings.warn(
@@ -92,6 +86,19 @@ class VectorQuantizer(Quantizer):
                 UserWarning,
                 stacklevel=2,
             )
+
+    def _own(self, codebook: Codebook, assigner: Assigner | None) -> None:
+        check_part(self, "codebook", codebook, Codebook)
+        self.assigner: Assigner = check_part(self, "assigner", default(assigner, Nearest), Assigner)
+        if self.estimator.trains_codes and codebook.update.task == NOTHING:
+            raise ValueError(
+                f"`VectorQuantizer`: {self.estimator} sends a gradient to the codes, and "
+                f"{type(codebook.update).__name__} takes none. Use sync=0, or GradientUpdate or AlternatedUpdate."
+            )
+        width, by_task = self.transform.codebook_dim(self.dim), self.estimator.trains_codes
+        codebook.bind(width, by_loss=self._loss_trains_codes, by_task=by_task)
+        self.codebook = codebook
+        self.codebook_size = codebook.size
 
     @property
     def _loss_trains_codes(self) -> bool:

@@ -359,6 +359,15 @@ def test_a_failed_construction_leaves_its_parts_free() -> None:
             svq.VectorQuantizer(dim, codebook)(torch.randn(5, dim))
 
 
+def test_a_failed_construction_leaves_its_transform_free() -> None:
+    transform = svq.Projection(3)
+    for codebook in (svq.Codebook(8, 4), "codes"):
+        with pytest.raises((ValueError, TypeError), match=r"`codebook`|`Codebook`"):
+            svq.VectorQuantizer(6, codebook, transform=transform)  # type: ignore[arg-type]
+        assert list(transform.parameters()) == []
+    svq.VectorQuantizer(6, svq.Codebook(8), transform=transform)(torch.randn(5, 6))
+
+
 def test_a_codebook_of_two_layers_is_refused_by_its_name() -> None:
     layer = svq.presets.ema(4, 8)
     with pytest.raises(ValueError, match="`Codebook`: this instance is already part of another quantizer"):
