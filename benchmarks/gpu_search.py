@@ -62,13 +62,13 @@ def matrix_product(z: Tensor, codes: Tensor, precision: str, timer: Timer) -> fl
     rows = max(1, min(len(z), (1 << 29) // len(codes)))
     dtype = torch.bfloat16 if precision == "half" else torch.float32
     a, b = z[:rows].to(dtype), codes.to(dtype).T
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
     try:
         out = torch.empty(rows, len(codes), dtype=dtype, device="cuda")
         seconds, _ = timer(lambda: torch.mm(a, b, out=out))
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cuda.matmul.fp32_precision = before
     return 2 * rows * len(codes) * z.shape[1] / seconds
 
 

@@ -23,18 +23,25 @@ _TOLERANCE = 2.0**-12
 # Below this squared chord, an angle of half a degree, the rounding of unit vectors in float32 may exceed the tolerance.
 _SHORT_CHORD = 2.0**-14
 _CANDIDATES = 8
+# A search for more vectors than that takes longer than to look for copies among the codes.
+_CHEAP = 64
 # Numbers of one chunk of vectors, and distances by differences held at once: what is made of them stays in the cache.
-_CHUNK, _TILE = 1 << 19, 1 << 20
+_CHUNK, _TILE = 1 << 20, 1 << 20
 
 Found = tuple[Tensor, Tensor]  # indices (n,), and whether each is certain (n,)
+Search = Callable[[Tensor, Tensor, str], Found]  # vectors, codes, distance
 
 
 def search_surely(z: Tensor, codes: Tensor, distance: str, by: Literal["differences", "faiss", "products"]) -> Tensor:
     """A quick search, then more careful ones for the vectors that are still in doubt: Int64 (n,)."""
-    quick = {"differences": _by_differences, "faiss": _by_faiss, "products": _by_products}[by]
+    quick: dict[str, list[Search]] = {
+        "differences": [_by_differences],
+        "faiss": [_by_faiss, _by_products],
+        "products": [_by_products],
+    }
     indices = torch.empty(len(z), dtype=torch.int64)
     rows: slice | Tensor = slice(None)
-    for search in (quick, _by_candidates, _by_candidates_in_float64, _by_differences_in_float64):
+    for search in (*quick[by], _by_candidates, _by_candidates_in_float64, _by_differences_in_float64):
         indices[rows], is_certain = search(z[rows], codes, distance)
         rows = torch.arange(len(z))[rows][~is_certain]
         if not len(rows):
@@ -46,7 +53,7 @@ def _by_faiss(z: Tensor, codes: Tensor, distance: str) -> Found:
     table = make_table(codes, distance)
     first = first_of_equals(table.points)  # of equal codes FAISS may take any
 
-    def propose(near: Tensor) -> tuple[Tensor, Tensor]:
+    def propose(near: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         squares, indices = knn(near, table.centred)
         return first[indices][:, None], squares
 
@@ -58,15 +65,18 @@ def _by_products(z: Tensor, codes: Tensor, distance: str) -> Found:
 
 
 def _by_candidates(z: Tensor, codes: Tensor, distance: str) -> Found:
-    return _in_full_precision(functools.partial(best_few, few=_CANDIDATES), z, codes, distance)
+    """Without copies of codes, which leave a doubt that no precision removes."""
+    first = torch.arange(len(codes))
+    if len(z) > _CHEAP or z.dtype == torch.float64:
+        first = first_of_equals(codes)
+    places = (first == torch.arange(len(codes))).nonzero()[:, 0]
+    best = functools.partial(best_few, few=_CANDIDATES)
+    indices, is_certain = _in_full_precision(best, z, codes.index_select(0, places), distance)
+    return places[indices], is_certain
 
 
 def _by_candidates_in_float64(z: Tensor, codes: Tensor, distance: str) -> Found:
-    """Without copies of codes, which leave a doubt that no precision removes."""
-    first = first_of_equals(codes)
-    places = (first == torch.arange(len(codes))).nonzero()[:, 0]
-    indices, is_certain = _by_candidates(z.double(), codes[places].double(), distance)
-    return places[indices], is_certain
+    return _by_candidates(z.double(), codes.double(), distance)
 
 
 def _by_differences(z: Tensor, codes: Tensor, distance: str) -> Found:
@@ -89,9 +99,9 @@ def _in_full_precision(
     table = make_table(codes, distance)
     operands = padded(table.centred, table.bias)
 
-    def propose(near: Tensor) -> tuple[Tensor, Tensor]:
+    def propose(near: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         indices, value = best(near, *operands)
-        return indices.clamp(max=len(codes) - 1), 2 * value + near.square().sum(1)
+        return indices.clamp(max=len(codes) - 1), 2 * value + length.square()
 
     found = _settle(propose, z, table, distance)
     if z.dtype == torch.float32 and products_are_lowered(z.device):  # by another thread, meanwhile
@@ -100,17 +110,22 @@ def _in_full_precision(
 
 
 def _settle(
-    propose: Callable[[Tensor], tuple[Tensor, Tensor]], z: Tensor, table: Table, distance: str, tolerance: float = 0.0
+    propose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    z: Tensor,
+    table: Table,
+    distance: str,
+    tolerance: float = 0.0,
 ) -> Found:
-    """The closest of the codes proposed. ``propose``: vectors relative to the middle -> candidates (n, few), and the
-    computed squared distance below which no other code lies (n,)."""
+    """The closest of the codes proposed. ``propose``: vectors relative to the middle and their lengths -> candidates
+    (n, few), and the computed squared distance below which no other code lies (n,)."""
     found = []
     for part in z.split(max(1, _CHUNK // max(1, z.shape[1]))):
         part = place(part, table, distance)
         near = part - table.middle
-        candidates, floor = propose(near)
+        length = near.norm(dim=1)
+        candidates, floor = propose(near, length)
         nearest, indices = closest(part, table.points, candidates)
-        floor = floor - _rounding(near.norm(dim=1), nearest, near.shape[1])
+        floor = floor - _rounding(length, nearest, near.shape[1])
         found.append((indices, _is_certain(nearest, floor, distance, tolerance)))
     indices, is_certain = map(torch.cat, zip(*found, strict=True))
     return indices, is_certain

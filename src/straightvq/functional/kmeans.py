@@ -118,7 +118,7 @@ def _seed(z: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
             torch.minimum(error[rows], residual.square().sum(1), out=error[rows])
         count = min(_PROPOSALS, num - len(picks))
         proposed = _draw_by_weight(error, count, generator)
-        level = torch.rand(count, generator=generator, dtype=dtype).to(z.device)
+        level = torch.rand(count, generator=generator, dtype=torch.float32).to(error)  # the same in every dtype
         fresh = proposed[_unrivalled(z[proposed].to(dtype), level * error[proposed])]
         picks = torch.cat([picks, fresh])
     return z[picks].to(dtype)
@@ -224,7 +224,7 @@ def spread_out(rows: Tensor, num: int, z: Tensor, generator: torch.Generator | N
         is_copy = first_of_equals(out) != torch.arange(num, device=rows.device)
         if not is_copy.any():
             return out
-        noise = torch.randn(out.shape, generator=generator, dtype=out.dtype).to(out.device)
+        noise = torch.randn(out.shape, generator=generator, dtype=torch.float32).to(out)  # the same in every dtype
         out = out + is_copy[:, None] * (step * noise)
         step = 2 * step  # a narrow table may have fewer places within a step than it has rows
 

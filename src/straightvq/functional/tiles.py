@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Entries of one tile: 4 MB in float32 stay in a CPU's cache; an accelerator wants fewer, larger launches.
-_TILE, _TILE_ACCELERATOR = 1 << 20, 1 << 24
-# Codes per tile of the CPU: some times as many as vectors, whose candidates are read from few tiles.
+# Entries of one tile: 8 MB in float32 stay in a CPU's cache; an accelerator wants fewer, larger launches.
+_TILE, _TILE_ACCELERATOR = 1 << 21, 1 << 24
+# Codes per tile of the CPU: more than vectors, so that each vector's candidates are read from few tiles.
 _TILE_CODES = 2048
 # The minimum of a block is a vector instruction per entry; where it is has to be asked once per block only. Members of
 # a block at most, and blocks at least: the instructions take as many side by side.

@@ -398,3 +398,14 @@ def test_deterministic_algorithms_are_enough(batch_size: int | None) -> None:
         assert torch.equal(kmeans(z, 20, iterations=3, generator=generator(), batch_size=batch_size), want)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("batch_size", [None, 50])
+def test_float32_and_float64_draw_the_same(batch_size: int | None) -> None:
+    z = torch.randn(300, 3, generator=generator())
+    z[200:] = z[0]
+    for k in (20, 250):
+        single, double = (
+            kmeans(x, k, iterations=2, generator=generator(), batch_size=batch_size) for x in (z, z.double())
+        )
+        torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-4)

@@ -100,6 +100,24 @@ def test_ties_go_to_the_lowest_index(dtype: torch.dtype) -> None:
     assert not late, f"(n, k, d) where a duplicate with a higher index won: {late}"
 
 
+@pytest.mark.parametrize("num_codes", [40, 64, 200])
+def test_best_and_next_are_the_two_smallest_values_of_all_tiles(
+    num_codes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiles, "_TILE_CODES", 64)
+    monkeypatch.setattr(tiles, "_TILE", 64 * 13)
+    torch.manual_seed(0)
+    z, codes = torch.randn(50, 5, dtype=torch.float64), torch.randn(num_codes, 5, dtype=torch.float64)
+    operands = tiles.padded(codes, codes.square().sum(1) / 2)
+    values, places = (codes.square().sum(1) / 2 - z @ codes.T).sort(1)
+    best, following = tiles.best_and_next(z, *operands)
+    assert torch.equal(best, places[:, :1])
+    torch.testing.assert_close(following, values[:, 1])
+    few, last = tiles.best_few(z, *operands, 5)
+    assert torch.equal(few.sort(1).values, places[:, :5].sort(1).values)
+    torch.testing.assert_close(last, values[:, 4])
+
+
 def test_ties_across_tiles_go_to_the_lowest_index(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "_TILE_CODES", 64)
     torch.manual_seed(0)
@@ -355,20 +373,20 @@ def test_exact_ties_of_different_codes_go_to_the_lowest_index(search: str) -> No
 
 @pytest.mark.parametrize("n", [1, 50, 5000])
 def test_a_code_of_length_0_is_at_a_right_angle_and_a_vector_of_length_0_at_the_first_code(n: int) -> None:
-    # (-1, 1) is at 135 degrees from (1, 0) and (1, -1)... and at 90 from nothing: 0 is nearer than both. (1, 1) is not.
+    # (-1, 1) is at more than 90 degrees from both others, and (0.2, 1) at less from one, if not much.
     codes = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, -1.0]])
-    z = torch.tensor([[-1.0, 1.0], [2.0, 1.0], [0.0, 0.0], [1e-30, 0.0], [1e25, -1e26]])
-    want = [1, 0, 0, 0, 2]
+    z = torch.tensor([[-1.0, 1.0], [0.2, 1.0], [2.0, 1.0], [0.0, 0.0], [1e-30, 0.0], [1e25, -1e26]])
+    want = [1, 0, 0, 0, 0, 2]
     assert torch.cat([nearest_code(row.repeat(n, 1), codes, distance="cosine")[:1] for row in z]).tolist() == want
     for search in ("few", "graph"):
-        with_zero_first = run(search, z[:2].repeat(n, 1), codes, "cosine")
-        assert with_zero_first[:2].tolist() == want[:2]
+        assert run(search, z[:3].repeat(n, 1), codes, "cosine")[:3].tolist() == want[:3]
 
 
 def test_a_vector_beyond_squares_is_searched_in_float64() -> None:
     z = torch.tensor([[3e20, 0.0], [-1e20, 1e20], [0.0, 0.0]])
     codes = torch.tensor([[0.0, 0.0], [-1e20, 2e20], [1e20, 0.0]])
-    assert nearest_code(z, codes).tolist() == [2, 1, 0]
+    for backend in ("auto", "tiled"):
+        assert nearest_code(z, codes, backend=backend).tolist() == [2, 1, 0]
 
 
 @pytest.mark.parametrize("n", [1, 3, 5000])
@@ -425,7 +443,8 @@ def lowered(bias, a, b, **rest):  # what a device with such products does with t
     return addmm(bias, a, b, **rest)
 torch.addmm = lowered
 
-z, codes = torch.randn(2000, 40), torch.randn(100, 40)
+# Two clusters: rounded to bfloat16, products hide the nearest of each.
+z, codes = (torch.randn(n, 40) + 10 * (1 - 2 * torch.randint(2, (n, 1))) for n in (2000, 100))
 want = torch.cdist(z.double(), codes.double()).argmin(1)
 
 def search():
@@ -464,7 +483,8 @@ def test_no_setting_is_touched_and_none_costs_precision() -> None:
 
 
 def test_a_setting_that_changes_during_the_search_starts_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    z, codes = torch.randn(500, 40), torch.randn(200, 40)
+    # Two clusters: rounded to bfloat16, products hide the nearest of each.
+    z, codes = (torch.randn(n, 40) + 30 * (1 - 2 * torch.randint(2, (n, 1))) for n in (500, 200))
     want = torch.cdist(z.double(), codes.double()).argmin(1)
     addmm = torch.addmm
 
@@ -482,15 +502,16 @@ def test_a_setting_that_changes_during_the_search_starts_it_again(monkeypatch: p
         assert torch.equal(run(search, z, codes), want)
 
 
-def test_faiss_keeps_the_callers_number_of_threads() -> None:
+def test_faiss_takes_torchs_number_of_threads_and_leaves_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
     faiss = pytest.importorskip("faiss")
+    taken = []
+    search = faiss.knn
+    monkeypatch.setattr(faiss, "knn", lambda *args: (taken.append(faiss.omp_get_max_threads()), search(*args))[1])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)  # of its own where the two share a runtime
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(7)
-    try:
-        nearest_code(torch.randn(5000, 8), torch.randn(20, 8), backend="faiss")
-        assert faiss.omp_get_max_threads() == 7
-    finally:
-        faiss.omp_set_num_threads(before)
+    nearest_code(torch.randn(5000, 8), torch.randn(20, 8), backend="faiss")
+    assert taken == [3]
+    assert faiss.omp_get_max_threads() == before != 3
 
 
 def test_one_vector_makes_no_copy_of_the_codes() -> None:
