@@ -150,7 +150,7 @@ def test_what_is_switched_off_later_leaves_the_rest_and_every_parameter_connecte
     layer = prepared(cell)
     assert isinstance(layer.estimator, svq.StraightThrough)
     layer.estimator.sync = left.sync
-    for loss in layer._parts():
+    for loss in layer._losses():
         loss.coefficient = WEIGHTS[loss.name] if loss.name in LOSSES[left.losses] else 0.0
     assert_gradients(layer, left, near_used(layer))
 

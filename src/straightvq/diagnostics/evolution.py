@@ -204,7 +204,7 @@ def joint_tsne(z: Tensor, codes: Tensor, *, perplexity: float = 30.0, seed: int 
             f"Got {tuple(z.shape)} and {tuple(codes.shape)}."
         )
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     both = torch.cat([z, codes]).detach().cpu().double()
     mean, basis = functional.principal_plane(both, min(2, both.shape[1]))

@@ -6,6 +6,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from straightvq.errors import NonFiniteError
 from straightvq.functional.copies import first_of_equals
 from straightvq.functional.nearest import nearest_code
 from straightvq.functional.sums import add_compensated, code_sums
@@ -99,7 +100,7 @@ def _check(z: Tensor, num_codes: int, iterations: int, batch_size: int | None) -
         raise ValueError(f"`kmeans`: `z` must be (n, d) with n >= 1 and d >= 1. Got {tuple(z.shape)}.")
     # The extremes hold any NaN or infinity, and need no mask of z's size.
     if not torch.stack(z.detach().aminmax()).isfinite().all():
-        raise ValueError("`kmeans`: `z` must be finite. Got NaN or infinity.")
+        raise NonFiniteError("`kmeans`: `z` must be finite. Got NaN or infinity.")
 
 
 def _seed(z: Tensor, num: int, generator: torch.Generator | None) -> Tensor:

@@ -17,8 +17,8 @@ Both keep the rule that a tie goes to the lowest index: a family's codes are con
 better, and of equal columns the lowest family wins.
 """
 
-import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an option, without type hints
-import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
+import triton
+import triton.language as tl
 
 
 @triton.jit

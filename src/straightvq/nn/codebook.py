@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from straightvq.errors import NonFiniteError
 from straightvq.functional.sums import code_sums
 from straightvq.nn import start
 from straightvq.nn.batch import Batch
@@ -294,7 +295,7 @@ class Codebook(Part):
         if tuple(codes.shape) != (self.size, self.dim):
             raise ValueError(f"`set_codes`: `codes` must have shape {(self.size, self.dim)}. Got {tuple(codes.shape)}.")
         if not torch.isfinite(codes).all():
-            raise ValueError(f"`set_codes`: `codes` must be finite. Got {count_not_finite(codes)}.")
+            raise NonFiniteError(f"`set_codes`: `codes` must be finite. Got {count_not_finite(codes)}.")
         self.adopt(codes.to(self.raw))
         self.filled.fill_(1)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
+from straightvq.errors import NonFiniteError
 from straightvq.nn.batch import Context
 from straightvq.nn.codebook import Codebook, count_not_finite
 from straightvq.nn.estimators import Estimator, StraightThrough
@@ -99,10 +100,10 @@ class Quantizer(nn.Module, ABC):
     Attributes:
         codebook_size: number of codes: indices are in [0, codebook_size).
         check_finite: whether ``forward`` and ``encode`` refuse NaN, infinity, and values so large (2.8e14 in float32)
-            that sums of their squares would overflow. On the CPU that is a ``ValueError``. Under ``torch.compile`` and
-            on accelerators, where nobody can ask without waiting, the batch is treated as masked: it changes nothing,
-            its indices are -1, and ``quantized`` and ``loss`` are NaN. Set it to False on the instance to switch it
-            off.
+            that sums of their squares would overflow. On the CPU that is a ``NonFiniteError``, a ``ValueError``. Under
+            ``torch.compile`` and on accelerators, where nobody can ask without waiting, the batch is treated as masked:
+            it changes nothing, its indices are -1, and ``quantized`` and ``loss`` are NaN. Set it to False on the
+            instance to switch it off.
         has_table: whether parts with ``takes_context`` can be served.
         is_composite: whether indices have an axis for its quantizers behind those of the vectors.
         num_quantizers: codes per vector, and the length of that axis.
@@ -132,7 +133,7 @@ class Quantizer(nn.Module, ABC):
         self.transform: Transform = check_part(self, "transform", default(transform, Identity), Transform)
         self.estimator: Estimator = check_part(self, "estimator", default(estimator, StraightThrough), Estimator)
         self.losses = nn.ModuleList(_check_losses(self, losses))
-        for part in (self.estimator, *self._parts()):
+        for part in (self.estimator, *self._losses()):
             if part.takes_context and not self.has_table:
                 raise ValueError(
                     f"`{type(self).__name__}`: {type(part).__name__} looks at the table of codes, and there is none. "
@@ -141,7 +142,7 @@ class Quantizer(nn.Module, ABC):
         with making_float32():
             self.transform.bind(self.dim)
 
-    def _parts(self) -> list[Loss]:
+    def _losses(self) -> list[Loss]:
         return [loss for loss in self.losses if isinstance(loss, Loss)]
 
     # --- one vector's way through ---------------------------------------------------------------------------------
@@ -251,8 +252,8 @@ class Quantizer(nn.Module, ABC):
         self, z: Tensor, code: Tensor, valid: Tensor | None, context: Context | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the losses, connected to ``z`` whatever they are, and the terms."""
-        terms = {loss.name: loss.measure(z, code, valid, context) for loss in self._parts()}
-        return sum((loss.coefficient * terms[loss.name] for loss in self._parts()), start=zero_of(z)), terms
+        terms = {loss.name: loss.measure(z, code, valid, context) for loss in self._losses()}
+        return sum((loss.coefficient * terms[loss.name] for loss in self._losses()), start=zero_of(z)), terms
 
     def _without_codes(self, x: Tensor) -> Step:
         """The step under ``bypass``."""
@@ -356,7 +357,7 @@ class Quantizer(nn.Module, ABC):
             finite = bool(torch.isfinite(low + high))
             expected = f"at most {limit:.2g} in size, so that sums of squares do not overflow" if finite else "finite"
             got = _count_beyond(flat.detach(), limit) if finite else count_not_finite(flat)
-            raise ValueError(
+            raise NonFiniteError(
                 f"`{type(self).__name__}`: `z` must be {expected}. Got {got} (rows of {self.dim} channels). Nothing "
                 "was changed; set `check_finite = False` on the layer to skip this check."
             )

@@ -102,7 +102,7 @@ class VectorQuantizer(Quantizer):
 
     @property
     def _loss_trains_codes(self) -> bool:
-        return any(loss.trains_codes for loss in self._parts())
+        return any(loss.trains_codes for loss in self._losses())
 
     # --- maps on flat rows ----------------------------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ class VectorQuantizer(Quantizer):
         """Refuses a forward inside a backward: it would update the codebook twice and assign differently."""
         if not self.training or torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
             return
-        parts = [self.estimator, *self._parts()]
+        parts = [self.estimator, *self._losses()]
         is_random = self.assigner.is_random or any(part.takes_context for part in parts)
         if is_random or not self.codebook.is_still:
             raise RuntimeError(

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from straightvq.studies.run import Config, slug
 from straightvq.studies.study import DataSet, Measure, Model, Row, Size, Study, expanded, hint, study_names, unknown

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import yaml  # type: ignore[import-untyped]
+import yaml
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
+from straightvq.errors import NonFiniteError
 from straightvq.files import write_text
 from straightvq.studies.results import Result
 from straightvq.studies.run import FINAL, Run
@@ -55,8 +56,8 @@ def train(run: Run, place: Path, configs: Path, show: Show) -> Result:
         warnings.simplefilter("ignore", CodebookWarning)
         try:
             _fit(run, place, words, watcher)
-        except ValueError as error:
-            if watcher.steps == 0 or "finite" not in str(error):
+        except NonFiniteError as error:
+            if watcher.steps == 0:  # no training that broke off, but one that cannot begin
                 raise
             return Result.of(run, watcher.seconds, {}, error=str(error).splitlines()[0])
         metrics = _measure(run, place, words)
@@ -162,6 +163,7 @@ class _RunCLI(TrainingCLI):
         trainer = super().instantiate_trainer(enable_progress_bar=False, **kwargs)
         if self.watcher is not None:
             # Before the callbacks that save, so that the clock is read when they do.
+            # Lightning gives the trainer this list where no type checker sees it.
             trainer.callbacks.insert(0, self.watcher)  # type: ignore[attr-defined]
         return trainer
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import lightning
 import torch
-import yaml  # type: ignore[import-untyped]
+import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 

@@ -176,9 +176,9 @@ class TrainingCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         except RuntimeError as error:
             path = self.config[subcommand]["ckpt_path"]
-            if path is None or "loading state_dict" not in str(error):
+            found = path and differences(self.model, read_checkpoint(Path(path), "--ckpt_path")["state_dict"])
+            if not found:
                 raise
-            found = differences(self.model, read_checkpoint(Path(path), "--ckpt_path")["state_dict"])
             raise ValueError(
                 f"`--ckpt_path`: {path!r} is of another network than the configuration describes: it {found}. Leave "
                 "out the options that change the network, or train anew without --ckpt_path."

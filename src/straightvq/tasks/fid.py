@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from straightvq.models import ClassifierBase
+from straightvq.nn.ranks import sum_over_ranks
 from straightvq.tasks._run import RunFolder, load_weights
 
 __all__ = ["ClassifierFeatures", "FeatureNetwork", "FrechetDistances", "InceptionFeatures", "load_features"]
@@ -199,13 +200,12 @@ class FrechetDistances:
         Raises:
             ValueError: for fewer than two images, which have no covariance.
         """
-        try:
-            # Rounding takes the distance of equal sets a little below 0.
-            return {name: cast(Any, metric).compute().clamp(min=0) for name, metric in self._metrics.items()}
-        except RuntimeError as error:
-            if "More than one sample" not in str(error):
-                raise
-            raise ValueError("`FID`: there must be at least two test images to compare. Got fewer.") from error
+        for metric in cast(Any, self._metrics).values():
+            seen = torch.stack([metric.real_features_num_samples, metric.fake_features_num_samples])
+            if sum_over_ranks(seen, None).min() < 2:
+                raise ValueError("`FID`: there must be at least two test images to compare. Got fewer.")
+        # Rounding takes the distance of equal sets a little below 0.
+        return {name: cast(Any, metric).compute().clamp(min=0) for name, metric in self._metrics.items()}
 
 
 class _Given(nn.Module):

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from straightvq.errors import NonFiniteError
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
 from straightvq.nn.ranks import sum_over_ranks
@@ -19,8 +20,8 @@ __all__ = ["NonFiniteError", "StopOnNonFinite"]
 _NEVER = 1 << 62
 
 
-class NonFiniteError(ValueError):
-    """The loss, a gradient or a weight is NaN or infinite; the message says which, when, and where to go on from."""
+class _StoppedError(NonFiniteError):
+    """Ours, of a loss, a gradient or a weight: its message says which, when, and where to go on from."""
 
 
 class StopOnNonFinite(Callback):
@@ -95,8 +96,7 @@ class StopOnNonFinite(Callback):
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        is_ours = isinstance(exception, NonFiniteError)
-        if isinstance(exception, ValueError) and not is_ours and "must be finite" in str(exception):
+        if isinstance(exception, NonFiniteError) and not isinstance(exception, _StoppedError):
             before = (
                 "" if self._first is None or self._first.min() >= _NEVER else f"; {self._earliest()} was not finite"
             )
@@ -158,9 +158,9 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
-def _error(trainer: lightning.Trainer, what: str) -> NonFiniteError:
+def _error(trainer: lightning.Trainer, what: str) -> _StoppedError:
     reason = "Values that are not finite never recover, so the training stops."
-    return NonFiniteError(f"`StopOnNonFinite`: {what}. {reason}\n{_way_out(trainer)}")
+    return _StoppedError(f"`StopOnNonFinite`: {what}. {reason}\n{_way_out(trainer)}")
 
 
 def _way_out(trainer: lightning.Trainer) -> str:

@@ -56,7 +56,7 @@ def each_loss_trains_its_sides(subject: Subject) -> None:
         for book in layer.codebooks():
             routes = book.update.loss
             takes = routes.raw or (routes.parametrization and book.parametrization.is_learned)
-            meant = to_codes and takes and any(part.trains_codes for part in layer._parts())
+            meant = to_codes and takes and any(part.trains_codes for part in layer._losses())
             reached = _is_reached(list(book.parameters()))
             hold(reached == meant, f"{'a' if meant else 'no'} gradient of {loss} at the codebook", reached)
 
