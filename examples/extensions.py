@@ -145,7 +145,6 @@ class FiniteScalar(svq.Quantizer):
 
 
 class LinearMap(svq.Parametrization):
-    has_inverse = False
     is_learned = True
 
     def _make(self, size: int, dim: int) -> None:
@@ -167,7 +166,6 @@ class FrozenBasis(svq.Update):
 
 
 class Network(svq.Parametrization):
-    has_inverse = False
     is_learned = True
 
     def raw_shape(self, size: int, dim: int) -> tuple[int, int]:

@@ -67,8 +67,8 @@ FAULTS = [
     Fault(
         "swapped loss weights",
         BASE,
-        "(loss.coefficient * terms[loss.name] for loss in self._parts())",
-        "(other.coefficient * terms[loss.name] for loss, other in zip(self._parts(), self._parts()[::-1]))",
+        "(loss.coefficient * terms[loss.name] for loss in self._losses())",
+        "(other.coefficient * terms[loss.name] for loss, other in zip(self._losses(), self._losses()[::-1]))",
         LAWS,
     ),
     Fault(

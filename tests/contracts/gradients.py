@@ -34,7 +34,6 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 class LinearMap(svq.Parametrization):
     """``code = raw @ map``: learned, and nothing says which raw table gives a code."""
 
-    has_inverse = False
     is_learned = True
 
     def _make(self, size: int, dim: int) -> None:

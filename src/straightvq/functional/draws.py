@@ -126,7 +126,7 @@ def draw_normal(
     return x.mul_(scale).erfinv_().mul_(math.sqrt(2)).to(dtype)
 
 
-def draw_distinct(seed: Tensor, step: Tensor, stream: int, count: int, population: Tensor) -> Tensor:
+def draw_distinct(seed: Tensor, step: Tensor, stream: int, count: int, population: Tensor | int) -> Tensor:
     """``count`` places out of ``population`` in random order: the first ``population`` of them are distinct.
 
     A simple random sample without replacement: every set of places is equally likely, and so is every order. Where
@@ -138,11 +138,8 @@ def draw_distinct(seed: Tensor, step: Tensor, stream: int, count: int, populatio
 
     Args:
         count: how many places.
-        population: number of places, below 2^31; may be known on the device only, nobody waits for it. The other
+        population: number of places, below 2^31: an integer, or Int64 () where only the device knows it. The other
             arguments are those of ``draw_integers``.
-
-    Shape:
-        population: Int64 ().
 
     Returns:
         Int64 (count,) in ``[0, population)``; zeros if the population is empty.
@@ -154,7 +151,10 @@ def draw_distinct(seed: Tensor, step: Tensor, stream: int, count: int, populatio
     num = 2 * count + 256
     place = torch.arange(num, device=seed.device)
     x = _hash(seed, step, stream, place)
-    drawn = torch.where(population > num, _level(x), place).remainder_(population.clamp(min=1))
+    if isinstance(population, int):
+        drawn = (_level(x) if population > num else place) % max(1, population)
+    else:
+        drawn = torch.where(population > num, _level(x), place).remainder_(population.clamp(min=1))
     drawn = drawn.sort().values  # equal ones are neighbours now
     # In what order the hashes came says nothing about the sorted places: they are shuffled by the hashes themselves.
     x[1:].masked_fill_(drawn[1:] == drawn[:-1], _LAST)

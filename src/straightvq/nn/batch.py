@@ -20,12 +20,15 @@ class Batch:
     Attributes:
         z: this rank's vectors, Float (n, d), detached.
         valid: Bool (n,), or None for all.
+        is_uniform: whether the host knows that all vectors are valid, or none.
         group: the ranks that share the codebook.
         draws: the step's random numbers, equal on all ranks.
     """
 
     def __init__(self, z: Tensor, valid: Tensor | None, group: Group, draws: Draws) -> None:
         self.z, self.valid, self.group, self.draws = z, valid, group, draws
+        # Whether all vectors or none are valid, as without a mask: a single flag on the device, expanded.
+        self.is_uniform = valid is None or (len(z) > 0 and valid.stride() == (0,))
         self._shares: Tensor | None = None
         self._moments: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -54,6 +57,10 @@ class Batch:
         shares = self.shares()
         return shares[0] if len(shares) == 1 else shares.sum()
 
+    def room(self) -> Tensor | int:
+        """As ``total``, and a number of Python's where the host knows it, but for whether they are valid at all."""
+        return self.z.shape[0] if self.is_uniform and num_ranks(self.group) == 1 else self.total()
+
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Number Int64 (1, 1), mean and biased variance Float (1, d) of the valid vectors of all ranks.
 
@@ -66,7 +73,7 @@ class Batch:
 
     def _own_moments(self, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Those of this rank's ``count`` vectors; zeros if it has none."""
-        if self.valid is None and len(self.z) and self.z.device.type not in _SLOW_AT_ONE_PASS:
+        if self.is_uniform and len(self.z) and self.z.device.type not in _SLOW_AT_ONE_PASS:
             var, mean = torch.var_mean(self.z, 0, correction=0)
         else:
             divisor = count.clamp(min=1)
@@ -86,7 +93,7 @@ class Batch:
     def _count(self) -> Tensor:
         if self.valid is None:
             return torch.full((), self.z.shape[0], device=self.z.device)
-        return self.valid.sum()
+        return self.valid[0] * self.z.shape[0] if self.is_uniform else self.valid.sum()
 
     def _sum(self, rows: Tensor) -> Tensor:
         return (rows if self.valid is None else torch.where(self.valid[:, None], rows, 0)).sum(0)

@@ -69,7 +69,7 @@ class Draws:
         """Standard Gumbel numbers."""
         return draw_gumbel(self.seed, self.step, self._stream(stream), shape, dtype, rows=rows)
 
-    def distinct(self, stream: str, count: int, population: Tensor) -> Tensor:
+    def distinct(self, stream: str, count: int, population: Tensor | int) -> Tensor:
         """``count`` places out of ``population``, without repetition; see ``straightvq.functional``."""
         return draw_distinct(self.seed, self.step, self._stream(stream), count, population)
 

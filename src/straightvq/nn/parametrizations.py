@@ -27,8 +27,8 @@ _SHORTEST = 1e-2
 
 
 class Parametrization(Part):
-    """Required: ``forward``, and ``inverse`` unless ``has_inverse`` is False; ``observe`` and ``remember`` if it
-    follows the data; ``raw_shape`` and ``start_raw`` if the raw table has another shape than the codes.
+    """Required: ``forward``, and ``inverse`` if there is one; ``observe`` and ``remember`` if it follows the data;
+    ``raw_shape`` and ``start_raw`` if the raw table has another shape than the codes.
 
     Without an inverse nobody can write codes: inits from data, resets, writing updates and ``set_codes`` are refused.
     """
@@ -37,8 +37,11 @@ class Parametrization(Part):
     saves_table = True
     # Whether every table of codes has a raw table that gives it: what a later part of a chain may rely on.
     is_onto = False
-    # Whether `inverse` gives the raw table for codes.
-    has_inverse = True
+
+    @property
+    def has_inverse(self) -> bool:
+        """Whether ``inverse`` is given."""
+        return type(self).inverse is not Parametrization.inverse
 
     @property
     def is_learned(self) -> bool:
@@ -74,7 +77,7 @@ class Parametrization(Part):
 
     def inverse(self, codes: Tensor) -> Tensor:
         """Effective codes (k, d) -> the raw table that gives them, under the map now in force."""
-        raise NotImplementedError(f"`{type(self).__name__}`: `inverse` must be given, or `has_inverse` set to False.")
+        raise TypeError(f"`{type(self).__name__}` has no inverse.")
 
     def adopt(self, codes: Tensor) -> Tensor:
         """Raw table for a whole new set of codes (init, import); may change the map so that it fits them."""
@@ -398,7 +401,6 @@ class Chain(Parametrization):
         if not isinstance(parts, Sequence) or not parts:
             raise ValueError(f"`Chain`: `parts` must be a list of at least one parametrization. Got {parts!r}.")
         self.parts = nn.ModuleList(check_part(self, "parts", part, Parametrization) for part in parts)
-        self.has_inverse = all(part.has_inverse for part in self._parts)
         for part in self._parts[:-1]:
             if self.has_inverse and not part.is_onto:
                 raise ValueError(
@@ -407,6 +409,10 @@ class Chain(Parametrization):
                     f"Got [{', '.join(type(each).__name__ for each in self._parts)}]."
                 )
         self.is_onto = self._parts[-1].is_onto
+
+    @property
+    def has_inverse(self) -> bool:
+        return all(part.has_inverse for part in self._parts)
 
     @property
     def is_learned(self) -> bool:

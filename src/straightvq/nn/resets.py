@@ -85,7 +85,7 @@ class DeadCodeReset(Reset):
         self.register_buffer("idle", torch.zeros(size))
 
     def record(self, counts: Tensor) -> None:
-        self.idle.add_((counts.sum() / self.size).clamp(max=1)).masked_fill_(counts > 0, 0)
+        self.idle.add_(counts.sum().clamp(max=self.size), alpha=1 / self.size).masked_fill_(counts > 0, 0)
 
     def due(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
         # The tolerance absorbs the rounding of a sum of N/K, so that K/N steps are exactly one.
@@ -95,12 +95,13 @@ class DeadCodeReset(Reset):
             return None
         # Before the shares, which then travel along.
         deviation = self._deviation(batch) if self.noise and self.relative_to == "spread" else None
-        total = batch.total()
-        oldest = self.idle.argsort(descending=True, stable=True)  # the dead are the first
-        place = torch.empty_like(oldest).scatter_(0, oldest, torch.arange(self.size, device=oldest.device))
-        picks = batch.draws.distinct("reset vectors", self.size, total)[place]
+        room = batch.room()
+        picks = batch.draws.distinct("reset vectors", self.size, room)
+        rows = dead if batch.valid is None or not batch.is_uniform else dead & batch.valid[0]
+        if not isinstance(room, int) or room < self.size:  # else there is a vector for every code
+            turn = self._turns(room)
+            picks, rows = picks[turn], rows & (turn < room)
         vectors = sum_over_ranks(self._own(batch, picks), batch.group)
-        rows = dead & (place < total)
         if not self.noise:
             return rows, vectors
         if deviation is None:
@@ -108,6 +109,13 @@ class DeadCodeReset(Reset):
         z = batch.z
         noise = batch.draws.normal("reset noise", (self.size, z.shape[1]), z.dtype)
         return rows, torch.addcmul(vectors, deviation, noise)
+
+    def _turns(self, room: Tensor | int) -> Tensor:
+        """In what order the codes take vectors, Int64 (k,): the longest unused first, unless there are enough."""
+        number = torch.arange(self.size, device=self.idle.device)
+        oldest = self.idle.argsort(descending=True, stable=True)  # the dead are the first
+        turn = torch.empty_like(oldest).scatter_(0, oldest, number)
+        return turn if isinstance(room, int) else torch.where(room < self.size, turn, number)
 
     def _deviation(self, batch: Batch) -> Tensor:
         """Standard deviation of the noise in each channel, (1, d)."""
@@ -119,7 +127,8 @@ class DeadCodeReset(Reset):
     @staticmethod
     def _own(batch: Batch, picks: Tensor) -> Tensor:
         """The picked vectors that live on this rank, zeros for the others."""
-        z, valid, group = batch.z, batch.valid, batch.group
+        z, group = batch.z, batch.group
+        valid = None if batch.is_uniform else batch.valid
         if len(z) == 0:
             return z.new_zeros(len(picks), z.shape[1])
         alone, place = num_ranks(group) == 1, picks

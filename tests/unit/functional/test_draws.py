@@ -4,12 +4,11 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from itertools import permutations
-from typing import Any
 
 import pytest
 import torch
+from tests.launches import Launches
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from straightvq.functional import draw_distinct, draw_gumbel, draw_integers, draw_normal, draw_uniform
 
@@ -252,20 +251,6 @@ def test_neighbouring_places_are_not_related(population: int) -> None:
 
 
 # --- on an accelerator ----------------------------------------------------------------------------------------------
-
-
-class Launches(TorchDispatchMode):
-    """Notes every operator that starts a kernel: not those that make a view, take memory or ask for a type."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        if not func.is_view and not name.startswith(("empty", "promote_types")):
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 LAUNCHES = {"integers": 11, "uniform": 13, "normal": 11, "distinct": 18}

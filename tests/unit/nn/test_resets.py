@@ -1,11 +1,9 @@
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
+from tests.launches import Launches
 from tests.reference import naive
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import straightvq as svq
 from straightvq.nn.batch import Batch
@@ -187,22 +185,9 @@ def test_masked_vectors_are_as_good_as_absent() -> None:
 
 # --- on an accelerator ----------------------------------------------------------------------------------------------
 
-# Kernels of one step, 29 of them of its two draws, whether or not a code is dead: there nothing may ask.
-LAUNCHES = {"all": 50, "masked": 63}
-
-
-class Launches(TorchDispatchMode):
-    """Notes every operator that starts a kernel: not those that make a view, take memory or ask for a type."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        if not func.is_view and not name.startswith(("empty", "new_empty", "promote_types")):
-            self.names.append(name)
-        return func(*args, **(kwargs or {}))
+# Kernels of one step, whether or not a code is dead: there nothing may ask. "uniform": all are valid or none, as the
+# layer hands it over there. A mask has more to count.
+LAUNCHES = {"all": 38, "uniform": 39, "masked": 64}
 
 
 @pytest.mark.parametrize("which", list(LAUNCHES))
@@ -211,7 +196,8 @@ def test_a_step_launches_few_kernels(which: str) -> None:
     reset.bind(K, D)
     reset.to("meta")
     z, counts = torch.empty(80, D, device="meta"), torch.empty(K, device="meta")
-    valid = torch.empty(80, dtype=torch.bool, device="meta") if which == "masked" else None
+    shape = () if which == "uniform" else (80,)
+    valid = None if which == "all" else torch.empty(shape, dtype=torch.bool, device="meta").expand(80)
     batch = Batch(z, valid, None, Draws(Clock().to("meta")))
     with Launches() as launches:
         assert reset.due(batch) is not None
@@ -348,3 +334,17 @@ def test_naive_counter_by_hand() -> None:
     assert counter.idle == [0.0, 0.5, 0.0, 1.5]
     counter.record(np.array([0, 1]))
     assert counter.due(5) == [3]
+
+
+@pytest.mark.parametrize("all_valid", [True, False])
+def test_a_batch_that_is_valid_as_a_whole_or_not_at_all_does_what_its_mask_says(all_valid: bool) -> None:
+    found = []
+    for mask in (torch.full((40,), all_valid), torch.tensor(all_valid).expand(40)):
+        torch.manual_seed(0)
+        reset = svq.DeadCodeReset(1, noise=0.0)
+        layer = layer_with(reset, used_and_dead())
+        reset.idle.fill_(9)
+        layer.step(batch(40, 1), mask)
+        found.append(layer.codes())
+    assert torch.equal(*found)
+    assert torch.equal(found[0], used_and_dead()) is not all_valid

@@ -279,8 +279,6 @@ def test_an_old_size_that_the_groups_do_not_divide_is_refused() -> None:
 
 
 class NoInverse(svq.Parametrization):
-    has_inverse = False
-
     def forward(self, raw: Tensor) -> Tensor:
         return raw.tanh()
 
