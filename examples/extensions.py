@@ -107,17 +107,14 @@ class SharedResidual(svq.Quantizer):
             x = x - steps[-1].code.detach()
         return steps
 
-    def rows(self, steps: list[svq.Step], valid: Tensor | None) -> svq.Batch:
-        every = None if valid is None else valid[:, None].expand(-1, len(steps)).flatten()
-        return self.level.batch(torch.stack([step.z for step in steps], 1).flatten(0, 1), every)
-
     def step(self, x: Tensor, valid: Tensor | None) -> svq.Step:
+        level = self.level
         if self.training:
-            self.level.adapt(self.level.batch(x, valid), lambda: self.rows(self.levels(x, valid), valid))
+            level.adapt(level.batch(x, valid), lambda: level.gather(self.levels(x, valid), valid))
         steps = self.levels(x, valid)
         out = svq.Step.sum(x, steps)
         if self.training:
-            self.level.settle(self.rows(steps, valid), out.indices.flatten())
+            level.settle(level.gather(steps, valid), out.indices.flatten())
         return out
 
     def assign(self, z: Tensor) -> Tensor:

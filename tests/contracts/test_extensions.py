@@ -57,7 +57,7 @@ def test_the_page_shows_the_example_in_few_lines(names: list[str]) -> None:
     sources = [inspect.getsource(getattr(extensions, name)) for name in names]
     assert all(source in page for source in sources), f"docs/extend.md must show {names} as they are"
     lines = [line for source in sources for line in source.splitlines() if line.strip()]
-    assert len(lines) <= 32 if names == ["SharedResidual"] else len(lines) <= 25
+    assert len(lines) <= 25
 
 
 def test_a_finite_scalar_quantizer_takes_fifteen_lines() -> None:

@@ -120,6 +120,11 @@ class VectorQuantizer(Quantizer):
         """Rows of a training step for the codebook; ``level`` tells the random draws of a composite's levels apart."""
         return Batch(x.detach(), valid, self.codebook.process_group, Draws(self.clock, level))
 
+    def gather(self, steps: list[Step], valid: Tensor | None) -> Batch:
+        """Rows of all levels of a composite that share this codebook, vector by vector, in one batch."""
+        every = None if valid is None else valid[:, None].expand(-1, len(steps)).flatten()
+        return self.batch(torch.stack([step.z for step in steps], 1).flatten(0, 1), every)
+
     def adapt(self, batch: Batch, collect: Callable[[], Batch] | None = None) -> Assigned:
         """Lets the codebook change, once per training forward and before its codes are read.
 
