@@ -269,6 +269,8 @@ class Codebook(Part):
     def write(self, codes: Tensor, rows: Tensor) -> None:
         """Writes effective ``codes`` (size, dim) through the parametrization's inverse where ``rows`` is set."""
         raw = self.parametrization.rebase(self.raw, rows)
+        if raw is not self.raw:  # rows in other units are new ones to an optimizer
+            self.rewritten.logical_or_((raw != self.raw).any(1))
         written = self.parametrization.inverse(codes.to(self.raw.dtype))
         self.raw.copy_(torch.where(rows[:, None], written, raw))
 

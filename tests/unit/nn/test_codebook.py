@@ -319,3 +319,15 @@ def test_gradients_of_earlier_forwards_do_not_move_a_rewritten_row() -> None:
     reset = layer.codes()[2].clone()
     optimizer.step()
     assert torch.equal(layer.codes()[2], reset)
+
+
+@pytest.mark.parametrize("scale", [1.5, 1e-5])
+def test_rows_that_a_map_expresses_anew_are_new_ones_to_an_optimizer(scale: float) -> None:
+    affine = svq.Affine()
+    layer = quantizer(parametrization=affine)
+    affine.scale.data.fill_(scale - 1)
+    layer.codebook.rewritten.fill_(False)
+    before = layer.codes()
+    layer.codebook.write(before, torch.arange(8) == 3)
+    torch.testing.assert_close(layer.codes(), before)
+    assert layer.codebook.rewritten.tolist() == 8 * [scale < 1]
