@@ -22,11 +22,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/straightvq demo
 
+# One process of one thread for each core: the tensors of the tests are tiny.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
 test: setup lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Beside the peers, which are installed for it.
 bench: setup
