@@ -113,7 +113,7 @@ class Tokens(Images):
             task = getattr(self.trainer, "lightning_module", None)
             if not isinstance(task, HasTokenizer):
                 raise TypeError(
-                    "`Tokens`: the task must have a tokenizer, as `straightvq.tasks.Generation` has. "
+                    "`Tokens`: the task must have a tokenizer, as `straightvq.generation.Generation` has. "
                     f"Got {type(task).__name__}; take `straightvq.data.Images` for it."
                 )
             self.encode(task)

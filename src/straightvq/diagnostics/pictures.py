@@ -16,7 +16,7 @@ from torch import Tensor
 
 from straightvq.diagnostics import panels
 from straightvq.diagnostics.panels import codebook_scatter, usage_histogram, usage_over_time
-from straightvq.files import replacing
+from straightvq.io import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

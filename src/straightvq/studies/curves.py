@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from straightvq.runs import read_log
 from straightvq.studies.results import Findings
 from straightvq.studies.run import FINAL, Cell
-from straightvq.tasks._run import read_log
 
 __all__ = ["Curves"]
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from straightvq.files import write_text
+from straightvq.io import write_text
 from straightvq.studies.origin import hardware, versions
 from straightvq.studies.run import Cell, Run
 

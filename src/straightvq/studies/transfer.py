@@ -3,12 +3,12 @@
 import shutil
 from pathlib import Path
 
+from straightvq.runs import write_log
 from straightvq.studies import curves, results
 from straightvq.studies.curves import Curves
 from straightvq.studies.results import Results, read_table
 from straightvq.studies.run import FINAL
 from straightvq.studies.work import Work
-from straightvq.tasks._run import write_log
 
 __all__ = ["take_over"]
 
