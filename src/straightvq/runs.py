@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 
+from straightvq.errors import InvalidValueError
 from straightvq.io import write_text
 
 KEPT = "checkpoints"
@@ -52,11 +53,13 @@ class RunFolder:
     def __init__(self, folder: Path, owner: str = "analyze") -> None:
         self.folder, self.owner = folder, owner
         if not folder.is_dir():
-            raise ValueError(f"`{owner}`: there is no folder {str(folder)!r}. Pass the one that `straightvq fit` made.")
+            raise InvalidValueError(
+                f"`{owner}`: there is no folder {str(folder)!r}. Pass the one that `straightvq fit` made."
+            )
         self.config = self._read_config()
         self._files = sorted([*folder.glob("*.ckpt"), *folder.glob(f"{KEPT}/*.ckpt")])
         if not self._files:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`{owner}`: {str(folder)!r} has no checkpoint: neither last.ckpt, nor best.ckpt, nor any in {KEPT}/. "
                 "Train until the first is written (--save_every)."
             )
@@ -66,13 +69,13 @@ class RunFolder:
         hint = "Pass a folder that `straightvq fit` made, such as runs/photos."
         if not file.is_file():
             here = f"{str(self.folder)!r} is not a run's folder"
-            raise ValueError(f"`{self.owner}`: {here}: it has no config.yaml. {hint}")
+            raise InvalidValueError(f"`{self.owner}`: {here}: it has no config.yaml. {hint}")
         try:
             config = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"`{self.owner}`: {str(file)!r} is not readable as YAML. {hint}") from error
+            raise InvalidValueError(f"`{self.owner}`: {str(file)!r} is not readable as YAML. {hint}") from error
         if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("model", "data")):
-            raise ValueError(f"`{self.owner}`: {str(file)!r} configures no model and data. {hint}")
+            raise InvalidValueError(f"`{self.owner}`: {str(file)!r} configures no model and data. {hint}")
         return config
 
     @functools.cached_property
@@ -100,7 +103,7 @@ class RunFolder:
         if name is None:
             return self.checkpoints[-1]
         known = ", ".join(file.stem for file in self._files)
-        raise ValueError(f"`{self.owner}`: {str(self.folder)!r} has no checkpoint {name!r}. It has {known}.")
+        raise InvalidValueError(f"`{self.owner}`: {str(self.folder)!r} has no checkpoint {name!r}. It has {known}.")
 
     def build(self) -> tuple[lightning.LightningModule, lightning.LightningDataModule]:
         """Task and data as the configuration describes them, the weights still those of a new network."""
@@ -158,13 +161,13 @@ def read_checkpoint(file: Path, owner: str = "analyze") -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # what torch.load raises for damaged files is not documented
-        raise ValueError(
+        raise InvalidValueError(
             f"`{owner}`: {str(file)!r} cannot be read as a checkpoint: it is damaged, or holds other objects than "
             "tensors and plain values, which are not loaded."
         ) from error
     sound = isinstance(content, dict) and isinstance(content.get("state_dict"), dict)
     if not sound or not isinstance(content.get("global_step"), int):
-        raise ValueError(f"`{owner}`: {str(file)!r} is not a checkpoint of a training run.")
+        raise InvalidValueError(f"`{owner}`: {str(file)!r} is not a checkpoint of a training run.")
     return content
 
 
@@ -198,7 +201,7 @@ def load_weights(task: lightning.LightningModule, checkpoint: Checkpoint, owner:
     state = read_checkpoint(checkpoint.path, owner)["state_dict"]
     found = differences(task, state)
     if found:
-        raise ValueError(
+        raise InvalidValueError(
             f"`{owner}`: {str(checkpoint.path)!r} is of another network, or another version of it, than config.yaml "
             f"describes: it {found}. Use the version that trained it; config.yaml names it."
         )
@@ -231,7 +234,7 @@ def pick_device(owner: str, name: str, kinds: Sequence[str]) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if "cuda" in present else "cpu")
     if name not in present:
-        raise ValueError(f"`{owner}`: `device` must be one of auto, {', '.join(present)} here. Got {name!r}.")
+        raise InvalidValueError(f"`{owner}`: `device` must be one of auto, {', '.join(present)} here. Got {name!r}.")
     return torch.device(name)
 
 

@@ -18,6 +18,7 @@ import straightvq
 from straightvq.analysis.probe import STEP_OPTIONS, Probe, check_task, probe_batches
 from straightvq.analysis.report import write_report
 from straightvq.diagnostics import CurvePanel, Snapshot, curves_over_time, divergence_over_time, save, tsne_map
+from straightvq.errors import InvalidValueError
 from straightvq.io import results_folder, write_text
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
@@ -81,7 +82,7 @@ def analyze(
         task, data = folder.build()
         check_task(task)
         if not getattr(task, "quantize", True):
-            raise ValueError(
+            raise InvalidValueError(
                 f"`analyze`: {str(folder.folder)!r} was trained with `quantize: false`: there is no quantization to "
                 "look at."
             )

@@ -13,6 +13,7 @@ from rich.console import Console
 from straightvq.analysis.analyze import SEED, analyze
 from straightvq.analysis.report import QUANTITIES, format_number
 from straightvq.diagnostics import CurvePanel, curves_over_time, panels, save
+from straightvq.errors import InvalidValueError
 from straightvq.io import results_folder, write_text
 from straightvq.runs import RunFolder
 
@@ -62,12 +63,12 @@ def compare(
     """
     paths = [Path(os.path.abspath(run)) for run in runs]
     if len(set(paths)) < 2 or len(set(paths)) < len(paths):
-        raise ValueError(
+        raise InvalidValueError(
             f"`compare`: `runs` must be at least two different folders. Got {', '.join(map(str, runs)) or 'none'}."
         )
     names = method_names(paths)
     if len(set(names)) > len(panels.PALETTE):
-        raise ValueError(
+        raise InvalidValueError(
             f"`compare`: `runs` must be of at most {len(panels.PALETTE)} methods, one for each colour. "
             f"Got {len(set(names))}: {', '.join(dict.fromkeys(names))}."
         )

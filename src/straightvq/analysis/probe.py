@@ -20,6 +20,7 @@ from straightvq.diagnostics import (
     update_delay,
 )
 from straightvq.diagnostics.functional import ratio
+from straightvq.errors import InvalidValueError
 from straightvq.runs import Checkpoint
 from straightvq.training.evaluation import HasHead, Totals, measure_gradient_gap
 from straightvq.training.pictures import undisturbed
@@ -51,9 +52,9 @@ def check_task(task: lightning.LightningModule) -> None:
         each.remove()
     if len(found) != 1 or found[0].codebook is None:
         names = ", ".join(each.name for each in found) or "none"
-        raise ValueError(f"`analyze`: {owner} must have exactly one quantizer with a codebook. Got {names}.")
+        raise InvalidValueError(f"`analyze`: {owner} must have exactly one quantizer with a codebook. Got {names}.")
     if not isinstance(task, HasHead):
-        raise ValueError(
+        raise InvalidValueError(
             f"`analyze`: {owner} must have the methods latent(batch) and head_loss(latent, batch), "
             "as `straightvq.training.HasHead` describes them."
         )
@@ -74,7 +75,7 @@ def probe_batches(data: lightning.LightningDataModule, most: int, device: torch.
         if not room:
             break
     if not batches:
-        raise ValueError(f"`analyze`: {type(data).__name__} has no test examples.")
+        raise InvalidValueError(f"`analyze`: {type(data).__name__} has no test examples.")
     return batches
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
+from straightvq.errors import InvalidValueError
 from straightvq.models import ClassifierBase
 from straightvq.nn.ranks import sum_over_ranks
 from straightvq.runs import RunFolder, load_weights
@@ -63,7 +64,7 @@ class ClassifierFeatures(FeatureNetwork):
         super().__init__()
         last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
         if last.in_features > MAX_WIDTH:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`ClassifierFeatures`: the last layer of `model` must have at most {MAX_WIDTH} inputs, so that their "
                 f"covariance can be estimated. Got {last.in_features}; train a narrower {type(model).__name__}."
             )
@@ -83,7 +84,7 @@ class ClassifierFeatures(FeatureNetwork):
         task = folder.build_task()
         model = getattr(task, "model", None)
         if not isinstance(model, ClassifierBase):
-            raise ValueError(
+            raise InvalidValueError(
                 f'`FID`: {str(run)!r} is a run of {type(task).__name__}. Pass the run of a classifier, or "inception".'
             )
         load_weights(task, checkpoint, "FID")
@@ -113,7 +114,7 @@ class InceptionFeatures(FeatureNetwork):
         super().__init__()
         file = self.file()
         if file is None:
-            raise ValueError(_missing())
+            raise InvalidValueError(_missing())
         metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(file))
         self.name, self.num_features = "Inception v3", 2048
         self.network = metric.inception
@@ -203,7 +204,7 @@ class FrechetDistances:
         for metric in cast(Any, self._metrics).values():
             seen = torch.stack([metric.real_features_num_samples, metric.fake_features_num_samples])
             if sum_over_ranks(seen, None).min() < 2:
-                raise ValueError("`FID`: there must be at least two test images to compare. Got fewer.")
+                raise InvalidValueError("`FID`: there must be at least two test images to compare. Got fewer.")
         # Rounding takes the distance of equal sets a little below 0.
         return {name: cast(Any, metric).compute().clamp(min=0) for name, metric in self._metrics.items()}
 

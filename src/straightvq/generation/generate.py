@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from straightvq.data.decode import UnreadableImageError, decode_image
+from straightvq.errors import InvalidValueError
 from straightvq.generation.task import Generation
 from straightvq.io import write_text
 from straightvq.nn.part import check_float, check_int
@@ -56,7 +57,7 @@ class Sampling:
         check_int("generate", "num", self.num, 1)
         check_int("generate", "seed", self.seed, 0)
         if self.seed >= 1 << 63:
-            raise ValueError(f"`generate`: `seed` must be below 2**63. Got {self.seed}.")
+            raise InvalidValueError(f"`generate`: `seed` must be below 2**63. Got {self.seed}.")
         if self.steps is not None:
             check_int("generate", "steps", self.steps, 1)
         for name in ("temperature", "guidance"):
@@ -135,12 +136,14 @@ def _load(run: RunFolder, tokenizer: str | None, device: torch.device) -> tuple[
     """The trained task, the names of its classes, and the number of training steps."""
     hint = "Pass the folder of a run that trained a `Generation`, such as runs/maskgit_digits."
     if not str(run.config["model"].get("class_path", "")).endswith("Generation"):
-        raise ValueError(f"`generate`: {str(run.folder)!r} is a run of {run.config['model'].get('class_path')}. {hint}")
+        raise InvalidValueError(
+            f"`generate`: {str(run.folder)!r} is a run of {run.config['model'].get('class_path')}. {hint}"
+        )
     if tokenizer is not None:
         run.config["model"].setdefault("init_args", {})["tokenizer"] = tokenizer
     task = run.build_task()
     if not isinstance(task, Generation):
-        raise ValueError(f"`generate`: {str(run.folder)!r} is a run of {type(task).__name__}. {hint}")
+        raise InvalidValueError(f"`generate`: {str(run.folder)!r} is a run of {type(task).__name__}. {hint}")
     checkpoint = run.checkpoint()
     content = read_checkpoint(checkpoint.path, run.owner)
     task.on_load_checkpoint(content)
@@ -155,7 +158,9 @@ def _shape(run: RunFolder) -> tuple[int, int]:
     data = run.config["data"].get("init_args") or {}
     size, channels = data.get("size"), data.get("channels")
     if not isinstance(size, int) or not isinstance(channels, int):
-        raise ValueError(f"`generate`: {str(run.folder)!r} does not say the `size` and `channels` of its pictures.")
+        raise InvalidValueError(
+            f"`generate`: {str(run.folder)!r} does not say the `size` and `channels` of its pictures."
+        )
     return size, channels
 
 
@@ -171,7 +176,9 @@ def _classes(names: Sequence[str] | None, task: Generation, known: list[str]) ->
     number = task.model.num_classes
     if number is None:
         if names is not None:
-            raise ValueError(f"`generate`: `classes` must be left out: the network has none. Got {','.join(names)}.")
+            raise InvalidValueError(
+                f"`generate`: `classes` must be left out: the network has none. Got {','.join(names)}."
+            )
         return None
     if names is None:
         return list(range(number))
@@ -189,9 +196,11 @@ def class_number(name: str, number: int, known: list[str]) -> int:
     if name in known:  # first: a class may be called 10 and be the second one
         return known.index(name)
     if not name.removeprefix("-").isdecimal():
-        raise ValueError(f"`generate`: there is no class {name!r}. The data have {', '.join(known) or 'numbers'}.")
+        raise InvalidValueError(
+            f"`generate`: there is no class {name!r}. The data have {', '.join(known) or 'numbers'}."
+        )
     if not 0 <= int(name) < number:
-        raise ValueError(f"`generate`: a class must be in [0, {number}), a name, or any. Got {name}.")
+        raise InvalidValueError(f"`generate`: a class must be in [0, {number}), a name, or any. Got {name}.")
     return int(name)
 
 
@@ -231,10 +240,12 @@ def _start(
     """The tokens that are given, -1 elsewhere, and what the grid shows of them."""
     if picture is None:
         if box is not None or mask is not None:
-            raise ValueError("`generate`: `box` and `mask` belong to `inpaint`. Pass a picture, or leave them out.")
+            raise InvalidValueError(
+                "`generate`: `box` and `mask` belong to `inpaint`. Pass a picture, or leave them out."
+            )
         return torch.full(task.model.grid, -1, device=task.device), []
     if (box is None) == (mask is None):
-        raise ValueError("`generate`: `inpaint` needs a region: either `box` or `mask`.")
+        raise InvalidValueError("`generate`: `inpaint` needs a region: either `box` or `mask`.")
     size, channels = shape
     image = _read(picture, size, channels)
     if box is not None:
@@ -244,7 +255,7 @@ def _start(
         cell = task.tokenizer.downsample
         new = _blocks(torch.from_numpy(_read(mask, size, 1)[0]) > 127, cell).any(-1)
         if not new.any():
-            raise ValueError(
+            raise InvalidValueError(
                 f"`generate`: `mask` must be white where the picture is new. Got {str(mask)!r}, all dark once it is "
                 f"scaled and cut to {size} x {size} pixels as the picture is."
             )
@@ -258,9 +269,9 @@ def _read(file: str | os.PathLike[str], size: int, channels: int) -> NDArray[np.
     try:
         return decode_image(Path(file).read_bytes(), size, channels)
     except OSError as error:
-        raise ValueError(f"`generate`: there is no picture {str(file)!r} that can be opened.") from error
+        raise InvalidValueError(f"`generate`: there is no picture {str(file)!r} that can be opened.") from error
     except UnreadableImageError as error:
-        raise ValueError(f"`generate`: {str(file)!r} cannot be read as a picture: {error}.") from error
+        raise InvalidValueError(f"`generate`: {str(file)!r} cannot be read as a picture: {error}.") from error
 
 
 def tokens_in_box(box: Sequence[int], size: int, cell: int) -> Tensor:
@@ -277,10 +288,10 @@ def tokens_in_box(box: Sequence[int], size: int, cell: int) -> Tensor:
                 [False, False]])
     """
     if len(box) != 4:
-        raise ValueError(f"`generate`: `box` must be four numbers x0,y0,x1,y1. Got {len(box)}.")
+        raise InvalidValueError(f"`generate`: `box` must be four numbers x0,y0,x1,y1. Got {len(box)}.")
     x0, y0, x1, y1 = box
     if not (0 <= x0 < x1 <= size and 0 <= y0 < y1 <= size):
-        raise ValueError(
+        raise InvalidValueError(
             f"`generate`: `box` must be inside the picture of {size} x {size} pixels, with x0 < x1 and y0 < y1. "
             f"Got {x0},{y0},{x1},{y1}."
         )

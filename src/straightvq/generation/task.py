@@ -10,6 +10,7 @@ from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
 from straightvq.diagnostics.fid import FrechetDistances, load_features
+from straightvq.errors import InvalidValueError
 from straightvq.generation.sampling import decode_tokens, guided_logits, random_mask
 from straightvq.generation.tokenizer import Tokenizer
 from straightvq.models import MaskGIT
@@ -115,7 +116,7 @@ class Generation(lightning.LightningModule):
         self.fid_seeds = check_int(self, "fid_seeds", fid_seeds, 1)
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
         if self.tokenizer.codebook_size != model.codebook_size:
-            raise ValueError(
+            raise InvalidValueError(
                 "`Generation`: `codebook_size` of the model must be the tokenizer's, "
                 f"{self.tokenizer.codebook_size}. Got {model.codebook_size}."
             )
@@ -126,12 +127,12 @@ class Generation(lightning.LightningModule):
     def _check_guidance(self, guidance: float) -> float:
         guidance = check_float(self, "guidance", guidance, minimum=0)
         if guidance and self.model.num_classes is None:
-            raise ValueError(
+            raise InvalidValueError(
                 "`Generation`: `guidance` needs classes, and the network has num_classes=None. Leave it at 0. "
                 f"Got {guidance:g}."
             )
         if guidance and not self.class_dropout:
-            raise ValueError(
+            raise InvalidValueError(
                 "`Generation`: `guidance` compares with the null class, which is not trained with class_dropout=0. "
                 f"Leave it at 0, or train with a class_dropout such as 0.1. Got {guidance:g}."
             )
@@ -148,7 +149,7 @@ class Generation(lightning.LightningModule):
     def _check_size(self, images: Tensor) -> None:
         grid = tuple(side // self.tokenizer.downsample for side in images.shape[2:])
         if grid != self.model.grid:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`Generation`: `grid` of the model must be {grid}, because images of {images.shape[2]} x "
                 f"{images.shape[3]} pixels have a token per {self.tokenizer.downsample} x "
                 f"{self.tokenizer.downsample}. Got {self.model.grid}."
@@ -203,7 +204,7 @@ class Generation(lightning.LightningModule):
             ValueError: if it was.
         """
         if checkpoint.get("tokenizer") != self.tokenizer.fingerprint:
-            raise ValueError(
+            raise InvalidValueError(
                 "`Generation`: `tokenizer` must be the one of the training; this one has other weights, and so its "
                 "codes mean something else. Was it trained further? Pass the folder or checkpoint of then."
             )
@@ -233,7 +234,7 @@ class Generation(lightning.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         assert self._distances is not None
         if "image" not in batch:
-            raise ValueError("`Generation`: the test compares images; its batches must have `image`.")
+            raise InvalidValueError("`Generation`: the test compares images; its batches must have `image`.")
         self._measure(batch, batch_idx)
         images = batch["image"].float()
         self._distances.add_reference(images)
@@ -267,7 +268,7 @@ class Generation(lightning.LightningModule):
         self.metrics.update(logits, tokens, masked)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        raise ValueError("`Generation`: samples are made by `straightvq generate --run RUN`, not by `predict`.")
+        raise InvalidValueError("`Generation`: samples are made by `straightvq generate --run RUN`, not by `predict`.")
 
     # --- sampling -----------------------------------------------------------------------------------------------
 

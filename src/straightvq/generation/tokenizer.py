@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from straightvq.errors import InvalidValueError
 from straightvq.io import replacing
 from straightvq.models import AutoencoderBase
 from straightvq.nn.part import check_part
@@ -54,7 +55,7 @@ class Tokenizer:
         self.model: AutoencoderBase = check_part(self, "model", model, AutoencoderBase)
         size = getattr(model.quantizer, "codebook_size", None)
         if not isinstance(size, int) or getattr(model.quantizer, "is_composite", False):
-            raise ValueError(
+            raise InvalidValueError(
                 "`Tokenizer`: `model` must have a quantizer with one codebook, one token per position. "
                 f"Got {type(model.quantizer).__name__}."
             )
@@ -84,12 +85,12 @@ class Tokenizer:
         task = run.build_task()
         model = getattr(task, "model", None)
         if not isinstance(model, AutoencoderBase):
-            raise ValueError(
+            raise InvalidValueError(
                 f"`Tokenizer`: {str(folder)!r} is a run of {type(task).__name__}. Pass the run of an autoencoder, such "
                 "as `straightvq fit --config digits` makes."
             )
         if not getattr(task, "quantize", True):
-            raise ValueError(
+            raise InvalidValueError(
                 f"`Tokenizer`: {str(folder)!r} was trained with `quantize: false`, so its codes mean nothing."
             )
         load_weights(task, checkpoint, "Tokenizer")

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
-from straightvq.errors import NonFiniteError
+from straightvq.errors import InvalidValueError, NonFiniteError
 from straightvq.generation.generate import Sampling, generate
 from straightvq.generation.task import Generation
 from straightvq.io import write_text
@@ -130,7 +130,7 @@ def _refuse_damaged(last: Path) -> None:
     try:
         read_checkpoint(last, "reproduce")
     except ValueError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{error} Remove the folder {str(last.parent)!r}, and the same command makes this run anew; finished runs "
             "are intact."
         ) from error.__cause__

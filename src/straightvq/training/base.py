@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import straightvq as svq
 from straightvq.diagnostics import CodebookUsage
+from straightvq.errors import InvalidValueError
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_bool, check_choice, check_float, check_int, keeping_float32
 from straightvq.training.alternated import alternated_step
@@ -132,17 +133,17 @@ class QuantizedTask(lightning.LightningModule, ABC):
         owner = type(self).__name__
         if self.alternate == "no":
             if inner_steps != 1 or inner_lr is not None:
-                raise ValueError(
+                raise InvalidValueError(
                     f"`{owner}`: `inner_steps` and `inner_lr` belong to the first phase of `alternate`, which is "
                     '"no". Set alternate to "codebook" or "codebook_and_encoder", or leave them out.'
                 )
             return
         if self.model.quantizer is None or not self.quantize:
-            raise ValueError(f'`{owner}`: `alternate` must be "no" without a quantizer. Got {self.alternate!r}.')
+            raise InvalidValueError(f'`{owner}`: `alternate` must be "no" without a quantizer. Got {self.alternate!r}.')
         books = self._codebooks()
         if self.alternate == "codebook" and not any(book.update.loss.raw for book in books):
             rules = ", ".join(sorted({type(book.update).__name__ for book in books})) or "no codebook"
-            raise ValueError(
+            raise InvalidValueError(
                 f'`{owner}`: `alternate` "codebook" needs a codebook that is trained by gradient '
                 f"(GradientUpdate). Got {rules}, which moves the codes inside the layer: leave `alternate` at "
                 '"no", or take "codebook_and_encoder".'
@@ -208,7 +209,7 @@ class QuantizedTask(lightning.LightningModule, ABC):
             z = self.latent(batch)
             loss = quantizer(z if self.alternate == "codebook_and_encoder" else z.detach()).loss
             if not loss.requires_grad:
-                raise ValueError(
+                raise InvalidValueError(
                     f'`{type(self).__name__}`: `alternate` "codebook" has nothing to train in its first phase: the '
                     "quantizer's loss depends on no code that takes a gradient. Give it a CodebookLoss, unfreeze its "
                     'codebook, or set `alternate` to "no".'
@@ -243,7 +244,7 @@ class QuantizedTask(lightning.LightningModule, ABC):
             svq.attach_optimizer(outer, self.model)
             return {"optimizer": outer, "lr_scheduler": {"scheduler": self._schedule(outer), "interval": "step"}}
         if self.trainer.precision == "16-mixed":
-            raise ValueError(
+            raise InvalidValueError(
                 f'`{type(self).__name__}`: `alternate` cannot be combined with precision "16-mixed", whose loss '
                 'scaling knows one phase only. Use "bf16-mixed" or "32-true".'
             )

@@ -10,6 +10,7 @@ from torch.distributions import Beta
 from torch.optim import SGD, Optimizer
 from torchmetrics import MeanMetric
 
+from straightvq.errors import InvalidValueError
 from straightvq.models import ClassifierBase, ClassifierOutput
 from straightvq.nn import Quantizer
 from straightvq.nn.part import can_ask, check_choice, check_float, check_part
@@ -111,7 +112,7 @@ class Classification(QuantizedTask):
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = check_choice(self, "optimizer", optimizer, get_args(OptimizerName))
         if momentum is not None and optimizer == "adamw":
-            raise ValueError(
+            raise InvalidValueError(
                 f'`Classification`: `momentum` belongs to optimizer "sgd". Got {momentum} with "adamw", whose own '
                 "are the `betas`."
             )
@@ -199,12 +200,12 @@ class Classification(QuantizedTask):
             return
         low, high = (int(value) for value in label.aminmax())
         if low < 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`Classification`: all images must have a label. Got {int((label < 0).sum())} without one in this "
                 "batch: put the images of each class into a folder of its own, or add a column `label`."
             )
         if high >= logits.shape[1]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`Classification`: `num_classes` of the model must be at least {high + 1}, since there is a label "
                 f"{high}. Got {logits.shape[1]}."
             )

@@ -17,6 +17,7 @@ from lightning.pytorch.plugins import CheckpointIO
 from torch import Tensor
 
 import straightvq
+from straightvq.errors import InvalidValueError
 from straightvq.runs import deny_foreign_code, differences, find_sound, read_checkpoint
 from straightvq.training.bar import RunBar
 from straightvq.training.finite import StopOnNonFinite
@@ -106,14 +107,18 @@ class TrainingCLI(LightningCLI):
         if ckpt in ("last", "best"):
             file = self.directory / f"{ckpt}.ckpt"
             if not file.is_file():
-                raise ValueError(f"`--ckpt_path {ckpt}`: there is no {file}. Train first, or pass a file or --name.")
+                raise InvalidValueError(
+                    f"`--ckpt_path {ckpt}`: there is no {file}. Train first, or pass a file or --name."
+                )
             config["ckpt_path"] = str(file)
         elif ckpt is not None and not Path(ckpt).is_file():
-            raise ValueError(f"`--ckpt_path`: there is no file {ckpt!r}.")
+            raise InvalidValueError(f"`--ckpt_path`: there is no file {ckpt!r}.")
         elif ckpt is None and not is_new:
-            raise ValueError(f"`straightvq {self.subcommand}` needs a trained model: --ckpt_path best, last or a file.")
+            raise InvalidValueError(
+                f"`straightvq {self.subcommand}` needs a trained model: --ckpt_path best, last or a file."
+            )
         if config["weights_only"] is False:
-            raise ValueError(
+            raise InvalidValueError(
                 "`weights_only` must be true: a checkpoint that is loaded otherwise may run any code. Got false."
             )
         config["weights_only"] = True
@@ -137,7 +142,7 @@ class TrainingCLI(LightningCLI):
                 if other
                 else "There is no other one beside it: leave --ckpt_path out to train anew"
             )
-            raise ValueError(f"{error} {way_out}.") from error.__cause__
+            raise InvalidValueError(f"{error} {way_out}.") from error.__cause__
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         options = self.config_init[self.subcommand]["trainer"]
@@ -179,7 +184,7 @@ class TrainingCLI(LightningCLI):
             found = path and differences(self.model, read_checkpoint(Path(path), "--ckpt_path")["state_dict"])
             if not found:
                 raise
-            raise ValueError(
+            raise InvalidValueError(
                 f"`--ckpt_path`: {path!r} is of another network than the configuration describes: it {found}. Leave "
                 "out the options that change the network, or train anew without --ckpt_path."
             ) from error
@@ -191,7 +196,7 @@ class TrainingCLI(LightningCLI):
             ValueError: on several processes, each of which would have a part of the predictions only.
         """
         if self.trainer.world_size > 1:
-            raise ValueError(
+            raise InvalidValueError(
                 "`straightvq predict` writes one file from one process: pass --trainer.devices 1. "
                 f"Got {self.trainer.world_size} processes."
             )
