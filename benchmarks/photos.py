@@ -25,8 +25,8 @@ from straightvq.data import Images
 from straightvq.demo import DemoSettings
 from straightvq.models import Autoencoder
 from straightvq.studies.origin import hardware
-from straightvq.tasks import Reconstruction
-from straightvq.tasks.command_line import quiet
+from straightvq.training import Reconstruction
+from straightvq.training.command_line import quiet
 
 # Every preset as it is shipped, the baselines with the narrow codes of `straight`, and `straight` with one setting
 # changed; EMA at the better of two learning rates.

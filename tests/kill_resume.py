@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from straightvq.cli import main as command
-from straightvq.tasks._run import log_rows, read_log
+from straightvq.runs import log_rows, read_log
 
 SMALL = (
     "--config digits --config tiny --trainer.max_steps 30 --trainer.val_check_interval 7 --trainer.log_every_n_steps 2 "

@@ -23,7 +23,7 @@ STUDY: dict[str, Any] = {
     },
     "base": {
         "model": {
-            "class_path": "straightvq.tasks.Classification",
+            "class_path": "straightvq.training.Classification",
             "init_args": {
                 "warmup_steps": 2,
                 "model": {

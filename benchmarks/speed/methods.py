@@ -226,7 +226,7 @@ def _photos() -> tuple[Any, Iterator[Tensor], float]:
     from lightning.pytorch.cli import LightningCLI
 
     from straightvq.data import Images
-    from straightvq.tasks import Reconstruction
+    from straightvq.training import Reconstruction
 
     lightning.seed_everything(0, verbose=False)
     config = str(importlib.resources.files("straightvq.recipes") / "photos.yaml")

@@ -152,7 +152,7 @@ def _train(command: str, args: list[str]) -> None:
             f"Packaged: {', '.join(recipe_names())}."
         )
     try:
-        from straightvq.tasks.command_line import TrainingCLI, quiet
+        from straightvq.training.command_line import TrainingCLI, quiet
     except ImportError as error:
         raise UsageError(f'{error}. Training needs the extra: pip install "straightvq[train]"') from error
     with quiet(), _explained(is_verbose):
@@ -310,8 +310,8 @@ def _analyze(args: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of vectors chosen and of the t-SNE (default: %(default)s)")
     options = parser.parse_args(args)
     try:
-        from straightvq.tasks.analysis import analyze
-        from straightvq.tasks.comparison import compare
+        from straightvq.analysis.analyze import analyze
+        from straightvq.analysis.comparison import compare
     except ImportError as error:
         raise UsageError(f'{error}. The analysis needs the extra: pip install "straightvq[train]"') from error
     settings = {
@@ -350,7 +350,7 @@ def _generate(args: list[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: %(default)s)")
     options = parser.parse_args(args)
     try:
-        from straightvq.tasks.generate import Sampling, generate
+        from straightvq.generation.generate import Sampling, generate
     except ImportError as error:
         raise UsageError(f'{error}. Generation needs the extra: pip install "straightvq[train]"') from error
     with _explained():

@@ -21,9 +21,9 @@ from straightvq.data import Images
 from straightvq.diagnostics import Arm, comparison, save, usage_counts
 from straightvq.models import Autoencoder
 from straightvq.nn.part import check_int
-from straightvq.tasks.command_line import quiet
-from straightvq.tasks.monitor import CodebookMonitor, CodebookWarning
-from straightvq.tasks.reconstruction import Reconstruction
+from straightvq.training.command_line import quiet
+from straightvq.training.monitor import CodebookMonitor, CodebookWarning
+from straightvq.training.reconstruction import Reconstruction
 
 __all__ = ["ARMS", "ArmResult", "DemoSettings", "run_demo"]
 

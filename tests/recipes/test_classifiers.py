@@ -14,7 +14,7 @@ from PIL import Image
 
 from straightvq.cli import main, recipe_path
 
-pytestmark = pytest.mark.filterwarnings("ignore::straightvq.tasks.monitor.CodebookWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::straightvq.training.monitor.CodebookWarning")
 
 # Options beside the shrinking overlay: the second network is large.
 _MODEL = "--model.init_args.model.init_args"

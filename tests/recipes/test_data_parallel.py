@@ -22,11 +22,11 @@ import straightvq as svq
 from straightvq.cli import main, recipe_path
 from straightvq.data import Images
 from straightvq.models import Autoencoder
-from straightvq.tasks import Reconstruction
-from straightvq.tasks.command_line import TrainingCLI, quiet
+from straightvq.training import Reconstruction
+from straightvq.training.command_line import TrainingCLI, quiet
 
 # A few steps of a tiny network may well use few codes.
-pytestmark = pytest.mark.filterwarnings("ignore::straightvq.tasks.monitor.CodebookWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::straightvq.training.monitor.CodebookWarning")
 
 TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu")
 

@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from straightvq.cli import main, recipe_names, recipe_path
-from straightvq.tasks.resume import WholeFiles
+from straightvq.training.resume import WholeFiles
 
 # A few steps of a tiny network may well use few codes.
-pytestmark = pytest.mark.filterwarnings("ignore::straightvq.tasks.monitor.CodebookWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::straightvq.training.monitor.CodebookWarning")
 
 BASES = ("digits", "fashion", "folder", "photos")
 # With the tokenizer that they are trained on.

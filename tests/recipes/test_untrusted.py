@@ -13,7 +13,7 @@ import yaml
 from straightvq.cli import main
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::straightvq.tasks.monitor.CodebookWarning"),
+    pytest.mark.filterwarnings("ignore::straightvq.training.monitor.CodebookWarning"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),  # the runs here are copies
 ]
 

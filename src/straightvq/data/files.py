@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from straightvq.data.decode import FILE_LIMIT, FORMATS, UnreadableImageError, decode_image
 from straightvq.data.sets import Records, Source
+from straightvq.errors import InvalidTypeError, InvalidValueError
 
 SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 IMAGE_COLUMNS = ("image", "img")
@@ -82,7 +83,9 @@ def local(path: Path, memory_limit: int) -> Source:
     """
     if path.is_file():
         if path.suffix.lower() != ".parquet":
-            raise ValueError(f"`Images`: `source` must be a folder or a .parquet file. Got the file {str(path)!r}.")
+            raise InvalidValueError(
+                f"`Images`: `source` must be a folder or a .parquet file. Got the file {str(path)!r}."
+            )
         return _parquet([path], memory_limit)
     parquet = [path / name for name in _walk(path) if name.lower().endswith(".parquet")]
     return _parquet(parquet, memory_limit) if parquet else _folder(path)
@@ -115,7 +118,7 @@ def _folder(root: Path) -> Source:
     skipped = {name: "not an image by its suffix" for name in sorted(set(names) - set(images))}
     if not images:
         seen = f"{len(names)} other file(s): {', '.join(names[:5])}" if names else "no file at all"
-        raise ValueError(f"`Images`: the folder {str(root)!r} holds no image or Parquet file, but {seen}.")
+        raise InvalidValueError(f"`Images`: the folder {str(root)!r} holds no image or Parquet file, but {seen}.")
     by_split = _split_folders(root, images)
     classes = sorted({parts[0] for files in by_split.values() for _, parts in files if len(parts) > 1})
     number = {name: label for label, name in enumerate(classes)}
@@ -137,10 +140,10 @@ def _split_folders(root: Path, images: list[str]) -> dict[str, list[tuple[str, t
     if "train" not in tops:
         if tops & SPLIT_FOLDERS.keys():
             found = ", ".join(sorted(tops & SPLIT_FOLDERS.keys()))
-            raise ValueError(f"`Images`: {str(root)!r} has the split folder(s) {found} but no images in train.")
+            raise InvalidValueError(f"`Images`: {str(root)!r} has the split folder(s) {found} but no images in train.")
         return {"train": list(parts.items())}
     if {"val", "validation"} <= tops:
-        raise ValueError(f"`Images`: {str(root)!r} has both val and validation; keep one of them.")
+        raise InvalidValueError(f"`Images`: {str(root)!r} has both val and validation; keep one of them.")
     result: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
     for name, path in parts.items():
         split = SPLIT_FOLDERS.get(path[0])
@@ -158,7 +161,7 @@ def _parquet(paths: list[Path], memory_limit: int) -> Source:
     if "train" not in by_split:
         if len(by_split) > 1 or len(paths) > 1:
             names = ", ".join(path.name for path in paths[:5])
-            raise ValueError(f"`Images`: there must be a Parquet file named train*. Got {names}.")
+            raise InvalidValueError(f"`Images`: there must be a Parquet file named train*. Got {names}.")
         by_split = {"train": paths}  # one file, named on purpose: all there is
     class_names: list[str] | None = None
     splits: dict[str, Records] = {}
@@ -193,25 +196,27 @@ def _columns(files: list[Path]) -> tuple[str, str | None, list[str] | None]:
             schema = pq.read_schema(file)
             names = schema.names
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for names of columns
-            raise ValueError(f"`Images`: {file.name} is not a readable Parquet file: {error}") from error
+            raise InvalidValueError(f"`Images`: {file.name} is not a readable Parquet file: {error}") from error
         image = next((name for name in IMAGE_COLUMNS if name in names), "")
         if not image:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`Images`: {file.name} must have a column 'image' with encoded pictures. "
                 f"Got the columns {', '.join(names) or 'none'}."
             )
         kind = schema.field(image).type
         inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
         if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
-            raise TypeError(
+            raise InvalidTypeError(
                 f"`Images`: column {image!r} of {file.name} must be binary or struct<bytes, path>. Got {kind}."
             )
         label = "label" if "label" in names else None
         if label and not pa.types.is_integer(schema.field(label).type):
-            raise TypeError(f"`Images`: column 'label' of {file.name} must be integer. Got {schema.field(label).type}.")
+            raise InvalidTypeError(
+                f"`Images`: column 'label' of {file.name} must be integer. Got {schema.field(label).type}."
+            )
         found.append((image, label))
         if found[-1] != found[0]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`Images`: the Parquet files of one split must have the same columns. {files[0].name} has "
                 f"{_listed(found[0])}, {file.name} has {_listed(found[-1])}."
             )
@@ -245,5 +250,5 @@ def _read_parquet(files: list[Path], image: str, label: str | None) -> ParquetRo
             values = [table.column(label).cast(pa.int64()).fill_null(-1).to_numpy() for table in tables]
             labels = np.concatenate(values)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"`Images`: {files[0].parent} holds a damaged Parquet file: {error}") from error
+        raise InvalidValueError(f"`Images`: {files[0].parent} holds a damaged Parquet file: {error}") from error
     return ParquetRows(images, labels, [(file.name, table.num_rows) for file, table in zip(files, tables, strict=True)])

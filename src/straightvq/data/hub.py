@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from straightvq.data.decode import decode_image
 from straightvq.data.files import cell_bytes
 from straightvq.data.sets import Records, Source
+from straightvq.errors import InvalidValueError
 
 SOURCES = (
     'Sources are "photos" and "digits" (embedded), a folder of images or of Parquet files, a .parquet file, '
@@ -46,16 +47,16 @@ def hub(name: str) -> Source:
     try:
         fetched = datasets.load_dataset(name)
     except Exception as error:  # no network, no such name, no permission: the hub client has an error for each
-        raise ValueError(
+        raise InvalidValueError(
             f"`Images`: `source` {name!r} is not a local path, and could not be fetched from the Hub "
             f"({type(error).__name__}: {error}). {SOURCES}"
         ) from error
     if "train" not in fetched:
-        raise ValueError(f"`Images`: {name!r} has no split 'train'. Got {', '.join(fetched)}.")
+        raise InvalidValueError(f"`Images`: {name!r} has no split 'train'. Got {', '.join(fetched)}.")
     features = fetched["train"].features
     images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     if not images:
-        raise ValueError(f"`Images`: {name!r} has no column of images. Got the columns {', '.join(features)}.")
+        raise InvalidValueError(f"`Images`: {name!r} has no column of images. Got the columns {', '.join(features)}.")
     classes = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     label = "label" if "label" in classes else next(iter(classes), None)
     known = {
@@ -84,7 +85,7 @@ def map_parquet(files: list[Path], image: str, label: str | None) -> ArrowRows:
     try:
         rows = datasets.Dataset.from_parquet([str(file) for file in files], columns=columns)
     except Exception as error:  # `datasets` wraps whatever it met
-        raise ValueError(
+        raise InvalidValueError(
             f"`Images`: {files[0].parent} holds a damaged Parquet file: {error.__cause__ or error}"
         ) from error
     return _arrow_rows(rows, image, label, files[0].name)

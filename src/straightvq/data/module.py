@@ -27,6 +27,7 @@ from straightvq.data.sets import (
     divide,
     unreadable_error,
 )
+from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.functional import draw_integers
 
 EMBEDDED = ("photos", "digits")
@@ -123,15 +124,15 @@ class Images(lightning.LightningDataModule):
             if value is not None or name not in ("num_train", "num_test"):
                 _check_integer(name, value, least)
         if isinstance(val_fraction, bool) or not isinstance(val_fraction, (int, float)):
-            raise TypeError(f"`Images`: `val_fraction` must be a number in [0, 0.5). Got {val_fraction!r}.")
+            raise InvalidTypeError(f"`Images`: `val_fraction` must be a number in [0, 0.5). Got {val_fraction!r}.")
         if not 0 <= val_fraction < 0.5:
-            raise ValueError(f"`Images`: `val_fraction` must be a number in [0, 0.5). Got {val_fraction!r}.")
+            raise InvalidValueError(f"`Images`: `val_fraction` must be a number in [0, 0.5). Got {val_fraction!r}.")
         if channels not in (1, 3):
-            raise ValueError(f"`Images`: `channels` must be 1 (grey) or 3 (RGB). Got {channels!r}.")
+            raise InvalidValueError(f"`Images`: `channels` must be 1 (grey) or 3 (RGB). Got {channels!r}.")
         if not isinstance(flip, bool):
-            raise TypeError(f"`Images`: `flip` must be True or False. Got {flip!r}.")
+            raise InvalidTypeError(f"`Images`: `flip` must be True or False. Got {flip!r}.")
         if on_error not in ("skip", "raise"):
-            raise ValueError(f'`Images`: `on_error` must be "skip" or "raise". Got {on_error!r}.')
+            raise InvalidValueError(f'`Images`: `on_error` must be "skip" or "raise". Got {on_error!r}.')
         _check_source(source)
         self.source, self.size, self.channels = source, size, channels
         self.batch_size, self.num_train, self.num_test = batch_size, num_train, num_test
@@ -223,7 +224,7 @@ class Images(lightning.LightningDataModule):
 
     def _explain_empty(self, split: str) -> None:
         if split == "train":
-            raise ValueError(f"`Images`: none of the training files of {self.source!r} can be read.")
+            raise InvalidValueError(f"`Images`: none of the training files of {self.source!r} can be read.")
         warnings.warn(
             f"`Images`: no picture of {self.source!r} falls into the validation split (val_fraction="
             f"{self.val_fraction}): there will be no validation.",
@@ -255,7 +256,7 @@ class Images(lightning.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         dataset = self._set("test", "test")
         if len(dataset) == 0:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`Images`: {self.source!r} has no test pictures. Give it a test split, or a larger "
                 f"`val_fraction` (a missing split gets that share). Got {self.val_fraction}."
             )
@@ -329,16 +330,16 @@ def _cropped(image: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
 def _check_integer(name: str, value: Any, least: int) -> None:
     expected = f"`Images`: `{name}` must be an integer >= {least}. Got {value!r}."
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(expected)
+        raise InvalidTypeError(expected)
     if value < least:
-        raise ValueError(expected)
+        raise InvalidValueError(expected)
 
 
 def _check_source(source: Any) -> None:
     if not isinstance(source, str):
-        raise TypeError(f"`Images`: `source` must be a string. Got {source!r}.")
+        raise InvalidTypeError(f"`Images`: `source` must be a string. Got {source!r}.")
     if source not in EMBEDDED and not Path(source).expanduser().exists() and not _is_hub_name(source):
-        raise ValueError(f"`Images`: `source` {source!r} does not exist. {SOURCES}")
+        raise InvalidValueError(f"`Images`: `source` {source!r} does not exist. {SOURCES}")
 
 
 def _is_hub_name(source: str) -> bool:

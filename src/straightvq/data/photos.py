@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from straightvq.data.decode import to_array
 from straightvq.data.sets import Records, Source
+from straightvq.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,7 +84,7 @@ def photos(
     from sklearn.datasets import load_sample_images
 
     if size > LARGEST_CROP:
-        raise ValueError(
+        raise InvalidValueError(
             f'`Images`: `size` must be at most {LARGEST_CROP} for source "photos" (its regions are that '
             f"narrow). Got {size}."
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from straightvq.data.decode import UnreadableImageError
+from straightvq.errors import InvalidValueError
 
 OnError = Literal["skip", "raise"]
 Batch = dict[str, Any]  # tensors, and the number of the epoch
@@ -62,7 +63,7 @@ def check_labels(source: Source) -> None:
         low, high = int(records.labels.min(initial=-1)), int(records.labels.max(initial=-1))
         if low < -1 or (number is not None and high >= number):
             names = f"[0, {number}), one for each class name" if number is not None else ">= 0"
-            raise ValueError(
+            raise InvalidValueError(
                 f"`Images`: the labels of split {split!r} must be {names}, or -1 for none. Got {low} to {high}."
             )
 
@@ -189,7 +190,7 @@ class ImageStream(Dataset[Batch]):
                 self.num_substituted += step > 0
                 label = torch.tensor(int(self.records.labels[row]))
                 return {"image": torch.from_numpy(image), "label": label, "index": torch.tensor(i)}
-        raise ValueError(f"`Images`: none of the {len(self)} files of this split can be read.")
+        raise InvalidValueError(f"`Images`: none of the {len(self)} files of this split can be read.")
 
     def __getitems__(self, rows: Sequence[int]) -> Batch:
         items = [self[i] for i in rows]
@@ -240,4 +241,4 @@ def decode_all(
 
 
 def unreadable_error(key: str, reason: str) -> ValueError:
-    return ValueError(f'`Images`: {key} cannot be read: {reason}. Pass on_error="skip" to go on without it.')
+    return InvalidValueError(f'`Images`: {key} cannot be read: {reason}. Pass on_error="skip" to go on without it.')

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from straightvq.data.loader import EpochSampler, TrainLoader, eval_loader, train_loader
 from straightvq.data.module import Images
 from straightvq.data.sets import Batch, ImageTensor
+from straightvq.errors import InvalidTypeError, InvalidValueError
 
 
 @runtime_checkable
@@ -74,7 +75,7 @@ class Tokens(Images):
     def encode(self, task: HasTokenizer) -> None:
         """Encodes the training and validation sets; what is there already is not encoded again."""
         if self.crop_padding:
-            raise ValueError(
+            raise InvalidValueError(
                 "`Tokens`: `crop_padding` must be 0: the images are encoded once, not in each place. For shifts "
                 f"take `Images`, which is encoded in every step. Got {self.crop_padding}."
             )
@@ -82,7 +83,7 @@ class Tokens(Images):
             if split not in self._grids:
                 images = self._set(split, "fit")
                 if not isinstance(images, ImageTensor):
-                    raise ValueError(
+                    raise InvalidValueError(
                         "`Tokens`: the set must fit into `memory_limit_mb` as bytes of pixels. Raise it, or take "
                         f"`Images`, which is encoded in every step. Got {self.memory_limit_mb}."
                     )
@@ -112,8 +113,8 @@ class Tokens(Images):
         if split not in self._grids:
             task = getattr(self.trainer, "lightning_module", None)
             if not isinstance(task, HasTokenizer):
-                raise TypeError(
-                    "`Tokens`: the task must have a tokenizer, as `straightvq.tasks.Generation` has. "
+                raise InvalidTypeError(
+                    "`Tokens`: the task must have a tokenizer, as `straightvq.generation.Generation` has. "
                     f"Got {type(task).__name__}; take `straightvq.data.Images` for it."
                 )
             self.encode(task)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from straightvq.diagnostics import functional, panels
+from straightvq.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ class Snapshot:
         z, codes, counts = self.z, self.codes, self.counts
         fits = z.ndim == codes.ndim == 2 and z.shape[1:] == codes.shape[1:] and counts.shape == codes.shape[:1]
         if not fits or not z.numel():
-            raise ValueError(
+            raise InvalidValueError(
                 "`Snapshot`: `z`, `codes` and `counts` must have the shapes (n, dim), (k, dim) and (k,) with n >= 1. "
                 f"Got {tuple(z.shape)}, {tuple(codes.shape)} and {tuple(counts.shape)}."
             )
@@ -199,7 +200,7 @@ def joint_tsne(z: Tensor, codes: Tensor, *, perplexity: float = 30.0, seed: int 
         Van der Maaten and Hinton, 2008, in the Barnes-Hut form of `sklearn.manifold.TSNE`.
     """
     if z.ndim != 2 or codes.ndim != 2 or z.shape[1] != codes.shape[1] or len(z) + len(codes) < 4:
-        raise ValueError(
+        raise InvalidValueError(
             "`joint_tsne`: `z` and `codes` must have the shapes (n, dim) and (k, dim) with n + k >= 4. "
             f"Got {tuple(z.shape)} and {tuple(codes.shape)}."
         )
@@ -308,7 +309,7 @@ def curves_over_time(plots: Sequence[CurvePanel], *, title: str | None = None) -
     """
     most = max((len(plot.lines) for plot in plots), default=0)
     if not plots or most > len(panels.PALETTE):
-        raise ValueError(
+        raise InvalidValueError(
             f"`curves_over_time`: `plots` must be at least one, each with at most {len(panels.PALETTE)} lines. "
             f"Got {len(plots)} with up to {most}."
         )
@@ -341,7 +342,7 @@ def _draw_curves(ax: "Axes", plot: CurvePanel) -> None:
     colors = panels.PALETTE[1:] + panels.PALETTE[:1]
     for (name, (steps, values)), color in zip(plot.lines.items(), colors, strict=False):
         if len(steps) != len(values):
-            raise ValueError(
+            raise InvalidValueError(
                 f"`curves_over_time`: {name!r} of {plot.title!r} must have as many steps as values. "
                 f"Got {len(steps)} and {len(values)}."
             )
@@ -374,7 +375,7 @@ def _check_snapshots(owner: str, snapshots: Sequence[Snapshot], most: int | None
     widths = sorted({s.codes.shape[1] for s in snapshots})
     if len(widths) != 1 or (most is not None and len(snapshots) > most):
         number = "at least one" if most is None else f"1 to {most}"
-        raise ValueError(
+        raise InvalidValueError(
             f"`{owner}`: `snapshots` must be {number}, of one width. Got {len(snapshots)} of the widths {widths}."
         )
 

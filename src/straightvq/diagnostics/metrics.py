@@ -19,6 +19,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from straightvq.diagnostics import functional
+from straightvq.errors import InvalidValueError
 
 
 class _ExactMetric(Metric):
@@ -71,9 +72,9 @@ class CodebookUsage(_ExactMetric):
     def __init__(self, codebook_size: int, num_quantizers: int | None = None) -> None:
         super().__init__()
         if codebook_size < 1:
-            raise ValueError(f"`CodebookUsage`: `codebook_size` must be an integer >= 1. Got {codebook_size}.")
+            raise InvalidValueError(f"`CodebookUsage`: `codebook_size` must be an integer >= 1. Got {codebook_size}.")
         if num_quantizers is not None and num_quantizers < 1:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`CodebookUsage`: `num_quantizers` must be an integer >= 1 or None. Got {num_quantizers}."
             )
         self.codebook_size = codebook_size
@@ -87,7 +88,7 @@ class CodebookUsage(_ExactMetric):
             self.counts += functional.usage_counts(indices, self.codebook_size)
             return
         if indices.ndim == 0 or indices.shape[-1] != self.num_quantizers:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`CodebookUsage`: `indices` must have a last axis of num_quantizers={self.num_quantizers}. "
                 f"Got the shape {tuple(indices.shape)}."
             )
@@ -125,7 +126,7 @@ class _PooledMoments(_ExactMetric):
         """Take in what another metric of this class, or its `metric_state`, has accumulated."""
         if isinstance(incoming_state, Metric):
             if not isinstance(incoming_state, type(self)):
-                raise ValueError(
+                raise InvalidValueError(
                     f"`{type(self).__name__}`: `incoming_state` must be of the same class. "
                     f"Got {type(incoming_state).__name__}."
                 )
@@ -141,7 +142,7 @@ class _PooledMoments(_ExactMetric):
         if state.shape[1] == 0:
             setattr(self, name, table)
         elif table.shape[1] not in (0, state.shape[1]):
-            raise ValueError(
+            raise InvalidValueError(
                 f"`{type(self).__name__}`: vectors must have dim={state.shape[1]} as before. Got {table.shape[1]}."
             )
         elif table.shape[1]:
@@ -183,7 +184,7 @@ class QuantizationError(_PooledMoments):
     def update(self, z: Tensor, quantized: Tensor, mask: Tensor | None = None) -> None:
         """Accumulate a batch of embeddings and what the quantizer made of them."""
         if z.shape != quantized.shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`QuantizationError`: `quantized` must have the shape of `z`, {tuple(z.shape)}. "
                 f"Got {tuple(quantized.shape)}."
             )
@@ -239,7 +240,7 @@ class MomentDistance(_PooledMoments):
     def update(self, z: Tensor, codes: Tensor, mask: Tensor | None = None) -> None:
         """Accumulate a batch of embeddings and the codes in force."""
         if z.ndim == 0 or codes.ndim != 2 or z.shape[-1] != codes.shape[-1]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`MomentDistance`: `codes` must have the shape (codebook_size, dim) with the last axis "
                 f"of `z`, {tuple(z.shape)}. Got {tuple(codes.shape)}."
             )
@@ -262,12 +263,12 @@ class MomentDistance(_PooledMoments):
 def _selected(x: Tensor, mask: Tensor | None, owner: str) -> Tensor:
     """Flatten to the unmasked vectors `(n, dim)`, wide; n may be 0."""
     if x.ndim == 0 or x.shape[-1] == 0:
-        raise ValueError(f"`{owner}`: vectors must have the shape (*batch, dim). Got {tuple(x.shape)}.")
+        raise InvalidValueError(f"`{owner}`: vectors must have the shape (*batch, dim). Got {tuple(x.shape)}.")
     wide = x.detach().to(functional.vectors.wide_dtype(x))
     if mask is None:
         return wide.reshape(-1, x.shape[-1])
     if mask.dtype != torch.bool or mask.shape != x.shape[:-1]:
-        raise ValueError(
+        raise InvalidValueError(
             f"`{owner}`: `mask` must be boolean of the shape {tuple(x.shape[:-1])}. "
             f"Got {mask.dtype} of {tuple(mask.shape)}."
         )

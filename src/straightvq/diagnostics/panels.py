@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from straightvq.diagnostics import functional
+from straightvq.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -71,7 +72,7 @@ def codebook_scatter(
         ValueError: if shapes do not fit or there is no embedding.
     """
     if z.ndim == 0 or codes.ndim != 2 or z.shape[-1] != codes.shape[1] or counts.shape != codes.shape[:1]:
-        raise ValueError(
+        raise InvalidValueError(
             "`codebook_scatter`: `z`, `codes` and `counts` must have the shapes (*batch, dim), (k, dim) "
             f"and (k,). Got {tuple(z.shape)}, {tuple(codes.shape)} and {tuple(counts.shape)}."
         )
@@ -194,7 +195,7 @@ def usage_histogram(
         ValueError: if `counts` is not a vector of at least one code.
     """
     if counts.ndim != 1 or not len(counts):
-        raise ValueError(
+        raise InvalidValueError(
             f"`usage_histogram`: `counts` must have the shape (k,) with k >= 1. Got {tuple(counts.shape)}."
         )
     ax = prepare(target)
@@ -234,12 +235,12 @@ def usage_over_time(
         ValueError: if steps and values differ in number or `colors` are too few.
     """
     if len(colors) < len(series):
-        raise ValueError(f"`usage_over_time`: `colors` must be at least {len(series)}. Got {len(colors)}.")
+        raise InvalidValueError(f"`usage_over_time`: `colors` must be at least {len(series)}. Got {len(colors)}.")
     ax = prepare(target)
     lines: dict[str, Artist] = {}
     for (name, (steps, values)), color in zip(series.items(), colors, strict=False):
         if len(steps) != len(values):
-            raise ValueError(
+            raise InvalidValueError(
                 f"`usage_over_time`: {name!r} must have as many steps as values. Got {len(steps)} and {len(values)}."
             )
         percent = 100 * np.asarray(values, dtype=float)

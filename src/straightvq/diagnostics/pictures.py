@@ -16,7 +16,8 @@ from torch import Tensor
 
 from straightvq.diagnostics import panels
 from straightvq.diagnostics.panels import codebook_scatter, usage_histogram, usage_over_time
-from straightvq.files import replacing
+from straightvq.errors import InvalidValueError
+from straightvq.io import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +52,7 @@ def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
     suffix = path.suffix.lstrip(".").lower()
     known = figure.canvas.get_supported_filetypes()
     if suffix not in known:
-        raise ValueError(f"`save`: `path` must end in one of {', '.join(sorted(known))}. Got {str(path)!r}.")
+        raise InvalidValueError(f"`save`: `path` must end in one of {', '.join(sorted(known))}. Got {str(path)!r}.")
     with replacing(path) as unfinished:
         figure.savefig(unfinished, format=suffix, facecolor="white")
     return path
@@ -116,7 +117,7 @@ def comparison(originals: Tensor, arms: Sequence[Arm], *, title: str | None = No
     """
     names = [arm.name for arm in arms]
     if not 1 <= len(arms) <= len(panels.PALETTE) or len(set(names)) < len(names):
-        raise ValueError(
+        raise InvalidValueError(
             f"`comparison`: `arms` must be 1 to {len(panels.PALETTE)} runs with different names. Got {names}."
         )
     colors = panels.PALETTE[: len(arms)]
@@ -210,13 +211,13 @@ def _image_strips(
 ) -> list[tuple[str, np.ndarray]]:
     """Check the images and lay each row out as `(label, (n, height, width, channels))` in [0, 1]."""
     if originals.ndim != 4 or not len(originals) or originals.shape[1] not in (1, 3):
-        raise ValueError(
+        raise InvalidValueError(
             f"`{owner}`: `originals` must have the shape (n, channels, height, width) with n >= 1 and 1 or 3 channels. "
             f"Got {tuple(originals.shape)}."
         )
     for name, images in rows:
         if images.shape != originals.shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`{owner}`: the images of {name!r} must have the shape of `originals`, {tuple(originals.shape)}. "
                 f"Got {tuple(images.shape)}."
             )

@@ -12,6 +12,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from straightvq.diagnostics import functional
 from straightvq.diagnostics.metrics import _ExactMetric, _merge_tables, _PooledMoments, _selected, _table
+from straightvq.errors import InvalidValueError
 
 
 class EstimatorGap(_ExactMetric):
@@ -52,7 +53,7 @@ class EstimatorGap(_ExactMetric):
     def update(self, grad_at_z: Tensor, grad_at_quantized: Tensor) -> None:
         """Take in the gradients of one batch at the embeddings and at the quantized vectors."""
         if grad_at_z.shape != grad_at_quantized.shape:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`EstimatorGap`: `grad_at_quantized` must have the shape of `grad_at_z`, {tuple(grad_at_z.shape)}. "
                 f"Got {tuple(grad_at_quantized.shape)}."
             )
@@ -112,7 +113,7 @@ class GradientSparsity(_ExactMetric):
     def update(self, grad: Tensor) -> None:
         """Take in the gradient of one step."""
         if grad.ndim != 2 or len(grad) != self.codebook_size:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`GradientSparsity`: `grad` must have the shape (codebook_size={self.codebook_size}, dim). "
                 f"Got {tuple(grad.shape)}."
             )
@@ -217,7 +218,7 @@ class CodebookDelay(_PooledMoments):
     def __init__(self, *, distance: Literal["euclidean", "cosine"] = "euclidean") -> None:
         super().__init__()
         if distance not in ("euclidean", "cosine"):
-            raise ValueError(f"`CodebookDelay`: `distance` must be 'euclidean' or 'cosine'. Got {distance!r}.")
+            raise InvalidValueError(f"`CodebookDelay`: `distance` must be 'euclidean' or 'cosine'. Got {distance!r}.")
         self.distance = distance
         self.add_state("table", torch.zeros(6, 0), dist_reduce_fx=_merge_tables)
 
@@ -241,7 +242,7 @@ class CodebookDelay(_PooledMoments):
 
 def _at_least_1(owner: str, name: str, value: int) -> int:
     if value < 1:
-        raise ValueError(f"`{owner}`: `{name}` must be an integer >= 1. Got {value}.")
+        raise InvalidValueError(f"`{owner}`: `{name}` must be an integer >= 1. Got {value}.")
     return value
 
 

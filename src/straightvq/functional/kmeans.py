@@ -6,7 +6,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from straightvq.errors import NonFiniteError
+from straightvq.errors import InvalidTypeError, InvalidValueError, NonFiniteError
 from straightvq.functional.copies import first_of_equals
 from straightvq.functional.nearest import nearest_code
 from straightvq.functional.sums import add_compensated, code_sums
@@ -90,14 +90,14 @@ def _check(z: Tensor, num_codes: int, iterations: int, batch_size: int | None) -
         counts.append(("batch_size", batch_size, 1))
     for name, value, least in counts:
         if not isinstance(value, Integral) or isinstance(value, bool):
-            raise TypeError(f"`kmeans`: `{name}` must be an integer. Got {value!r}.")
+            raise InvalidTypeError(f"`kmeans`: `{name}` must be an integer. Got {value!r}.")
         if value < least:
-            raise ValueError(f"`kmeans`: `{name}` must be >= {least}. Got {value}.")
+            raise InvalidValueError(f"`kmeans`: `{name}` must be >= {least}. Got {value}.")
     if not isinstance(z, Tensor) or not z.is_floating_point():
         got = z.dtype if isinstance(z, Tensor) else type(z).__name__
-        raise TypeError(f"`kmeans`: `z` must be a floating-point tensor. Got {got}.")
+        raise InvalidTypeError(f"`kmeans`: `z` must be a floating-point tensor. Got {got}.")
     if z.ndim != 2 or z.numel() == 0:
-        raise ValueError(f"`kmeans`: `z` must be (n, d) with n >= 1 and d >= 1. Got {tuple(z.shape)}.")
+        raise InvalidValueError(f"`kmeans`: `z` must be (n, d) with n >= 1 and d >= 1. Got {tuple(z.shape)}.")
     # The extremes hold any NaN or infinity, and need no mask of z's size.
     if not torch.stack(z.detach().aminmax()).isfinite().all():
         raise NonFiniteError("`kmeans`: `z` must be finite. Got NaN or infinity.")

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from straightvq.errors import InvalidValueError
+
 # Up to this width FAISS has a kernel that writes no products; above, tiles in torch are as fast.
 _WIDTH = 32
 # FAISS 1.15 is up to twenty times slower for inputs of fewer numbers than this. Narrow vectors are padded with zeros to
@@ -26,7 +28,7 @@ def is_preferred(z: Tensor) -> bool:
 def check_usable(z: Tensor) -> None:
     """Raises a `ValueError` that says what it needs."""
     if _faiss() is None or z.device.type != "cpu" or z.dtype != torch.float32:
-        raise ValueError(
+        raise InvalidValueError(
             "`nearest_code`: `backend` 'faiss' needs the package faiss-cpu and float32 on the CPU. "
             f"Got {z.dtype} on {z.device}{'' if _faiss() else ', and faiss is not installed'}."
         )

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.functional.certain import search_surely
 from straightvq.functional.copies import first_of_equals
 from straightvq.functional.knn import check_usable, is_preferred
@@ -73,18 +74,18 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", 
     for name, value in (("z", z), ("codes", codes)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"`nearest_code`: `{name}` must be a floating-point tensor. Got {got}.")
+            raise InvalidTypeError(f"`nearest_code`: `{name}` must be a floating-point tensor. Got {got}.")
     if z.ndim != 2 or codes.ndim != 2 or z.shape[1] != codes.shape[1]:
-        raise ValueError(
+        raise InvalidValueError(
             "`nearest_code`: `z` must be (n, d) and `codes` (k, d) with the same d. "
             f"Got {tuple(z.shape)} and {tuple(codes.shape)}."
         )
     if codes.shape[0] == 0:
-        raise ValueError("`nearest_code`: `codes` must hold at least one code. Got 0.")
+        raise InvalidValueError("`nearest_code`: `codes` must hold at least one code. Got 0.")
     if distance not in ("euclidean", "cosine"):
-        raise ValueError(f"`nearest_code`: `distance` must be 'euclidean' or 'cosine'. Got {distance!r}.")
+        raise InvalidValueError(f"`nearest_code`: `distance` must be 'euclidean' or 'cosine'. Got {distance!r}.")
     if backend not in get_args(Backend):
-        raise ValueError(f"`nearest_code`: `backend` must be one of {get_args(Backend)}. Got {backend!r}.")
+        raise InvalidValueError(f"`nearest_code`: `backend` must be one of {get_args(Backend)}. Got {backend!r}.")
     dtype = torch.promote_types(torch.promote_types(z.dtype, codes.dtype), torch.float32)
     z, codes = z.detach().to(dtype), codes.detach().to(dtype)
     # Graphs first: asking them for a length would fix it.

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from straightvq.errors import InvalidTypeError, InvalidValueError
+
 # Vectors of one code that are added one after another, unless there are more codes; numbers in one launch.
 _IN_TURN, _NUMBERS = 1024, 1 << 24
 
@@ -77,22 +79,22 @@ def add_compensated(total: Tensor, lost: Tensor, part: Tensor) -> tuple[Tensor, 
 
 def _check(z: Tensor, indices: Tensor, num_codes: int) -> None:
     if not isinstance(num_codes, int) or isinstance(num_codes, bool):
-        raise TypeError(f"`code_sums`: `num_codes` must be an integer >= 1. Got {num_codes!r}.")
+        raise InvalidTypeError(f"`code_sums`: `num_codes` must be an integer >= 1. Got {num_codes!r}.")
     if num_codes < 1:
-        raise ValueError(f"`code_sums`: `num_codes` must be an integer >= 1. Got {num_codes}.")
+        raise InvalidValueError(f"`code_sums`: `num_codes` must be an integer >= 1. Got {num_codes}.")
     if not isinstance(z, Tensor) or not z.is_floating_point():
         got = z.dtype if isinstance(z, Tensor) else type(z).__name__
-        raise TypeError(f"`code_sums`: `z` must be a floating-point tensor. Got {got}.")
+        raise InvalidTypeError(f"`code_sums`: `z` must be a floating-point tensor. Got {got}.")
     if not isinstance(indices, Tensor) or indices.dtype not in (torch.int64, torch.int32):
         got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
-        raise TypeError(f"`code_sums`: `indices` must be an integer tensor, int64 or int32. Got {got}.")
+        raise InvalidTypeError(f"`code_sums`: `indices` must be an integer tensor, int64 or int32. Got {got}.")
     if z.ndim != 2 or indices.shape != z.shape[:1]:
-        raise ValueError(
+        raise InvalidValueError(
             f"`code_sums`: `z` must be (n, d) and `indices` (n,). Got {tuple(z.shape)} and {tuple(indices.shape)}."
         )
     if torch.compiler.is_compiling() or indices.device.type != "cpu" or not len(indices):
         return  # out of range is an index error of the device there
     if int(indices.max()) >= num_codes:
-        raise ValueError(
+        raise InvalidValueError(
             f"`code_sums`: `indices` must be in [0, {num_codes}), or negative for none. Got {int(indices.max())}."
         )

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from straightvq.errors import InvalidTypeError, InvalidValueError
+
 Precision = Literal["float32", "tf32x3", "tf32", "half"]
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -205,23 +207,23 @@ def _kernel_module() -> ModuleType:
 
 def _check(z: Tensor, codes: Tensor, bias: Tensor, precision: str, few: int | None) -> None:
     if precision not in get_args(Precision):
-        raise ValueError(f"`search`: `precision` must be one of {get_args(Precision)}. Got {precision!r}.")
+        raise InvalidValueError(f"`search`: `precision` must be one of {get_args(Precision)}. Got {precision!r}.")
     if few is not None and few not in range(1, _MOST_FEW + 1):
-        raise ValueError(f"`search`: `few` must be None or an integer in [1, {_MOST_FEW}]. Got {few!r}.")
+        raise InvalidValueError(f"`search`: `few` must be None or an integer in [1, {_MOST_FEW}]. Got {few!r}.")
     for name, value, dtypes in (("z", z, _DTYPES), ("codes", codes, _DTYPES), ("bias", bias, _DTYPES[:1])):
         if value.dtype not in dtypes:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise TypeError(f"`search`: `{name}` must be of dtype {names}. Got {value.dtype}.")
+            raise InvalidTypeError(f"`search`: `{name}` must be of dtype {names}. Got {value.dtype}.")
     shapes = f"Got {tuple(z.shape)}, {tuple(codes.shape)} and {tuple(bias.shape)}."
     # Same number of axes, same groups in front, same width; one bias per code.
     fits = z.ndim in (2, 3) and z.ndim == codes.ndim and z.shape[:-2] == codes.shape[:-2]
     if not fits or z.shape[-1] != codes.shape[-1] or bias.shape != codes.shape[:-1]:
-        raise ValueError(
+        raise InvalidValueError(
             "`search`: `z` must be (n, d), `codes` (k, d) and `bias` (k,), or all of them with the same groups "
             f"in front. {shapes}"
         )
     if codes.shape[-2] == 0 or not 1 <= z.shape[-1] <= _MAX_WIDTH:
-        raise ValueError(f"`search`: there must be a code, and the width must be in [1, {_MAX_WIDTH}]. {shapes}")
+        raise InvalidValueError(f"`search`: there must be a code, and the width must be in [1, {_MAX_WIDTH}]. {shapes}")
     if not z.device == codes.device == bias.device:
         devices = f"{z.device}, {codes.device} and {bias.device}"
-        raise ValueError(f"`search`: `z`, `codes` and `bias` must be on one device. Got {devices}.")
+        raise InvalidValueError(f"`search`: `z`, `codes` and `bias` must be on one device. Got {devices}.")

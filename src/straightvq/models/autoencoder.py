@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor, nn
 
+from straightvq.errors import InvalidValueError
 from straightvq.models.base import AutoencoderBase
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
@@ -60,7 +61,7 @@ class Autoencoder(AutoencoderBase):
         hidden = check_int(self, "hidden", hidden, 2)
         blocks = check_int(self, "blocks", blocks, 0)
         if downsample & (downsample - 1):
-            raise ValueError(f"`Autoencoder`: `downsample` must be a power of two. Got {downsample}.")
+            raise InvalidValueError(f"`Autoencoder`: `downsample` must be a power of two. Got {downsample}.")
         halvings = int(math.log2(downsample))
         self.encoder = _encoder(self.in_channels, hidden, quantizer.dim, halvings, blocks)
         self.quantizer = quantizer

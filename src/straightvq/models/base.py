@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from straightvq.errors import InvalidValueError
 from straightvq.nn import Quantizer, QuantizerOutput
 from straightvq.nn.part import check_int, check_part
 
@@ -60,7 +61,7 @@ class AutoencoderBase(nn.Module, ABC):
         """Images (B, C, H, W) -> embeddings (B, dim, h, w)."""
         check_images(self, x, self.in_channels)
         if x.shape[2] % self.downsample or x.shape[3] % self.downsample:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`{type(self).__name__}`: height and width of `x` must be multiples of downsample={self.downsample}. "
                 f"Got {tuple(x.shape)}."
             )
@@ -124,7 +125,7 @@ class ClassifierBase(nn.Module, ABC):
             layout = "features are (B, C, h, w)" if channel_dim == 1 else "features are (B, tokens, dim)"
             check_channel_dim(self, quantizer, channel_dim, layout)
             if quantizer.dim != dim:
-                raise ValueError(
+                raise InvalidValueError(
                     f"`{type(self).__name__}`: `quantizer` must have dim={dim}, the width of the features at "
                     f"{position!r}. Got {quantizer.dim}."
                 )
@@ -149,7 +150,7 @@ class ClassifierBase(nn.Module, ABC):
         """Images -> embeddings before quantization: the stages up to ``position``."""
         check_images(self, x, self.in_channels)
         if min(x.shape[2:]) < self.min_size:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`{type(self).__name__}`: height and width of `x` must be at least {self.min_size}. "
                 f"Got {tuple(x.shape)}."
             )
@@ -184,7 +185,7 @@ class Rescale(nn.Module):
 
 def check_channel_dim(owner: nn.Module, quantizer: Quantizer, channel_dim: int, because: str) -> None:
     if quantizer.channel_dim != channel_dim:
-        raise ValueError(
+        raise InvalidValueError(
             f"`{type(owner).__name__}`: `quantizer` must have channel_dim={channel_dim}, because {because}. "
             f"Got {quantizer.channel_dim}."
         )
@@ -192,6 +193,6 @@ def check_channel_dim(owner: nn.Module, quantizer: Quantizer, channel_dim: int, 
 
 def check_images(owner: nn.Module, x: Tensor, in_channels: int) -> None:
     if x.ndim != 4 or x.shape[1] != in_channels:
-        raise ValueError(
+        raise InvalidValueError(
             f"`{type(owner).__name__}`: `x` must have the shape (B, {in_channels}, H, W). Got {tuple(x.shape)}."
         )

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.models.transformer import TransformerBlock, check_heads, init_transformer_
 from straightvq.nn.part import check_bool, check_float, check_int
 
@@ -65,7 +66,7 @@ class MaskGIT(nn.Module):
         super().__init__()
         self.codebook_size = check_int(self, "codebook_size", codebook_size, 2)
         if not isinstance(grid, tuple | list) or len(grid) != 2:
-            raise ValueError(f"`MaskGIT`: `grid` must be two integers >= 1, (height, width). Got {grid!r}.")
+            raise InvalidValueError(f"`MaskGIT`: `grid` must be two integers >= 1, (height, width). Got {grid!r}.")
         self.grid = (check_int(self, "grid", grid[0], 1), check_int(self, "grid", grid[1], 1))
         self.num_classes = None if num_classes is None else check_int(self, "num_classes", num_classes, 1)
         layers = check_int(self, "layers", layers, 1)
@@ -108,17 +109,17 @@ class MaskGIT(nn.Module):
     def _check(self, indices: Tensor, labels: Tensor | None) -> None:
         _check_integers("indices", indices, self.codebook_size, "masked positions")
         if indices.ndim != 3 or indices.shape[1:] != self.grid:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`MaskGIT`: `indices` must have the shape (B, {self.grid[0]}, {self.grid[1]}). "
                 f"Got {tuple(indices.shape)}."
             )
         if labels is None:
             return
         if self.num_classes is None:
-            raise ValueError("`MaskGIT`: `labels` must be None, because the network has num_classes=None.")
+            raise InvalidValueError("`MaskGIT`: `labels` must be None, because the network has num_classes=None.")
         _check_integers("labels", labels, self.num_classes, "the null class")
         if labels.shape != indices.shape[:1]:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`MaskGIT`: `labels` must have the shape ({len(indices)},), one for each grid. "
                 f"Got {tuple(labels.shape)}."
             )
@@ -131,7 +132,7 @@ def _last_if_negative(indices: Tensor, last: int) -> Tensor:
 def _check_integers(name: str, values: Tensor, size: int, negative: str) -> None:
     if not isinstance(values, Tensor) or values.is_floating_point() or values.dtype == torch.bool:
         got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"`MaskGIT`: `{name}` must be an integer tensor. Got {got}.")
+        raise InvalidTypeError(f"`MaskGIT`: `{name}` must be an integer tensor. Got {got}.")
     if torch.compiler.is_exporting() or values.numel() == 0:
         return
     message = f"`MaskGIT`: `{name}` must be in [0, {size}), or -1 for {negative}."
@@ -141,4 +142,4 @@ def _check_integers(name: str, values: Tensor, size: int, negative: str) -> None
         torch._assert_async(inside, message)
     elif not inside:
         low, high = (int(v) for v in values.aminmax())
-        raise ValueError(f"{message} Got values from {low} to {high}.")
+        raise InvalidValueError(f"{message} Got values from {low} to {high}.")

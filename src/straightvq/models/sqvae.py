@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from straightvq.errors import InvalidValueError
 from straightvq.models.base import AutoencoderBase
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_choice, check_int
@@ -61,7 +62,7 @@ class SQVAENet(AutoencoderBase):
         blocks = check_int(self, "blocks", _BLOCKS[variant] if blocks is None else blocks, 1)
         dim = quantizer.dim
         if dim < 2:
-            raise ValueError(f"`SQVAENet`: `quantizer` must have a dim of at least 2. Got {dim}.")
+            raise InvalidValueError(f"`SQVAENet`: `quantizer` must have a dim of at least 2. Got {dim}.")
         half = dim // 2
         self.encoder = nn.Sequential(
             *_norm_relu(nn.Conv2d(self.in_channels, half, 4, stride=2, padding=1)),

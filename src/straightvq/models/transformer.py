@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from straightvq.errors import InvalidValueError
 from straightvq.nn.part import check_int
 
 # Hidden units of the two-layer network, in units of the width.
@@ -75,7 +76,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
 def check_heads(owner: nn.Module, width: int, heads: int) -> int:
     """Returns ``heads`` if it is a divisor of ``width``; raises the house's sentence otherwise."""
     if width % check_int(owner, "heads", heads, 1):
-        raise ValueError(f"`{type(owner).__name__}`: `heads` must divide the width {width}. Got {heads}.")
+        raise InvalidValueError(f"`{type(owner).__name__}`: `heads` must divide the width {width}. Got {heads}.")
     return heads
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from straightvq.errors import InvalidValueError
 from straightvq.models.base import ClassifierBase
 from straightvq.models.transformer import TransformerBlock, check_heads, init_transformer_
 from straightvq.nn import Quantizer
@@ -76,7 +77,7 @@ class ViT(ClassifierBase):
         in_channels = check_int(self, "in_channels", in_channels, 1)
         image_size = check_int(self, "image_size", image_size, 1)
         if image_size % check_int(self, "patch_size", patch_size, 1):
-            raise ValueError(f"`ViT`: `patch_size` must divide image_size={image_size}. Got {patch_size}.")
+            raise InvalidValueError(f"`ViT`: `patch_size` must divide image_size={image_size}. Got {patch_size}.")
         layers = check_int(self, "layers", layers, 1)
         dim = self.dim_at(position, width, layers)
         heads = check_heads(self, width, heads)
@@ -121,7 +122,7 @@ class _Patches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] != (self.image_size, self.image_size):
-            raise ValueError(
+            raise InvalidValueError(
                 f"`ViT`: height and width of `x` must be image_size={self.image_size}. Got {tuple(x.shape)}."
             )
         return self.to_tokens(x).flatten(2).transpose(1, 2) + self.positions

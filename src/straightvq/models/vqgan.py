@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from straightvq.errors import InvalidValueError
 from straightvq.models.base import AutoencoderBase, Rescale
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
@@ -60,9 +61,11 @@ class VQGANNet(AutoencoderBase):
         blocks: int = 2,
     ) -> None:
         if not isinstance(multipliers, Sequence) or isinstance(multipliers, str) or not multipliers:
-            raise ValueError(f"`VQGANNet`: `multipliers` must be a sequence of integers >= 1. Got {multipliers!r}.")
+            raise InvalidValueError(
+                f"`VQGANNet`: `multipliers` must be a sequence of integers >= 1. Got {multipliers!r}."
+            )
         if check_int(self, "hidden", hidden, _GROUPS) % _GROUPS:
-            raise ValueError(f"`VQGANNet`: `hidden` must be a multiple of {_GROUPS}. Got {hidden}.")
+            raise InvalidValueError(f"`VQGANNet`: `hidden` must be a multiple of {_GROUPS}. Got {hidden}.")
         widths = [hidden * check_int(self, "multipliers", multiplier, 1) for multiplier in multipliers]
         super().__init__(quantizer, in_channels, downsample=2 ** (len(widths) - 1))
         blocks = check_int(self, "blocks", blocks, 1)

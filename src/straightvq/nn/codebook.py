@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from straightvq.errors import NonFiniteError
+from straightvq.errors import InvalidTypeError, InvalidValueError, NonFiniteError
 from straightvq.functional.sums import code_sums
 from straightvq.nn import start
 from straightvq.nn.batch import Batch
@@ -111,7 +111,7 @@ class Codebook(Part):
     def _check_learned(self) -> None:
         update = self.update
         if self.parametrization.is_learned and not (update.loss.parametrization or update.task.parametrization):
-            raise ValueError(
+            raise InvalidValueError(
                 f"`Codebook`: {_kind(self.parametrization)} has parameters that need a gradient, and with "
                 f"{_kind(self.update)} none reaches them. Use GradientUpdate or AlternatedUpdate, "
                 "or RunningAffine, which follows statistics instead."
@@ -126,7 +126,7 @@ class Codebook(Part):
         writers += [] if self.reset is None else [self.reset]
         if writers:
             names = " and ".join(map(_kind, writers))
-            raise ValueError(
+            raise InvalidValueError(
                 f"`Codebook`: {names} would write codes, and {_kind(self.parametrization)} has no inverse that finds "
                 "the raw table for them. Use GradientUpdate, no reset and no init from data, or another "
                 "parametrization."
@@ -136,7 +136,7 @@ class Codebook(Part):
         by_loss, by_task = self._trained_by
         is_trained = (by_loss and self.update.loss.parametrization) or (by_task and self.update.task.parametrization)
         if self.parametrization.is_learned and not is_trained:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`Codebook`: nothing trains the parameters of {_kind(self.parametrization)}: with "
                 f"{_kind(self.update)} they need a CodebookLoss with positive weight or a synchronised estimator."
             )
@@ -150,7 +150,7 @@ class Codebook(Part):
             by_task: whether the estimator sends the task gradient to the codes.
         """
         if self.dim not in (None, dim):
-            raise ValueError(
+            raise InvalidValueError(
                 f"`Codebook`: `dim` must equal the width {dim} that the quantizer's transform gives. Got {self.dim}."
             )
         self._trained_by = by_loss, by_task
@@ -240,7 +240,7 @@ class Codebook(Part):
         task, loss = self.update.task if by_task else NOTHING, self.update.loss if by_loss else NOTHING
         if (task.raw or loss.raw) and not isinstance(self.raw, nn.Parameter):
             source = "an estimator" if task.raw else "a loss"
-            raise ValueError(
+            raise InvalidValueError(
                 f"`Codebook`: it must be made with what is to train it. Got {source} that now sends a gradient to a "
                 "raw table that takes none: build the layer with a positive `sync` or weight, and set that to 0 "
                 "until you need it."
@@ -287,15 +287,17 @@ class Codebook(Part):
         """
         self._require_bound()
         if not self.parametrization.has_inverse:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`set_codes`: the parametrization must have an inverse. {_kind(self.parametrization)} has none; "
                 "write its raw table and its parameters instead."
             )
         if not isinstance(codes, Tensor) or not codes.is_floating_point():
             got = codes.dtype if isinstance(codes, Tensor) else type(codes).__name__
-            raise TypeError(f"`set_codes`: `codes` must be a floating-point tensor. Got {got}.")
+            raise InvalidTypeError(f"`set_codes`: `codes` must be a floating-point tensor. Got {got}.")
         if tuple(codes.shape) != (self.size, self.dim):
-            raise ValueError(f"`set_codes`: `codes` must have shape {(self.size, self.dim)}. Got {tuple(codes.shape)}.")
+            raise InvalidValueError(
+                f"`set_codes`: `codes` must have shape {(self.size, self.dim)}. Got {tuple(codes.shape)}."
+            )
         if not torch.isfinite(codes).all():
             raise NonFiniteError(f"`set_codes`: `codes` must be finite. Got {count_not_finite(codes)}.")
         self.adopt(codes.to(self.raw))
@@ -323,7 +325,7 @@ class Codebook(Part):
 
     def _require_bound(self) -> None:
         if not self._is_bound:
-            raise ValueError(
+            raise InvalidValueError(
                 "`Codebook`: it has no vectors before a quantizer owns it. Pass it to VectorQuantizer(dim, codebook)."
             )
 

@@ -8,6 +8,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from straightvq.errors import InvalidTypeError
 from straightvq.functional.kmeans import kmeans, spread_out
 from straightvq.nn.part import Part, check_float, check_int, setting
 
@@ -30,7 +31,7 @@ class Init(Part):
 
         Where n is below the size the first n rows are to stand for the vectors.
         """
-        raise TypeError(f"`{type(self).__name__}` takes no data.")
+        raise InvalidTypeError(f"`{type(self).__name__}` takes no data.")
 
 
 class NormalInit(Init):

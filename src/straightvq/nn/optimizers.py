@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Adamax, NAdam, Optimizer, RAdam
 from torch.utils.hooks import RemovableHandle
 
+from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.nn.codebook import Codebook
 from straightvq.nn.part import can_ask, check_float, check_module
 
@@ -123,7 +124,7 @@ def attach_optimizer(optimizer: Optimizer, module: nn.Module) -> RemovableHandle
         [-0.5, -0.5]
     """
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(
+        raise InvalidTypeError(
             f"`attach_optimizer`: `optimizer` must be a torch.optim.Optimizer. Got {type(optimizer).__name__}."
         )
     check_module("attach_optimizer", module)
@@ -336,7 +337,7 @@ def _check_whole(owner: str, module: nn.Module) -> None:
     for name, book in _codebooks(module).items():
         is_written = book.init.needs_data or book.reset is not None or book.update.writes
         if is_written and _is_sharded(book.raw):
-            raise ValueError(
+            raise InvalidValueError(
                 f"`{owner}`: the table of the codebook {name!r} must be whole, because training forwards write into "
                 "it and fully_shard loses what they write. Got a sharded one: pass "
                 "fully_shard(..., ignored_params=set(quantizer.parameters()))."

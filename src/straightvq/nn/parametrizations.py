@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.functional.sums import code_sums
 from straightvq.nn.batch import Batch, pool_moments
 from straightvq.nn.inits import Init
@@ -77,7 +78,7 @@ class Parametrization(Part):
 
     def inverse(self, codes: Tensor) -> Tensor:
         """Effective codes (k, d) -> the raw table that gives them, under the map now in force."""
-        raise TypeError(f"`{type(self).__name__}` has no inverse.")
+        raise InvalidTypeError(f"`{type(self).__name__}` has no inverse.")
 
     def adopt(self, codes: Tensor) -> Tensor:
         """Raw table for a whole new set of codes (init, import); may change the map so that it fits them."""
@@ -399,11 +400,11 @@ class Chain(Parametrization):
     def __init__(self, parts: list[Parametrization]) -> None:
         super().__init__()
         if not isinstance(parts, Sequence) or not parts:
-            raise ValueError(f"`Chain`: `parts` must be a list of at least one parametrization. Got {parts!r}.")
+            raise InvalidValueError(f"`Chain`: `parts` must be a list of at least one parametrization. Got {parts!r}.")
         self.parts = nn.ModuleList(check_part(self, "parts", part, Parametrization) for part in parts)
         for part in self._parts[:-1]:
             if self.has_inverse and not part.is_onto:
-                raise ValueError(
+                raise InvalidValueError(
                     f"`Chain`: `parts` must have {type(part).__name__} last: it cannot give every vector, and codes "
                     "that are written through a later part would come back as others. "
                     f"Got [{', '.join(type(each).__name__ for each in self._parts)}]."
@@ -488,7 +489,7 @@ class Chain(Parametrization):
 def _check_groups(owner: Parametrization, size: int, groups: int, *, smallest: int) -> None:
     if size % groups or size // groups < smallest:
         least = f" with at least {smallest} codes each" if smallest > 1 else ""
-        raise ValueError(
+        raise InvalidValueError(
             f"`{type(owner).__name__}`: `groups` must divide the codebook's size {size}{least}. Got {groups}."
         )
 

@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from straightvq.errors import InvalidTypeError, InvalidValueError
+
 
 class Part(nn.Module, ABC):
     """A module that fills one slot of a quantizer.
@@ -24,7 +26,7 @@ class Part(nn.Module, ABC):
 
     def _bind_once(self) -> None:
         if self._is_bound:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`{type(self).__name__}`: this instance is already part of another quantizer. "
                 "Make a new one: two owners would update the same state twice."
             )
@@ -69,7 +71,7 @@ def setting(check: Callable[..., Any], *, keeps: str = "", **limits: Any) -> Any
         if keeps and part._is_bound:
             before = part.__dict__["_" + name]
             if value != before and (keeps == "all" or not before):
-                raise ValueError(
+                raise InvalidValueError(
                     f"`{type(part).__name__}`: `{name}` must stay {before!r}, because what the layer holds was made "
                     f"for it. Got {value!r}; make a new layer."
                 )
@@ -135,9 +137,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def check_int(owner: Any, name: str, value: Any, minimum: int) -> int:
     """Returns ``value`` if it is an integer of at least ``minimum``; raises the house's sentence otherwise."""
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"`{_name(owner)}`: `{name}` must be an integer >= {minimum}. Got {_show(value)}.")
+        raise InvalidTypeError(f"`{_name(owner)}`: `{name}` must be an integer >= {minimum}. Got {_show(value)}.")
     if value < minimum:
-        raise ValueError(f"`{_name(owner)}`: `{name}` must be an integer >= {minimum}. Got {value}.")
+        raise InvalidValueError(f"`{_name(owner)}`: `{name}` must be an integer >= {minimum}. Got {value}.")
     return int(value)
 
 
@@ -154,12 +156,12 @@ def check_float(
     """Returns ``value`` if it is a finite number in the interval; raises the house's sentence otherwise."""
     interval = f"{'(' if open_minimum else '['}{minimum:g}, {maximum:g}{')' if open_maximum else ']'}"
     if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"`{_name(owner)}`: `{name}` must be a number in {interval}. Got {_show(value)}.")
+        raise InvalidTypeError(f"`{_name(owner)}`: `{name}` must be a number in {interval}. Got {_show(value)}.")
     number = float(value)
     above = number > minimum if open_minimum else number >= minimum
     below = number < maximum if open_maximum else number <= maximum
     if not (above and below) or number in (float("inf"), -float("inf")):
-        raise ValueError(f"`{_name(owner)}`: `{name}` must be a finite number in {interval}. Got {value}.")
+        raise InvalidValueError(f"`{_name(owner)}`: `{name}` must be a finite number in {interval}. Got {value}.")
     return number
 
 
@@ -170,7 +172,7 @@ def check_optional_float(owner: Any, name: str, value: Any, **limits: Any) -> fl
 
 def check_bool(owner: Any, name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"`{_name(owner)}`: `{name}` must be True or False. Got {_show(value)}.")
+        raise InvalidTypeError(f"`{_name(owner)}`: `{name}` must be True or False. Got {_show(value)}.")
     return value
 
 
@@ -178,19 +180,21 @@ def check_choice(owner: Any, name: str, value: Any, choices: Collection[str]) ->
     """Returns ``value`` if it is one of ``choices``; raises the house's sentence otherwise."""
     if value not in choices:
         listed = ", ".join(map(repr, choices))
-        raise ValueError(f"`{_name(owner)}`: `{name}` must be one of {listed}. Got {value!r}.")
+        raise InvalidValueError(f"`{_name(owner)}`: `{name}` must be one of {listed}. Got {value!r}.")
     return str(value)
 
 
 def check_part(owner: Any, name: str, value: Any, kind: type) -> Any:
     """Returns ``value`` if it is an instance of ``kind``; a class in its place gets its own hint."""
     if isinstance(value, type) and issubclass(value, kind):
-        raise TypeError(
+        raise InvalidTypeError(
             f"`{_name(owner)}`: `{name}` must be an instance of {kind.__name__}. "
             f"Got the class {value.__name__}; write {value.__name__}()."
         )
     if not isinstance(value, kind):
-        raise TypeError(f"`{_name(owner)}`: `{name}` must be an instance of {kind.__name__}. Got {_show(value)}.")
+        raise InvalidTypeError(
+            f"`{_name(owner)}`: `{name}` must be an instance of {kind.__name__}. Got {_show(value)}."
+        )
     return value
 
 
@@ -201,7 +205,7 @@ def default(part: Any, kind: type) -> Any:
 
 def check_module(owner: str, value: Any) -> nn.Module:
     if not isinstance(value, nn.Module):
-        raise TypeError(f"`{owner}`: `module` must be a torch.nn.Module. Got {_show(value)}.")
+        raise InvalidTypeError(f"`{owner}`: `module` must be a torch.nn.Module. Got {_show(value)}.")
     return value
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree
 
-from straightvq.errors import NonFiniteError
+from straightvq.errors import InvalidTypeError, InvalidValueError, NonFiniteError
 from straightvq.nn.batch import Context
 from straightvq.nn.codebook import Codebook, count_not_finite
 from straightvq.nn.estimators import Estimator, StraightThrough
@@ -128,14 +128,14 @@ class Quantizer(nn.Module, ABC):
         super().__init__()
         self.dim = check_int(self, "dim", dim, 1)
         if not isinstance(channel_dim, int) or isinstance(channel_dim, bool):
-            raise TypeError(f"`{type(self).__name__}`: `channel_dim` must be an integer. Got {channel_dim!r}.")
+            raise InvalidTypeError(f"`{type(self).__name__}`: `channel_dim` must be an integer. Got {channel_dim!r}.")
         self.channel_dim = channel_dim
         self.transform: Transform = check_part(self, "transform", default(transform, Identity), Transform)
         self.estimator: Estimator = check_part(self, "estimator", default(estimator, StraightThrough), Estimator)
         self.losses = nn.ModuleList(_check_losses(self, losses))
         for part in (self.estimator, *self._losses()):
             if part.takes_context and not self.has_table:
-                raise ValueError(
+                raise InvalidValueError(
                     f"`{type(self).__name__}`: {type(part).__name__} looks at the table of codes, and there is none. "
                     "Use a part that takes vectors and codes only."
                 )
@@ -317,16 +317,16 @@ class Quantizer(nn.Module, ABC):
     def _check(self, z: Tensor, mask: Tensor | None) -> None:
         owner = type(self).__name__
         if not isinstance(z, Tensor):
-            raise TypeError(f"`{owner}`: `z` must be a tensor. Got {type(z).__name__}.")
+            raise InvalidTypeError(f"`{owner}`: `z` must be a tensor. Got {type(z).__name__}.")
         if not z.is_floating_point():
-            raise TypeError(f"`{owner}`: `z` must be floating point. Got {z.dtype}.")
+            raise InvalidTypeError(f"`{owner}`: `z` must be floating point. Got {z.dtype}.")
         rank = z.ndim
         if not -rank <= self.channel_dim < rank:
-            raise ValueError(f"`{owner}`: `z` must have an axis {self.channel_dim}. Got shape {tuple(z.shape)}.")
+            raise InvalidValueError(f"`{owner}`: `z` must have an axis {self.channel_dim}. Got shape {tuple(z.shape)}.")
         if z.shape[self.channel_dim] != self.dim:
             fits = [axis for axis in range(rank) if z.shape[axis] == self.dim]
             hint = f" Its axis {fits[0]} has that size: pass channel_dim={fits[0]}?" if fits else ""
-            raise ValueError(
+            raise InvalidValueError(
                 f"`{owner}`: `z` must have {self.dim} channels on axis {self.channel_dim}. "
                 f"Got {z.shape[self.channel_dim]}, shape {tuple(z.shape)}.{hint}"
             )
@@ -334,10 +334,10 @@ class Quantizer(nn.Module, ABC):
             return
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
             got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-            raise TypeError(f"`{owner}`: `mask` must be a boolean tensor, True where valid. Got {got}.")
+            raise InvalidTypeError(f"`{owner}`: `mask` must be a boolean tensor, True where valid. Got {got}.")
         expected = z.movedim(self.channel_dim, -1).shape[:-1]
         if mask.shape != expected:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`{owner}`: `mask` must have the shape of `z` without its channel axis, {tuple(expected)}. "
                 f"Got {tuple(mask.shape)}."
             )
@@ -368,15 +368,15 @@ class Quantizer(nn.Module, ABC):
         owner, size = type(self).__name__, self.codebook_size
         if not isinstance(indices, Tensor) or indices.dtype not in _INTEGERS:
             got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
-            raise TypeError(f"`{owner}`: `indices` must be an integer tensor. Got {got}.")
+            raise InvalidTypeError(f"`{owner}`: `indices` must be an integer tensor. Got {got}.")
         if self.is_composite and not (indices.ndim and 1 <= indices.shape[-1] <= self.num_quantizers):
-            raise ValueError(
+            raise InvalidValueError(
                 f"`{owner}`: `indices` must have 1 to {self.num_quantizers} entries on its last axis. "
                 f"Got shape {tuple(indices.shape)}."
             )
         axes = indices.ndim + (not self.is_composite)  # of the vectors that come out
         if not -axes <= self.channel_dim < axes:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`{owner}`: `indices` must have enough axes for vectors with their channels on axis "
                 f"{self.channel_dim}. Got shape {tuple(indices.shape)}."
             )
@@ -388,7 +388,7 @@ class Quantizer(nn.Module, ABC):
             return inside
         if not inside.all():
             low, high = (int(v) for v in indices.aminmax())
-            raise ValueError(
+            raise InvalidValueError(
                 f"`{owner}`: `indices` must be in [0, {size}), or -1 for masked positions. "
                 f"Got values from {low} to {high}."
             )
@@ -401,7 +401,7 @@ class Quantizer(nn.Module, ABC):
         return {name: value for name, value in self.__dict__.items() if name != "_is_bypassed"}
 
     def _replicate_for_data_parallel(self) -> NoReturn:
-        raise ValueError(
+        raise InvalidValueError(
             f"`{type(self).__name__}`: torch.nn.DataParallel would train the codebook of one replica and quantize "
             "with the others. Use DistributedDataParallel."
         )
@@ -463,10 +463,14 @@ def _count_beyond(x: Tensor, limit: float) -> str:
 
 def _check_losses(owner: Quantizer, losses: list[Loss] | None) -> list[Loss]:
     if losses is not None and not isinstance(losses, Sequence):
-        raise TypeError(f"`{type(owner).__name__}`: `losses` must be a list of losses. Got {type(losses).__name__}.")
+        raise InvalidTypeError(
+            f"`{type(owner).__name__}`: `losses` must be a list of losses. Got {type(losses).__name__}."
+        )
     checked: list[Loss] = [check_part(owner, "losses", loss, Loss) for loss in losses or []]
     names = [loss.name for loss in checked]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"`{type(owner).__name__}`: `losses` must have different names. Got {name!r} twice.")
+            raise InvalidValueError(
+                f"`{type(owner).__name__}`: `losses` must have different names. Got {name!r} twice."
+            )
     return checked

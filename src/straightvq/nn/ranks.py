@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from straightvq.errors import InvalidValueError
+
 Group = dist.ProcessGroup | Literal[False] | None
 
 
@@ -20,7 +22,7 @@ def num_ranks(group: Group) -> int:
         return 1
     ranks = dist.get_world_size(group)
     if ranks < 1:
-        raise ValueError(
+        raise InvalidValueError(
             "`process_group` must be None, False, or a group that this process belongs to. "
             f"Got one without rank {dist.get_rank()}."
         )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.functional.draws import draw_normal
 from straightvq.nn.codebook import Codebook, count_not_finite
 from straightvq.nn.part import at_least_float32, check_float, check_module, making_float32
@@ -69,7 +70,9 @@ def resize_codebooks(state_dict: dict[str, Tensor], module: nn.Module, *, noise:
     noise = check_float("resize_codebooks", "noise", noise, minimum=0, open_minimum=True)
     books = {name: book for name, book in module.named_modules(remove_duplicate=False) if isinstance(book, Codebook)}
     if not books:
-        raise ValueError(f"{_OWNER}: `module` must hold a codebook. Got {type(module).__name__}, which has none.")
+        raise InvalidValueError(
+            f"{_OWNER}: `module` must hold a codebook. Got {type(module).__name__}, which has none."
+        )
     _check_state(state_dict)
     result = copy.copy(state_dict)  # with the versions that torch keeps beside the entries
     told: set[Codebook] = set()
@@ -95,9 +98,9 @@ def resize_codebooks(state_dict: dict[str, Tensor], module: nn.Module, *, noise:
 
 def _check_state(state_dict: Any) -> None:
     if not isinstance(state_dict, dict):
-        raise TypeError(f"{_OWNER}: `state_dict` must be a dict of tensors. Got {type(state_dict).__name__}.")
+        raise InvalidTypeError(f"{_OWNER}: `state_dict` must be a dict of tensors. Got {type(state_dict).__name__}.")
     if isinstance(state_dict.get("state_dict"), dict):
-        raise ValueError(
+        raise InvalidValueError(
             f"{_OWNER}: `state_dict` must be the state of a module. Got a whole checkpoint; "
             'pass checkpoint["state_dict"].'
         )
@@ -108,17 +111,17 @@ def _table(state_dict: dict[str, Tensor], prefix: str, book: Codebook) -> Tensor
     raw = state_dict.get(prefix + "raw")
     if not isinstance(raw, Tensor):
         tables = [key for key in state_dict if f".{key}".endswith(".raw")]
-        raise ValueError(
+        raise InvalidValueError(
             f"{_OWNER}: `state_dict` must hold {prefix + 'raw'!r}, with the names that `module` has. "
             f"Got {'the tables ' + ', '.join(map(repr, tables)) if tables else 'no table of codes'}."
         )
     if raw.shape[1:] != book.raw.shape[1:] or len(raw) == 0:
-        raise ValueError(
+        raise InvalidValueError(
             f"{_OWNER}: only the number of codes may differ; {prefix + 'raw'!r} must have rows of shape "
             f"{tuple(book.raw.shape[1:])}. Got a table of shape {tuple(raw.shape)}."
         )
     if raw.shape != book.raw.shape and not book.parametrization.has_inverse:
-        raise ValueError(
+        raise InvalidValueError(
             f"{_OWNER}: the parametrization must have an inverse, through which new codes are written. "
             f"{type(book.parametrization).__name__} has none, so its table of {len(raw)} rows cannot become one of "
             f"{len(book.raw)}."
@@ -131,13 +134,13 @@ def _load(twin: Codebook, state_dict: dict[str, Tensor], prefix: str) -> Codeboo
     try:
         twin.load_state_dict(own)
     except RuntimeError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{_OWNER}: `state_dict` must fit `module` but for the number of codes. "
             f"Got, under {prefix!r}: {' '.join(str(error).split())}"
         ) from error
     codes = twin.codes()
     if not torch.isfinite(codes).all():
-        raise ValueError(f"{_OWNER}: the codes under {prefix!r} must be finite. Got {count_not_finite(codes)}.")
+        raise InvalidValueError(f"{_OWNER}: the codes under {prefix!r} must be finite. Got {count_not_finite(codes)}.")
     return twin
 
 
@@ -156,7 +159,9 @@ def _twin(book: Codebook, size: int, dtype: torch.dtype) -> Codebook:
         try:
             twin._make(dim)
         except ValueError as error:
-            raise ValueError(f"{_OWNER}: a codebook of `module` cannot have {size} codes. Got: {error}") from error
+            raise InvalidValueError(
+                f"{_OWNER}: a codebook of `module` cannot have {size} codes. Got: {error}"
+            ) from error
     return twin.to(at_least_float32(dtype))
 
 
@@ -214,7 +219,7 @@ def _carry(old: Codebook, new: Codebook, source: Tensor) -> None:
         elif tensor.shape == (new.size, *given.shape[1:]):
             tensor[: len(kept)] = given[kept]
         else:
-            raise ValueError(
+            raise InvalidValueError(
                 f"{_OWNER}: state that depends on the number of codes must go by rows. Got {key!r} of shape "
                 f"{tuple(given.shape)} where `module` has {tuple(tensor.shape)}."
             )
@@ -240,7 +245,7 @@ def _set_apart(book: Codebook, codes: Tensor, rows: Tensor, deviation: Tensor, n
         book.write((codes + 2**attempt * deviation * noise).to(codes.dtype), rows)
         rows = _is_repeated(book.codes()) & is_copy
     if rows.any():
-        raise ValueError(
+        raise InvalidValueError(
             f"{_OWNER}: {name} must be able to hold {book.size} different codes. "
             f"Got {int(rows.sum())} that equal another one, whatever the noise."
         )

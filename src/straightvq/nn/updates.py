@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from straightvq.errors import InvalidValueError
 from straightvq.nn.batch import Batch
 from straightvq.nn.part import Part, check_bool, check_float, check_int, check_optional_float, setting
 
@@ -165,7 +166,7 @@ def _check_rate(owner: Update, name: str, value: Any, *, other: str, **limits: A
     """One of `fraction` and `lr`: the other one would be ignored."""
     given = vars(owner).get("_" + other)
     if value is not None and given is not None:
-        raise ValueError(
+        raise InvalidValueError(
             f"`{type(owner).__name__}`: only one of `{name}` and `{other}` may be given. Got {value!r} and {given!r}."
         )
     return check_optional_float(owner, name, value, **limits)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from straightvq.errors import InvalidValueError
 from straightvq.nn.assigners import Assigner, Nearest
 from straightvq.nn.batch import Batch, Context
 from straightvq.nn.codebook import Codebook
@@ -91,7 +92,7 @@ class VectorQuantizer(Quantizer):
         check_part(self, "codebook", codebook, Codebook)
         self.assigner: Assigner = check_part(self, "assigner", default(assigner, Nearest), Assigner)
         if self.estimator.trains_codes and codebook.update.task == NOTHING:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`VectorQuantizer`: {self.estimator} sends a gradient to the codes, and "
                 f"{type(codebook.update).__name__} takes none. Use sync=0, or GradientUpdate or AlternatedUpdate."
             )
@@ -187,7 +188,7 @@ class VectorQuantizer(Quantizer):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if prefix + "codebook.pool" in state_dict:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`{type(self).__name__}`: the state must be of this version of straightvq. Got one of an earlier "
                 "version, whose codebooks hold other entries: load it with that version, or train anew."
             )

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from straightvq.errors import InvalidValueError
+from straightvq.runs import read_log
 from straightvq.studies.results import Findings
 from straightvq.studies.run import FINAL, Cell
-from straightvq.tasks._run import read_log
 
 __all__ = ["Curves"]
 
@@ -54,7 +55,9 @@ class Curves:
                 steps.append(int(step))
                 values.append(float(value))
         except ValueError as error:
-            raise ValueError(f"`reproduce`: {str(file)!r} is not a table of curves that a study wrote.") from error
+            raise InvalidValueError(
+                f"`reproduce`: {str(file)!r} is not a table of curves that a study wrote."
+            ) from error
         return cls(name, points)
 
     def of(self, cell: Cell) -> list[Points]:

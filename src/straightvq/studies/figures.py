@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from straightvq.diagnostics import panels, save
-from straightvq.files import write_text
+from straightvq.io import write_text
 from straightvq.studies import curves
 from straightvq.studies.curves import Curves
 from straightvq.studies.report import Context

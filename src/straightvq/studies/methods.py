@@ -1,5 +1,6 @@
 """The rows of the paper's tables as one function of what is switched on."""
 
+from straightvq.errors import InvalidValueError
 from straightvq.nn import (
     Affine,
     AlternatedUpdate,
@@ -72,7 +73,7 @@ def ablation(
     check_bool("ablation", "running", running)
     check_bool("ablation", "kmeans", kmeans)
     if running and lr_scale is not None:
-        raise ValueError(
+        raise InvalidValueError(
             "`ablation`: affine codes are learned (`lr_scale`) or follow running statistics (`running`), not both. "
             f"Got lr_scale={lr_scale}, running=True."
         )

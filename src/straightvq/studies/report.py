@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from straightvq.files import write_text
+from straightvq.io import write_text
 from straightvq.studies.results import Findings, Result
 from straightvq.studies.run import FINAL, TUNE, Cell
 from straightvq.studies.study import Size, Study

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from straightvq.files import write_text
+from straightvq.errors import InvalidValueError
+from straightvq.io import write_text
 from straightvq.studies.origin import hardware, versions
 from straightvq.studies.run import Cell, Run
 
@@ -185,7 +186,7 @@ def read_table(file: Path) -> list[Result]:
                 raise ValueError("other columns")
             return [_from_row(row) for row in reader]
     except (ValueError, TypeError) as error:
-        raise ValueError(f"`reproduce`: {str(file)!r} is not a table of results that a study wrote.") from error
+        raise InvalidValueError(f"`reproduce`: {str(file)!r} is not a table of results that a study wrote.") from error
 
 
 def _from_row(row: dict[str, str]) -> Result:
@@ -199,6 +200,6 @@ def _read(file: Path) -> Result:
     try:
         return Result(**json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"`reproduce`: {str(file)!r} is not a result of this version. Remove it to repeat the run."
         ) from error

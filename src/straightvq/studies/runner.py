@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
+from straightvq.errors import InvalidValueError
 from straightvq.nn.part import check_int
 from straightvq.studies.figures import draw
 from straightvq.studies.report import Context, write_report
@@ -72,7 +73,9 @@ def reproduce(
     if study.script is not None:
         given = (size, data, sets, models, rows, seeds, precision, known)
         if dry_run or keep or rerun or any(option is not None for option in given):
-            raise ValueError(f"`reproduce`: the study {study.name} is a single figure and takes no option but --out.")
+            raise InvalidValueError(
+                f"`reproduce`: the study {study.name} is a single figure and takes no option but --out."
+            )
         return _run_script(study, out)
     size = "small" if size is None else size
     if size not in study.sizes:
@@ -124,7 +127,7 @@ def _preparation(work: Work, name: str, data: Path | None, precision: str | None
         raise unknown(f"the size of {study.name},", work.size.name, study.sizes)
     size = study.sizes[work.size.name].at_precision(precision)
     if size.follows:
-        raise ValueError(f"`reproduce`: {study.name} is built upon, and must not follow another study itself.")
+        raise InvalidValueError(f"`reproduce`: {study.name} is built upon, and must not follow another study itself.")
 
     def serving(cells: Sequence[Cell]) -> list[Cell]:
         return list(dict.fromkeys(study.serving(size, cell, 0)[0] for cell in cells))
@@ -169,7 +172,7 @@ def _sets(study: Study, size: Size, data: Path | None, sets: Sequence[str] | Non
         outside = [name for name in names if study.sets[name].folder is not None]
     if outside and data is None:
         if not size.without_data or sets is not None:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`reproduce`: {study.name} in size {size.name} needs {', '.join(outside)}: pass --data with the "
                 f"folder that holds {', '.join(str(study.sets[name].folder) for name in outside)}."
             )
@@ -188,7 +191,7 @@ def _sources(study: Study, names: Sequence[str], data: Path | None) -> dict[str,
         folder = study.sets[name].folder
         places[name] = None if folder is None or data is None else str(data / folder)
         if places[name] is not None and not Path(str(places[name])).is_dir():
-            raise ValueError(
+            raise InvalidValueError(
                 f"`reproduce`: {study.name} needs the set {name} in {places[name]!r}, which is not there. "
                 "--data must be the folder that holds the sets' folders."
             )
@@ -213,7 +216,7 @@ def _protected(folder: Path, results: Results) -> Iterator[None]:
 def _unwritable(error: OSError, way_out: str) -> ValueError:
     is_full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
     condition = "there is room" if is_full else "that is put right"
-    return ValueError(f"`reproduce`: cannot write the results: {error}. {way_out} once {condition}.")
+    return InvalidValueError(f"`reproduce`: cannot write the results: {error}. {way_out} once {condition}.")
 
 
 def _run_script(study: Study, out: Path | None) -> Path:
@@ -232,10 +235,10 @@ def _script(study: Study) -> Callable[[Path, str, str], object]:
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"`reproduce`: `script` of {study.name} must be the class path of a function. Got {study.script!r}: "
             f"{error}."
         ) from error
     if not callable(function):
-        raise ValueError(f"`reproduce`: `script` of {study.name} must be a function. Got {study.script!r}.")
+        raise InvalidValueError(f"`reproduce`: `script` of {study.name} must be a function. Got {study.script!r}.")
     return cast(Callable[[Path, str, str], object], function)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Literal
 
+from straightvq.errors import InvalidValueError
 from straightvq.studies.run import FINAL, TUNE, Cell, Config, Run, slug
 
 __all__ = ["DataSet", "Measure", "Model", "Row", "Size", "Study", "study_names"]
@@ -186,9 +187,9 @@ class Study:
         """
         for what, name, known in (("set", cell.set, self.sets), ("network", cell.model, size.models)):
             if name not in known and (what == "set" or len(known) > 1):
-                raise ValueError(f"`reproduce`: {self.name} is built upon, but has no {what} {name!r}.")
+                raise InvalidValueError(f"`reproduce`: {self.name} is built upon, but has no {what} {name!r}.")
         if cell.row not in self.rows and len(self.rows) > 1:
-            raise ValueError(f"`reproduce`: {self.name} is built upon, but has no row {cell.row!r}.")
+            raise InvalidValueError(f"`reproduce`: {self.name} is built upon, but has no row {cell.row!r}.")
         model = cell.model if cell.model in size.models else next(iter(size.models))
         if cell.row in self.rows:
             return Cell(cell.set, model, cell.row), seed
@@ -229,7 +230,7 @@ def study_names() -> list[str]:
 def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
     known = list(known)
     there = ", ".join(known)
-    return ValueError(f"`reproduce`: {what} {name!r} is not there.{hint(name, known)} There are: {there}.")
+    return InvalidValueError(f"`reproduce`: {what} {name!r} is not there.{hint(name, known)} There are: {there}.")
 
 
 def hint(name: str, known: Iterable[str]) -> str:

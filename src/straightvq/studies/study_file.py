@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from straightvq.errors import InvalidValueError
 from straightvq.studies.run import Config, slug
 from straightvq.studies.study import DataSet, Measure, Model, Row, Size, Study, expanded, hint, study_names, unknown
 
@@ -34,7 +35,7 @@ def _find(name: str) -> Path:
     if name in study_names():
         return Path(str(resources.files("straightvq.studies") / f"{name}.yaml"))
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        raise ValueError(f"`reproduce`: there is no file {name!r}.")
+        raise InvalidValueError(f"`reproduce`: there is no file {name!r}.")
     raise unknown("the study", name, study_names())
 
 
@@ -46,11 +47,11 @@ def _read(path: Path, before: list[Path]) -> list[Any]:
         before: those that are like it.
     """
     if path.resolve() in before:
-        raise ValueError(f"`reproduce`: {str(path)!r} is `like` itself.")
+        raise InvalidValueError(f"`reproduce`: {str(path)!r} is `like` itself.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"`reproduce`: {str(path)!r} is not readable as YAML: {_one_line(error)}.") from error
+        raise InvalidValueError(f"`reproduce`: {str(path)!r} is not readable as YAML: {_one_line(error)}.") from error
     like = content.pop("like", None) if isinstance(content, dict) else None
     return [content] if like is None else [*_read(_find(str(like)), [*before, path.resolve()]), content]
 
@@ -283,4 +284,4 @@ class _Reader:
             raise self._error(f"`{where}` names {name!r}, {otherwise}.{hint(name, known)} There are: {there}")
 
     def _error(self, text: str) -> ValueError:
-        return ValueError(f"`reproduce`: in {str(self.path)!r}, {text}.")
+        return InvalidValueError(f"`reproduce`: in {str(self.path)!r}, {text}.")

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import straightvq as svq
 from straightvq.diagnostics import panels, save
-from straightvq.files import write_text
+from straightvq.io import write_text
 from straightvq.studies.tables import Table
-from straightvq.tasks.alternated import alternated_step
+from straightvq.training.alternated import alternated_step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

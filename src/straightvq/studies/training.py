@@ -18,15 +18,15 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
-from straightvq.errors import NonFiniteError
-from straightvq.files import write_text
+from straightvq.errors import InvalidValueError, NonFiniteError
+from straightvq.generation.generate import Sampling, generate
+from straightvq.generation.task import Generation
+from straightvq.io import write_text
+from straightvq.runs import read_checkpoint
 from straightvq.studies.results import Result
 from straightvq.studies.run import FINAL, Run
-from straightvq.tasks._run import read_checkpoint
-from straightvq.tasks.command_line import TrainingCLI, quiet
-from straightvq.tasks.generate import Sampling, generate
-from straightvq.tasks.generation import Generation
-from straightvq.tasks.monitor import CodebookWarning
+from straightvq.training.command_line import TrainingCLI, quiet
+from straightvq.training.monitor import CodebookWarning
 
 __all__ = ["Check", "discard_checkpoints", "train"]
 
@@ -130,7 +130,7 @@ def _refuse_damaged(last: Path) -> None:
     try:
         read_checkpoint(last, "reproduce")
     except ValueError as error:
-        raise ValueError(
+        raise InvalidValueError(
             f"{error} Remove the folder {str(last.parent)!r}, and the same command makes this run anew; finished runs "
             "are intact."
         ) from error.__cause__

@@ -3,12 +3,13 @@
 import shutil
 from pathlib import Path
 
+from straightvq.errors import InvalidValueError
+from straightvq.runs import write_log
 from straightvq.studies import curves, results
 from straightvq.studies.curves import Curves
 from straightvq.studies.results import Results, read_table
 from straightvq.studies.run import FINAL
 from straightvq.studies.work import Work
-from straightvq.tasks._run import write_log
 
 __all__ = ["take_over"]
 
@@ -33,7 +34,7 @@ def take_over(work: Work, known: Path, *, write: bool) -> str:
         ValueError: if that is no folder of results.
     """
     if not (known / results.TABLE).is_file():
-        raise ValueError(
+        raise InvalidValueError(
             f"`reproduce`: `--known` must be a folder with the {results.TABLE} of a study. {str(known)!r} has none."
         )
     found = {(r.set, r.model, r.row, r.kind, r.number): r for r in read_table(known / results.TABLE)}

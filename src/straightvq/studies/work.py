@@ -12,6 +12,7 @@ from typing import Any
 import filelock
 from tqdm import tqdm
 
+from straightvq.errors import InvalidValueError
 from straightvq.studies.results import Findings, Result, Results
 from straightvq.studies.run import TUNE, Cell, Run
 from straightvq.studies.study import Size, Study, hint
@@ -106,7 +107,7 @@ class Work:
     def refuse_stale(self) -> None:
         stale = [run.title for run in self if self.results.is_stale(run)]
         if stale and not self.rerun:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`reproduce`: {len(stale)} result(s) in {str(self.folder)!r} are of other settings than the study has "
                 f"now: {', '.join(stale[:3])}{' and so on' if len(stale) > 3 else ''}. Repeat them with --rerun, "
                 "take a new folder with --out, or give the --precision they were made with."
@@ -190,7 +191,7 @@ class Work:
             result = failed or train(run, place, self.folder / "configs", show)
         decides = self.study.tune_by if run.kind == TUNE else self.study.measures[0].name
         if not result.error and decides not in result.metrics:
-            raise ValueError(
+            raise InvalidValueError(
                 f"`reproduce`: {run.title} has no value {decides!r}, by which the study compares."
                 f"{hint(decides, result.metrics)} It has: {', '.join(sorted(result.metrics))}. The "
                 "trained state is kept: the same command goes on with the study file put right."
@@ -205,7 +206,7 @@ class Work:
             if found is not None and found.error:
                 return Result.of(run, 0.0, {}, error=f"its run of {work.study.name} failed: {found.error}")
             if not any(place.glob("*.ckpt")):
-                raise ValueError(
+                raise InvalidValueError(
                     f"`reproduce`: {run.title} is built upon the checkpoint in {str(place)!r}, which is gone. Remove "
                     "that folder, and the same command makes it anew (without --known, which brings no checkpoints)."
                 )

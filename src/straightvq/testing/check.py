@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.nn import (
     Assigner,
     Codebook,
@@ -102,7 +103,7 @@ def _choose(names: Iterable[str] | None) -> list[Law]:
     if names is None:
         return list(LAWS.values())
     if isinstance(names, str):
-        raise TypeError(f"`check_quantizer`: `laws` must be a list of names. Got {names!r}; write [{names!r}].")
+        raise InvalidTypeError(f"`check_quantizer`: `laws` must be a list of names. Got {names!r}; write [{names!r}].")
     names = list(names)
     known = {*LAWS, *(law.chapter for law in LAWS.values())}
     _refuse_unknown("laws", [name for name in names if name not in known], known)
@@ -114,13 +115,13 @@ def _check_exceptions(exceptions: Mapping[str, str] | None) -> dict[str, str]:
     _refuse_unknown("exceptions", [name for name in reasons if name not in LAWS], set(LAWS))
     for name, reason in reasons.items():
         if not isinstance(reason, str) or not reason.strip():
-            raise ValueError(f"`check_quantizer`: the exception to {name} must have a reason. Got {reason!r}.")
+            raise InvalidValueError(f"`check_quantizer`: the exception to {name} must have a reason. Got {reason!r}.")
     return reasons
 
 
 def _refuse_unknown(argument: str, unknown: list[str], known: set[str]) -> None:
     if unknown:
-        raise ValueError(f"`check_quantizer`: `{argument}` must name laws, of {sorted(known)}. Got {unknown}.")
+        raise InvalidValueError(f"`check_quantizer`: `{argument}` must name laws, of {sorted(known)}. Got {unknown}.")
 
 
 def _factory(make: Any) -> Callable[[], Quantizer]:
@@ -129,7 +130,7 @@ def _factory(make: Any) -> Callable[[], Quantizer]:
         return quantizer_of(copy.deepcopy(make) if is_instance else make())
 
     if not isinstance(make, (Quantizer, Part)) and not callable(make):
-        raise TypeError(
+        raise InvalidTypeError(
             "`check_quantizer`: `make` must be a quantizer, a part, or a function that gives one. "
             f"Got {make!r} ({type(make).__name__})."
         )
@@ -160,6 +161,6 @@ def quantizer_of(item: Any) -> Quantizer:
             return VectorQuantizer(_DIM, Codebook(_SIZE, update=item))
         case Reset():
             return VectorQuantizer(_DIM, Codebook(_SIZE, reset=item))
-    raise TypeError(
+    raise InvalidTypeError(
         f"`check_quantizer`: `make` must give a quantizer or a part of one. Got {item!r} ({type(item).__name__})."
     )

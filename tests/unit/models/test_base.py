@@ -278,7 +278,7 @@ def test_autoencoder_refuses_what_does_not_fit(case: str) -> None:
 
 @autoencoders
 def test_reconstruction_task_takes_every_autoencoder(case: str) -> None:
-    tasks = pytest.importorskip("straightvq.tasks")
+    tasks = pytest.importorskip("straightvq.training")
     model, x = make_autoencoder(case)
     task = tasks.Reconstruction(model)
     assert torch.isfinite(task.head_loss(task.latent({"image": x}), {"image": x}))

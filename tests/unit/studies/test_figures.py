@@ -5,10 +5,10 @@ import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from tests.small_study import edited
 
+from straightvq.runs import read_log
 from straightvq.studies import load_study
 from straightvq.studies.figures import _dots, mean_curve
 from straightvq.studies.results import Findings
-from straightvq.tasks._run import read_log
 
 
 def test_mean_curve_of_seeds_that_validate_at_other_steps() -> None:

@@ -20,11 +20,11 @@ from tests.full_disk import fills_up
 from tests.small_study import STUDY, Counter, edited, table
 
 from straightvq.cli import main
+from straightvq.generation import Tokenizer
 from straightvq.studies import load_study, runner, training, work
 from straightvq.studies.results import Result, Results
 from straightvq.studies.run import Cell, Run
-from straightvq.tasks import Tokenizer
-from straightvq.tasks.command_line import TrainingCLI, quiet
+from straightvq.training.command_line import TrainingCLI, quiet
 
 
 def folder_is_locked(place: Path) -> filelock.FileLock:

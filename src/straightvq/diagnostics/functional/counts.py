@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from straightvq.diagnostics.functional.vectors import ratio, wide_dtype
+from straightvq.errors import InvalidTypeError, InvalidValueError
 
 
 def usage_counts(indices: Tensor, codebook_size: int) -> Tensor:
@@ -31,12 +32,12 @@ def usage_counts(indices: Tensor, codebook_size: int) -> Tensor:
         tensor([2, 1, 2, 0])
     """
     if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
-        raise TypeError(f"`usage_counts`: `indices` must be integers. Got {indices.dtype}.")
+        raise InvalidTypeError(f"`usage_counts`: `indices` must be integers. Got {indices.dtype}.")
     if codebook_size < 1:
-        raise ValueError(f"`usage_counts`: `codebook_size` must be an integer >= 1. Got {codebook_size}.")
+        raise InvalidValueError(f"`usage_counts`: `codebook_size` must be an integer >= 1. Got {codebook_size}.")
     flat = indices.reshape(-1).long()
     if flat.numel() and (largest := int(flat.max())) >= codebook_size:
-        raise ValueError(f"`usage_counts`: `indices` must be integers below {codebook_size=}. Got {largest}.")
+        raise InvalidValueError(f"`usage_counts`: `indices` must be integers below {codebook_size=}. Got {largest}.")
     # One spare slot collects the masked positions, so that no data-dependent selection is needed.
     slots = torch.where(flat < 0, codebook_size, flat)
     counts = torch.zeros(codebook_size + 1, dtype=torch.int64, device=flat.device)
@@ -139,11 +140,11 @@ def sliding_usage(counts: Tensor, window: int) -> Tensor:
         tensor([1.0000, 1.0000, 0.5000, 0.5000])
     """
     if counts.ndim != 2 or not counts.shape[1]:
-        raise ValueError(
+        raise InvalidValueError(
             f"`sliding_usage`: `counts` must have the shape (steps, k), k >= 1. Got {tuple(counts.shape)}."
         )
     if window < 1:
-        raise ValueError(f"`sliding_usage`: `window` must be an integer >= 1. Got {window}.")
+        raise InvalidValueError(f"`sliding_usage`: `window` must be an integer >= 1. Got {window}.")
     # How many of the steps so far assigned each code: a difference of two of these is one window.
     seen = (counts > 0).long().cumsum(0)
     before = torch.cat([torch.zeros_like(seen[:1]).expand(min(window, len(seen)), -1), seen[:-window]])

@@ -13,6 +13,7 @@ from straightvq.diagnostics.functional.vectors import (
     result_dtype,
     wide_dtype,
 )
+from straightvq.errors import InvalidValueError
 
 
 class MomentGap(NamedTuple):
@@ -50,7 +51,7 @@ def normalized_quantization_error(z: Tensor, quantized: Tensor) -> Tensor:
         tensor(0.2000)
     """
     if z.shape != quantized.shape:
-        raise ValueError(
+        raise InvalidValueError(
             f"`normalized_quantization_error`: `quantized` must have the shape of `z`, {tuple(z.shape)}. "
             f"Got {tuple(quantized.shape)}."
         )
@@ -228,7 +229,7 @@ def moment_distance(z: Tensor, codes: Tensor) -> MomentGap:
         tensor(4.)
     """
     if z.ndim == 0 or codes.ndim != 2 or z.shape[-1] != codes.shape[-1]:
-        raise ValueError(
+        raise InvalidValueError(
             f"`moment_distance`: `codes` must have the shape (codebook_size, dim) with the last axis of `z`, "
             f"{tuple(z.shape)}. Got {tuple(codes.shape)}."
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from straightvq.diagnostics.functional.vectors import flatten, mean_and_variance, ratio, result_dtype, wide_dtype
+from straightvq.errors import InvalidValueError
 from straightvq.functional import nearest_code
 
 
@@ -58,7 +59,7 @@ def gradient_gap(grad_at_z: Tensor, grad_at_quantized: Tensor) -> GradientGap:
         tensor(5.)
     """
     if grad_at_z.shape != grad_at_quantized.shape:
-        raise ValueError(
+        raise InvalidValueError(
             f"`gradient_gap`: `grad_at_quantized` must have the shape of `grad_at_z`, "
             f"{tuple(grad_at_z.shape)}. Got {tuple(grad_at_quantized.shape)}."
         )
@@ -100,7 +101,7 @@ def estimator_gap(head: Callable[[Tensor], Tensor], z: Tensor, quantized: Tensor
         (tensor(5.), tensor(0.))
     """
     if z.shape != quantized.shape:
-        raise ValueError(
+        raise InvalidValueError(
             f"`estimator_gap`: `quantized` must have the shape of `z`, {tuple(z.shape)}. Got {tuple(quantized.shape)}."
         )
     return gradient_gap(_head_gradient(head, z), _head_gradient(head, quantized))
@@ -111,7 +112,7 @@ def _head_gradient(head: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
     with torch.random.fork_rng(devices=[at.device] if at.is_cuda else []), torch.enable_grad():
         loss = head(at)
     if loss.ndim or not loss.requires_grad:
-        raise ValueError(
+        raise InvalidValueError(
             "`estimator_gap`: `head` must return a scalar loss that depends on the latent. "
             f"Got the shape {tuple(loss.shape)}, requires_grad={loss.requires_grad}."
         )
@@ -140,7 +141,7 @@ def gradient_sparsity(grad: Tensor) -> Tensor:
         tensor(0.5000)
     """
     if grad.ndim != 2 or not len(grad):
-        raise ValueError(
+        raise InvalidValueError(
             f"`gradient_sparsity`: `grad` must have the shape (codebook_size, dim) with at least one row. "
             f"Got {tuple(grad.shape)}."
         )
@@ -205,13 +206,13 @@ def step_misses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Vectors minus their nearest codes, wide (n, dim): before the step, with the new codes, and with both new."""
     if z_after.shape != z_before.shape or codes_after.shape != codes_before.shape or codes_before.ndim != 2:
-        raise ValueError(
+        raise InvalidValueError(
             f"`{owner}`: `z_after` and `codes_after` must have the shapes of `z_before` (*batch, dim) and "
             f"`codes_before` (k, dim). Got {tuple(z_after.shape)} and {tuple(z_before.shape)}, "
             f"{tuple(codes_after.shape)} and {tuple(codes_before.shape)}."
         )
     if z_before.ndim == 0 or z_before.shape[-1] != codes_before.shape[1]:
-        raise ValueError(
+        raise InvalidValueError(
             f"`{owner}`: codes must have the last axis of `z_before`, {tuple(z_before.shape)}. "
             f"Got {codes_before.shape[1]}."
         )

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from straightvq.diagnostics.functional.vectors import deviations, flatten, ratio, result_dtype
+from straightvq.errors import InvalidValueError
 
 
 def effective_dimension(z: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def principal_plane(z: Tensor, k: int = 2) -> tuple[Tensor, Tensor]:
     """
     flat = flatten(z, "principal_plane")
     if not 1 <= k <= flat.shape[1]:
-        raise ValueError(f"`principal_plane`: `k` must be an integer from 1 to dim={flat.shape[1]}. Got {k}.")
+        raise InvalidValueError(f"`principal_plane`: `k` must be an integer from 1 to dim={flat.shape[1]}. Got {k}.")
     mean, centred = deviations(flat)
     basis = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(-1)[:, :k]
     # "First among equals" up to rounding: argmax alone would let noise choose between +1/sqrt 2 and -1/sqrt

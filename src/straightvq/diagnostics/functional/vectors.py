@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from straightvq.errors import InvalidValueError
+
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """`numerator / denominator` with 0/0 = 0: where there is nothing to explain, nothing is missed.
@@ -26,7 +28,7 @@ def result_dtype(x: Tensor) -> torch.dtype:
 def flatten(x: Tensor, owner: str) -> Tensor:
     """Flatten `(*batch, dim)` to a wide, detached `(n, dim)` with n >= 1."""
     if x.ndim == 0 or x.numel() == 0:
-        raise ValueError(
+        raise InvalidValueError(
             f"`{owner}`: vectors must have the shape (*batch, dim) with at least one vector. Got {tuple(x.shape)}."
         )
     return x.detach().reshape(-1, x.shape[-1]).to(wide_dtype(x))

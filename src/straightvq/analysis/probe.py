@@ -1,0 +1,241 @@
+"""What a trained task shows on a fixed set of inputs: its quantizer as numbers, and one further step of training."""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator
+from typing import Any, cast
+
+import lightning
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+
+from straightvq.diagnostics import (
+    Snapshot,
+    covariance,
+    effective_dimension,
+    gaussian_w2,
+    gradient_sparsity,
+    update_delay,
+)
+from straightvq.diagnostics.functional import ratio
+from straightvq.errors import InvalidValueError
+from straightvq.runs import Checkpoint
+from straightvq.training.evaluation import HasHead, Totals, measure_gradient_gap
+from straightvq.training.pictures import undisturbed
+from straightvq.training.resume import ExactResume
+from straightvq.training.window import Followed, Seen, follow
+
+# Embeddings that pictures and full covariances are made of; counts, errors and moments take all.
+MAX_VECTORS = 20_000
+
+
+def _ignore(*_: Any) -> None: ...
+
+
+@contextlib.contextmanager
+def _the_quantizer(task: lightning.LightningModule, seen: Seen = _ignore) -> Iterator[Followed]:
+    """The only quantizer of the task; its forwards are reported while this lasts."""
+    (followed,) = follow(task, seen)
+    try:
+        yield followed
+    finally:
+        followed.remove()
+
+
+def check_task(task: lightning.LightningModule) -> None:
+    """Raises unless the task has one quantizer with a codebook, and a head that can be run by itself."""
+    owner = type(task).__name__
+    found = follow(task, _ignore)
+    for each in found:
+        each.remove()
+    if len(found) != 1 or found[0].codebook is None:
+        names = ", ".join(each.name for each in found) or "none"
+        raise InvalidValueError(f"`analyze`: {owner} must have exactly one quantizer with a codebook. Got {names}.")
+    if not isinstance(task, HasHead):
+        raise InvalidValueError(
+            f"`analyze`: {owner} must have the methods latent(batch) and head_loss(latent, batch), "
+            "as `straightvq.training.HasHead` describes them."
+        )
+
+
+def probe_batches(data: lightning.LightningDataModule, most: int, device: torch.device) -> list[Any]:
+    """The first ``most`` examples of the test split, in batches on the device."""
+    data.prepare_data()
+    data.setup("test")
+    batches: list[Any] = []
+    room = most
+    for batch in data.test_dataloader():
+        size = _size(batch)
+        taken = apply_to_collection(batch, Tensor, _first, size, room)
+        moved = data.transfer_batch_to_device(data.on_before_batch_transfer(taken, 0), device, 0)
+        batches.append(data.on_after_batch_transfer(moved, 0))
+        room -= min(size, room)
+        if not room:
+            break
+    if not batches:
+        raise InvalidValueError(f"`analyze`: {type(data).__name__} has no test examples.")
+    return batches
+
+
+def _first(values: Tensor, size: int, most: int) -> Tensor:
+    """The first examples, if these are values of that many."""
+    return values[:most] if values.ndim and len(values) == size else values
+
+
+def _size(batch: Any) -> int:
+    """Number of examples: the length of the first tensor inside."""
+    sizes: list[int] = []
+    apply_to_collection(batch, Tensor, lambda t: sizes.append(len(t)) if t.ndim else None)
+    return sizes[0] if sizes else 0
+
+
+class Probe:
+    """Measures states of one task on the same inputs.
+
+    Args:
+        batches: the inputs, as the task takes them. Gradients and the delay are measured on the first alone.
+        seed: of the choice of vectors that are kept.
+
+    Attributes:
+        size: number of examples.
+    """
+
+    def __init__(self, batches: list[Any], seed: int) -> None:
+        self.batches = batches
+        self.seed = seed
+        self.size = sum(_size(batch) for batch in batches)
+
+    @torch.no_grad()
+    def measure(self, task: lightning.LightningModule, step: int) -> tuple[dict[str, float], Snapshot]:
+        """All numbers of the state that the task is in, and what the pictures show of it."""
+        kept: list[Tensor] = []
+        totals: list[Totals] = []
+
+        def seen(followed: Followed, z: Tensor, code: Tensor, indices: Tensor) -> None:
+            totals.extend([] if totals else [Totals(followed, z.device)])
+            totals[0].add(z, code, indices, followed.codes())
+            kept.append(self._choose(z[indices >= 0], len(kept)))
+
+        with _the_quantizer(task, seen) as followed, undisturbed(task):
+            for batch in self.batches:
+                followed.quantizer(cast(HasHead, task).latent(batch))
+        z, codes = torch.cat(kept), cast(Tensor, followed.snapshot())
+        counts = totals[0].usage.counts
+        mean, cov = covariance(z)
+        unit = cov.diagonal().sum().sqrt()
+        values = {
+            **{name: float(value) for name, value in totals[0].compute().items()},
+            "codes_used": float((counts > 0).sum()),
+            "wasserstein_full": float(ratio(gaussian_w2(mean, cov, *covariance(codes)), unit)),
+            "effective_dimension": float(effective_dimension(z)),
+        }
+        gap = measure_gradient_gap(task, self.batches[0])
+        if gap is not None:
+            names = ("gradient_gap_norm", "gradient_gap", "gradient_cosine")
+            values |= dict(zip(names, map(float, gap), strict=True))
+        return values, Snapshot(step, z.cpu(), codes.cpu(), counts.cpu())
+
+    def _choose(self, z: Tensor, batch: int) -> Tensor:
+        """At most this batch's share of the vectors, the same ones for every state."""
+        share = -(-MAX_VECTORS // len(self.batches))
+        if len(z) <= share:
+            return z.float()
+        order = torch.randperm(len(z), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + batch))
+        return z[order[:share].sort().values.to(z.device)].float()
+
+    def train_on(
+        self,
+        task: lightning.LightningModule,
+        data: lightning.LightningDataModule,
+        checkpoint: Checkpoint,
+        options: dict[str, Any],
+    ) -> dict[str, float]:
+        """Resumes the run for one step, in memory and on a copy, and measures what that step did.
+
+        Args:
+            task: in the checkpoint's state; left as it is.
+            data: of the training.
+            checkpoint: with the optimizer's state.
+            options: of the Trainer, as in training.
+        """
+        z_before, codes_before, distance = self._look_at(task)
+        stepped = copy.deepcopy(task)
+        watch = _resume_for_a_step(stepped, data, checkpoint, options)
+        stepped.to(task.device)
+        z_after, codes_after, _ = self._look_at(stepped)
+        delay = update_delay(z_before, z_after, codes_before, codes_after, distance=distance)
+        values = {
+            "delay_before": float(delay.before),
+            "delay_aimed": float(delay.aimed),
+            "delay_after": float(delay.after),
+            "codebook_gain": float(delay.before - delay.aimed),
+            "update_delay": float(delay.delay),
+            "codes_moved": float(gradient_sparsity(codes_after - codes_before)),
+            "learning_rate": watch.learning_rate,
+        }
+        if watch.has_gradient is not None:
+            values["gradient_sparsity"] = float(watch.has_gradient.float().mean())
+        return values
+
+    @torch.no_grad()
+    def _look_at(self, task: lightning.LightningModule) -> tuple[Tensor, Tensor, Any]:
+        """The first batch's embeddings (n, codebook_dim), the codes (k, codebook_dim), the distance between them."""
+        seen: list[Tensor] = []
+        with _the_quantizer(task, lambda _, z, code, indices: seen.append(z)) as followed, undisturbed(task):
+            followed.quantizer(cast(HasHead, task).latent(self.batches[0]))
+            distance = getattr(getattr(followed.quantizer, "assigner", None), "distance", "euclidean")
+            return seen[0], cast(Tensor, followed.snapshot()), distance
+
+
+class _Watch(lightning.Callback):
+    """Which codes receive a gradient, in any optimizer's step, and at which learning rate."""
+
+    def __init__(self) -> None:
+        self.has_gradient: Tensor | None = None
+        self.learning_rate = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        with _the_quantizer(pl_module) as followed:
+            raw = cast(Any, followed.codebook).raw
+        self.learning_rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
+        for optimizer in trainer.optimizers:
+            # Behind the step: Lightning computes the gradient inside of it.
+            optimizer.register_step_post_hook(lambda *_: self._look(raw))
+
+    def _look(self, raw: Tensor) -> None:
+        if raw.grad is not None:
+            rows = (raw.grad != 0).any(-1)
+            self.has_gradient = rows if self.has_gradient is None else self.has_gradient | rows
+
+
+# Of the Trainer's options in training, those that change what one step computes.
+STEP_OPTIONS = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
+
+
+def _resume_for_a_step(
+    task: lightning.LightningModule,
+    data: lightning.LightningDataModule,
+    checkpoint: Checkpoint,
+    options: dict[str, Any],
+) -> _Watch:
+    watch = _Watch()
+    trainer = lightning.Trainer(
+        max_steps=checkpoint.step + 1,
+        max_epochs=-1,
+        devices=1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ExactResume(), watch],
+        **options,
+    )
+    with warnings.catch_warnings():
+        # The monitor and the checkpoints of the run have nothing to do here.
+        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided")
+        trainer.fit(task, datamodule=data, ckpt_path=checkpoint.path, weights_only=True)
+    return watch

@@ -1,0 +1,220 @@
+"""Fréchet distances between sets of images, in the features of a network that is named."""
+
+import os
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from straightvq.errors import InvalidValueError
+from straightvq.models import ClassifierBase
+from straightvq.nn.ranks import sum_over_ranks
+from straightvq.runs import RunFolder, load_weights
+
+__all__ = ["ClassifierFeatures", "FeatureNetwork", "FrechetDistances", "InceptionFeatures", "load_features"]
+
+# The covariance of wider features needs more images than small test sets have.
+MAX_WIDTH = 128
+INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
+
+
+class FeatureNetwork(nn.Module):
+    """Base of the networks whose features are compared: frozen, in evaluation mode.
+
+    Attributes:
+        name: for reports, since distances in other features cannot be compared.
+        num_features: their width.
+
+    Shape:
+        images: Float (B, C, H, W) in [0, 1].
+        features: Float (B, num_features).
+    """
+
+    name: str
+    num_features: int
+
+    def train(self, mode: bool = True) -> "FeatureNetwork":
+        return super().train(False)
+
+
+class ClassifierFeatures(FeatureNetwork):
+    """What the last linear layer of a trained classifier gets.
+
+    Args:
+        classify: images (B, C, H, W) in [0, 1] -> anything; calls ``model``.
+        model: the classifier; its features must be at most 128 wide.
+        name: for reports.
+
+    Raises:
+        ValueError: if the features are too wide.
+
+    Example:
+        >>> from straightvq.models import ResNet18
+        >>> model = ResNet18(None, num_classes=10, width=4, small_images=True)
+        >>> features = ClassifierFeatures(model, model, "untrained")
+        >>> features(torch.rand(2, 3, 16, 16)).shape
+        torch.Size([2, 32])
+    """
+
+    def __init__(self, classify: nn.Module, model: ClassifierBase, name: str) -> None:
+        super().__init__()
+        last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+        if last.in_features > MAX_WIDTH:
+            raise InvalidValueError(
+                f"`ClassifierFeatures`: the last layer of `model` must have at most {MAX_WIDTH} inputs, so that their "
+                f"covariance can be estimated. Got {last.in_features}; train a narrower {type(model).__name__}."
+            )
+        self.name, self.num_features = name, last.in_features
+        self.classify, self._last = classify, last
+        self.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, run: str | os.PathLike[str]) -> "ClassifierFeatures":
+        """The classifier of a run that `straightvq fit` made: of its best checkpoint, or else its last.
+
+        Raises:
+            ValueError: if there is no such run, or none of a classifier, or its files cannot be read safely.
+        """
+        folder = RunFolder(Path(run), "FID")
+        checkpoint = folder.checkpoint()
+        task = folder.build_task()
+        model = getattr(task, "model", None)
+        if not isinstance(model, ClassifierBase):
+            raise InvalidValueError(
+                f'`FID`: {str(run)!r} is a run of {type(task).__name__}. Pass the run of a classifier, or "inception".'
+            )
+        load_weights(task, checkpoint, "FID")
+        return cls(task, model, f"{type(model).__name__} of {folder.folder}")
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        handle = self._last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            self.classify(images)
+        finally:
+            handle.remove()
+        return seen[-1].flatten(1)
+
+
+class InceptionFeatures(FeatureNetwork):
+    """The 2,048 features of Inception v3 that published FIDs are computed in. Never downloads anything.
+
+    Raises:
+        ValueError: if torch-fidelity is not installed or the weights are not in torch's cache.
+
+    Source: arXiv 1706.08500, in the port of torch-fidelity that torchmetrics uses.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        file = self.file()
+        if file is None:
+            raise InvalidValueError(_missing())
+        metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(file))
+        self.name, self.num_features = "Inception v3", 2048
+        self.network = metric.inception
+        self.eval().requires_grad_(False)
+
+    @staticmethod
+    def file() -> Path | None:
+        """The file of the weights, if everything is there."""
+        file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+        return file if find_spec("torch_fidelity") is not None and file.is_file() else None
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        return cast(Tensor, self.network((images * 255).round().byte())).flatten(1)
+
+
+def load_features(source: str | None) -> FeatureNetwork:
+    """A feature network by its name.
+
+    Args:
+        source: folder of a classifier's run, or "inception". None takes Inception where its weights are.
+
+    Raises:
+        ValueError: if it is not there; the message says what to pass instead.
+    """
+    if source is None or source == "inception":
+        return InceptionFeatures()
+    return ClassifierFeatures.load(source)
+
+
+def _missing() -> str:
+    place = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
+    lacking = "torch-fidelity is not installed" if find_spec("torch_fidelity") is None else f"there is no {place}"
+    return (
+        "`FID`: there are no features to compare images in. Pass the run of a classifier as `features`, such as "
+        f"runs/features_digits; or provide Inception: {lacking}."
+    )
+
+
+class FrechetDistances:
+    """Distances of several sets of images from one reference set: ``|m - n|^2 + tr(S + T - 2 (S T)^(1/2))``.
+
+    m, n and S, T are means and covariances of the features, summed in float64 over batches and ranks.
+
+    Args:
+        features: the network.
+        names: of the sets.
+        device: where the sums live.
+
+    Source: arXiv 1706.08500, equation 6, by torchmetrics.
+
+    Example:
+        >>> class Mean(FeatureNetwork):
+        ...     name, num_features = "mean colour", 1
+        ...     def forward(self, images):
+        ...         return images.mean((1, 2, 3))[:, None]
+        >>> distances = FrechetDistances(Mean(), ["shifted"], torch.device("cpu"))
+        >>> images = torch.linspace(0, 0.5, 11).view(-1, 1, 1, 1)
+        >>> distances.add_reference(images)
+        >>> distances.add("shifted", images + 0.5)
+        >>> round(distances.compute()["shifted"].item(), 4)
+        0.25
+    """
+
+    def __init__(self, features: FeatureNetwork, names: Iterable[str], device: torch.device) -> None:
+        self.features = features.to(device)
+        given = _Given(features.num_features)
+        self._metrics = {name: FrechetInceptionDistance(given).to(device) for name in names}
+
+    def add_reference(self, images: Tensor) -> None:
+        """Takes in images, Float (B, C, H, W) in [0, 1], of the set that the others are compared with."""
+        found = self.features(images).double()
+        for metric in self._metrics.values():
+            metric.update(found, real=True)
+
+    def add(self, name: str, images: Tensor) -> None:
+        """Takes in images, Float (B, C, H, W) in [0, 1], of one set."""
+        self._metrics[name].update(self.features(images).double(), real=False)
+
+    def compute(self) -> dict[str, Tensor]:
+        """The distances by name, float64 scalars, the same on all ranks.
+
+        Raises:
+            ValueError: for fewer than two images, which have no covariance.
+        """
+        for metric in cast(Any, self._metrics).values():
+            seen = torch.stack([metric.real_features_num_samples, metric.fake_features_num_samples])
+            if sum_over_ranks(seen, None).min() < 2:
+                raise InvalidValueError("`FID`: there must be at least two test images to compare. Got fewer.")
+        # Rounding takes the distance of equal sets a little below 0.
+        return {name: cast(Any, metric).compute().clamp(min=0) for name, metric in self._metrics.items()}
+
+
+class _Given(nn.Module):
+    """Features that are computed already."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features

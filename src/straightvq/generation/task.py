@@ -1,0 +1,354 @@
+"""Training a masked token model on the codes of a frozen tokenizer, and sampling from it."""
+
+from typing import Any, Literal
+
+import lightning
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torchmetrics import MeanMetric
+
+from straightvq.diagnostics.fid import FrechetDistances, load_features
+from straightvq.errors import InvalidValueError
+from straightvq.generation.sampling import decode_tokens, guided_logits, random_mask
+from straightvq.generation.tokenizer import Tokenizer
+from straightvq.models import MaskGIT
+from straightvq.nn import Quantizer
+from straightvq.nn.part import check_choice, check_float, check_int, check_part
+from straightvq.nn.ranks import num_ranks, rank
+from straightvq.training.base import SetMetrics
+from straightvq.training.schedule import warm_up_and_decay
+
+__all__ = ["Generation"]
+
+Schedule = Literal["cosine", "constant"]
+Batch = dict[str, Tensor]
+RECONSTRUCTIONS = "reconstructions"
+
+
+class Generation(lightning.LightningModule):
+    """Trains MaskGIT to fill in masked tokens, with AdamW and linear warm-up.
+
+    Of each grid a random share of the tokens, by the cosine schedule, is masked; the loss is the cross-entropy with
+    label smoothing on the masked positions alone. A class label is now and then replaced by the null class, so that
+    the network also learns to do without, which guidance needs.
+
+    The tokenizer is no part of the network: it is neither trained nor written into the checkpoints, which only
+    remember which one it was. Batches are those of `straightvq.data.Tokens`, encoded once, or of
+    `straightvq.data.Images`, encoded in every step. Without classes in the network labels are ignored; a label of -1
+    is the null class.
+
+    Logged per step: ``train/loss``. Per evaluation, over the whole set: ``val/cross_entropy`` in nats per masked
+    token, without smoothing, and ``val/accuracy`` in [0, 1], both at masks that are the same every time. The test
+    needs images and a network whose features are compared: ``test/fid``, the mean over ``fid_seeds`` of the Fréchet
+    distance between the test images and as many samples of the same classes; ``test/fid_std``, its standard deviation
+    over the seeds; ``test/rfid``, the distance of the tokenizer's own reconstructions, below which no sample can be
+    expected to come; and the two values of validation.
+
+    Args:
+        model: the network; its ``codebook_size`` and ``grid`` must be those of the tokens.
+        tokenizer: folder of the run of an autoencoder, or one of its checkpoints; or a `Tokenizer`.
+        lr: peak learning rate.
+        weight_decay: of the weights of linear layers; never of biases, normalizations and embeddings.
+        betas: of AdamW.
+        warmup_steps: steps of linear warm-up.
+        schedule: after the warm-up: "cosine" to 0 at the last step that the Trainer plans, or "constant".
+        label_smoothing: probability spread over all codes, in [0, 1).
+        class_dropout: probability of replacing a label by the null class, in [0, 1).
+        steps: of decoding, for sampling and test.
+        temperature: of the noise on the confidences, for sampling and test: larger is more varied, smaller more
+            typical.
+        guidance: weight of the class against the null class, for sampling and test; 0 for none.
+        features: for the test: folder of the run of a classifier, or "inception"; None takes Inception where its
+            weights are.
+        fid_seeds: for the test: number of sets of samples.
+
+    Raises:
+        TypeError, ValueError: for values out of range, a tokenizer that cannot be read, sizes that do not agree.
+
+    Source: arXiv 2202.04200 and its code (schedule, loss, betas, weight decay); guidance as in arXiv 2301.00704.
+    Deviation: masking takes exact counts in training, as the paper says.
+
+    Example:
+        >>> import straightvq as svq
+        >>> from straightvq.models import Autoencoder
+        >>> tokenizer = Tokenizer(Autoencoder(svq.presets.vq_vae(4, 32, channel_dim=1), hidden=8))
+        >>> task = Generation(MaskGIT(32, grid=(2, 2), layers=1, width=8, heads=2), tokenizer, steps=2)
+        >>> tokens = torch.tensor([[[-1, 3], [-1, -1]]])
+        >>> task.fill(tokens, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([1, 2, 2])
+    """
+
+    def __init__(
+        self,
+        model: MaskGIT,
+        tokenizer: str | Tokenizer,
+        *,
+        lr: float = 1e-3,
+        weight_decay: float = 0.045,
+        betas: tuple[float, float] = (0.9, 0.96),
+        warmup_steps: int = 100,
+        schedule: Schedule = "cosine",
+        label_smoothing: float = 0.1,
+        class_dropout: float = 0.1,
+        steps: int = 8,
+        temperature: float = 4.5,
+        guidance: float = 0.0,
+        features: str | None = None,
+        fid_seeds: int = 3,
+    ) -> None:
+        super().__init__()
+        self.model: MaskGIT = check_part(self, "model", model, MaskGIT)
+        self.lr = check_float(self, "lr", lr, minimum=0, open_minimum=True)
+        self.weight_decay = check_float(self, "weight_decay", weight_decay, minimum=0)
+        first, second = (check_float(self, "betas", b, minimum=0, maximum=1, open_maximum=True) for b in betas)
+        self.betas = (first, second)
+        self.warmup_steps = check_int(self, "warmup_steps", warmup_steps, 0)
+        self.schedule = check_choice(self, "schedule", schedule, ("cosine", "constant"))
+        share = {"minimum": 0.0, "maximum": 1.0, "open_maximum": True}
+        self.label_smoothing = check_float(self, "label_smoothing", label_smoothing, **share)  # type: ignore[arg-type]
+        self.class_dropout = check_float(self, "class_dropout", class_dropout, **share)  # type: ignore[arg-type]
+        self.steps = check_int(self, "steps", steps, 1)
+        self.temperature = check_float(self, "temperature", temperature, minimum=0)
+        self.guidance = self._check_guidance(guidance)
+        self.features = features
+        self.fid_seeds = check_int(self, "fid_seeds", fid_seeds, 1)
+        self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
+        if self.tokenizer.codebook_size != model.codebook_size:
+            raise InvalidValueError(
+                "`Generation`: `codebook_size` of the model must be the tokenizer's, "
+                f"{self.tokenizer.codebook_size}. Got {model.codebook_size}."
+            )
+        self.metrics = _TokenMetrics(None)
+        self._distances: FrechetDistances | None = None
+        self._generators: dict[str, torch.Generator] = {}
+
+    def _check_guidance(self, guidance: float) -> float:
+        guidance = check_float(self, "guidance", guidance, minimum=0)
+        if guidance and self.model.num_classes is None:
+            raise InvalidValueError(
+                "`Generation`: `guidance` needs classes, and the network has num_classes=None. Leave it at 0. "
+                f"Got {guidance:g}."
+            )
+        if guidance and not self.class_dropout:
+            raise InvalidValueError(
+                "`Generation`: `guidance` compares with the null class, which is not trained with class_dropout=0. "
+                f"Leave it at 0, or train with a class_dropout such as 0.1. Got {guidance:g}."
+            )
+        return guidance
+
+    # --- tokens -------------------------------------------------------------------------------------------------
+
+    def encode_all(self, images: Tensor) -> Tensor:
+        """Images, UInt8 (n, C, H, W) -> tokens, Int32 (n, h, w), remembered in the tokenizer's folder."""
+        if len(images):
+            self._check_size(images)
+        return self.tokenizer.encode_all(images, self.device)
+
+    def _check_size(self, images: Tensor) -> None:
+        grid = tuple(side // self.tokenizer.downsample for side in images.shape[2:])
+        if grid != self.model.grid:
+            raise InvalidValueError(
+                f"`Generation`: `grid` of the model must be {grid}, because images of {images.shape[2]} x "
+                f"{images.shape[3]} pixels have a token per {self.tokenizer.downsample} x "
+                f"{self.tokenizer.downsample}. Got {self.model.grid}."
+            )
+
+    def _tokens(self, batch: Batch) -> Tensor:
+        if "tokens" in batch:
+            return batch["tokens"].long()
+        self._check_size(batch["image"])
+        return self.tokenizer.to(self.device).encode(batch["image"])
+
+    def _labels(self, batch: Batch) -> Tensor | None:
+        return None if self.model.num_classes is None else batch.get("label")
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        tokens, labels = self._tokens(batch), self._labels(batch)
+        masked = random_mask(self._uniform(len(tokens)), self._uniform(*tokens.shape))
+        if labels is not None and self.class_dropout:
+            labels = labels.masked_fill(self._uniform(len(labels)) < self.class_dropout, -1)
+        logits = self.model(tokens.masked_fill(masked, -1), labels)
+        loss = masked_cross_entropy(logits, tokens, masked, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(tokens))
+        return loss
+
+    def _uniform(self, *shape: int) -> Tensor:
+        """Numbers in [0, 1): torch's generator is the same on all ranks, so each takes its own part of all numbers."""
+        return torch.rand(num_ranks(None), *shape, device=self.device)[rank(None)]
+
+    def configure_optimizers(self) -> Any:
+        decayed = {m.weight: None for m in self.model.modules() if isinstance(m, nn.Linear)}
+        others = [p for p in self.model.parameters() if p not in decayed]
+        groups = [
+            {"params": list(decayed), "weight_decay": self.weight_decay, "name": "weights"},
+            {"params": others, "weight_decay": 0.0, "name": "biases, normalizations and embeddings"},
+        ]
+        optimizer = AdamW(groups, lr=self.lr, betas=self.betas)
+        total = float(self.trainer.estimated_stepping_batches)
+        schedule = warm_up_and_decay(optimizer, total, self.warmup_steps, cosine=self.schedule == "cosine")
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["tokenizer"] = self.tokenizer.fingerprint
+        # What is drawn from the network later can be asked for by name, wherever the images are by then.
+        checkpoint["class_names"] = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint that was trained on the codes of another tokenizer.
+
+        Raises:
+            ValueError: if it was.
+        """
+        if checkpoint.get("tokenizer") != self.tokenizer.fingerprint:
+            raise InvalidValueError(
+                "`Generation`: `tokenizer` must be the one of the training; this one has other weights, and so its "
+                "codes mean something else. Was it trained further? Pass the folder or checkpoint of then."
+            )
+
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self.metrics.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._measure(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        values = {f"val/{name}": value for name, value in self.metrics.compute().items()}
+        self.log_dict(values, prog_bar=True, rank_zero_only=False)
+
+    def on_test_epoch_start(self) -> None:
+        self.metrics.reset()
+        seeds = [f"seed {number}" for number in range(self.fid_seeds)]
+        self._distances = FrechetDistances(load_features(self.features), [*seeds, RECONSTRUCTIONS], self.device)
+        # Ranks see different images and draw different samples.
+        self._generators = {
+            name: torch.Generator().manual_seed(1_000_003 * self.global_rank + number)
+            for number, name in enumerate(seeds)
+        }
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        assert self._distances is not None
+        if "image" not in batch:
+            raise InvalidValueError("`Generation`: the test compares images; its batches must have `image`.")
+        self._measure(batch, batch_idx)
+        images = batch["image"].float()
+        self._distances.add_reference(images)
+        self._distances.add(RECONSTRUCTIONS, self.tokenizer.decode(self._tokens(batch)))
+        for name, generator in self._generators.items():
+            samples = self.sample(len(images), self._labels(batch), generator=generator)
+            self._distances.add(name, self.tokenizer.decode(samples))
+
+    def on_test_epoch_end(self) -> None:
+        assert self._distances is not None
+        distances = self._distances.compute()
+        values = {"test/rfid": distances.pop(RECONSTRUCTIONS)}
+        seeds = torch.stack(list(distances.values()))
+        values["test/fid"] = seeds.mean()
+        values |= {f"test/{name}": value for name, value in self.metrics.compute().items()}
+        if len(seeds) > 1:
+            values["test/fid_std"] = seeds.std()
+        # Already summed over ranks. Loggers of some devices take no float64.
+        values = {name: value.float() for name, value in values.items()}
+        self.log_dict(values, rank_zero_only=False)
+        self.print(f"FID in the features of {self._distances.features.name}")
+        self._distances, self._generators = None, {}
+
+    def _measure(self, batch: Batch, batch_idx: int) -> None:
+        """Loss and accuracy at masks that depend on the number of the batch alone."""
+        tokens = self._tokens(batch)
+        generator = torch.Generator().manual_seed(batch_idx)
+        progress, order = torch.rand(len(tokens), generator=generator), torch.rand(tokens.shape, generator=generator)
+        masked = random_mask(progress, order).to(self.device)
+        logits = self.model(tokens.masked_fill(masked, -1), self._labels(batch)).float()
+        self.metrics.update(logits, tokens, masked)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> None:
+        raise InvalidValueError("`Generation`: samples are made by `straightvq generate --run RUN`, not by `predict`.")
+
+    # --- sampling -----------------------------------------------------------------------------------------------
+
+    def sample(self, num: int, labels: Tensor | None = None, **options: Any) -> Tensor:
+        """Grids from nothing: Int64 (num, h, w); options and labels as in `fill`."""
+        return self.fill(torch.full((num, *self.model.grid), -1, device=self.device), labels, **options)
+
+    @torch.no_grad()
+    def fill(
+        self,
+        tokens: Tensor,
+        labels: Tensor | None = None,
+        *,
+        generator: torch.Generator,
+        steps: int | None = None,
+        temperature: float | None = None,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """Decodes the masked positions of token grids; the given tokens stay.
+
+        Args:
+            tokens: grids, -1 where masked.
+            labels: classes, -1 for the null class; None for the null class everywhere.
+            generator: of all random numbers: its state decides the result.
+            steps, temperature, guidance: None takes those of the task.
+
+        Shape:
+            tokens: Int64 (B, h, w), in and out.
+            labels: Int64 (B,).
+        """
+        weight = self._check_guidance(self.guidance if guidance is None else guidance)
+
+        def predict(grids: Tensor) -> Tensor:
+            logits = self.model(grids, labels)
+            if weight == 0 or labels is None:
+                return logits
+            return guided_logits(logits, self.model(grids), weight)
+
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return decode_tokens(
+                predict,
+                tokens,
+                steps=self.steps if steps is None else steps,
+                temperature=self.temperature if temperature is None else temperature,
+                generator=generator,
+            )
+        finally:
+            self.model.train(was_training)
+
+
+class _TokenMetrics(SetMetrics):
+    """Cross-entropy and accuracy on masked tokens."""
+
+    def __init__(self, quantizer: Quantizer | None) -> None:
+        super().__init__(quantizer)
+        self.cross_entropy, self.accuracy = MeanMetric(), MeanMetric()
+
+    def update(self, logits: Tensor, tokens: Tensor, masked: Tensor) -> None:
+        weight = masked.sum()
+        self.cross_entropy.update(masked_cross_entropy(logits, tokens, masked), weight)
+        self.accuracy.update(((logits.argmax(-1) == tokens) & masked).sum() / weight, weight)
+
+    def errors(self) -> dict[str, Tensor]:
+        return {"cross_entropy": self.cross_entropy.compute(), "accuracy": self.accuracy.compute()}
+
+
+def masked_cross_entropy(logits: Tensor, tokens: Tensor, masked: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """The mean cross-entropy over the masked positions of all grids, in nats.
+
+    Shape:
+        logits: Float (B, h, w, K).
+        tokens: Int64 (B, h, w).
+        masked: Bool (B, h, w), at least one True.
+
+    Example:
+        >>> logits = torch.tensor([[[[0.5, 0.5], [0.9, 0.1]]]]).log()
+        >>> masked_cross_entropy(logits, torch.tensor([[[0, 0]]]), torch.tensor([[[True, False]]]))
+        tensor(0.6931)
+    """
+    targets = tokens.masked_fill(~masked, -1).flatten()
+    return F.cross_entropy(logits.flatten(0, 2), targets, ignore_index=-1, label_smoothing=label_smoothing)

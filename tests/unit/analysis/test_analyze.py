@@ -1,0 +1,296 @@
+"""`straightvq analyze` on tiny runs: what it writes, that its numbers are true, and its messages."""
+
+import errno
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from straightvq.analysis import probe as _probe
+from straightvq.analysis import report as _report
+from straightvq.analysis.analyze import FILES, MAX_CHECKPOINTS, _select, analyze
+from straightvq.cli import main
+from straightvq.diagnostics import usage, usage_counts
+from straightvq.runs import RunFolder, load_weights
+
+# A few steps of a tiny network may well use few codes.
+pytestmark = pytest.mark.filterwarnings("ignore::straightvq.training.monitor.CodebookWarning")
+
+
+def fit(runs: Path, name: str, *options: Any, overlays: tuple[str, ...] = ()) -> Path:
+    configs = [word for recipe in ("digits", *overlays, "tiny") for word in ("--config", recipe)]
+    assert main(["fit", *configs, "--runs", str(runs), "--name", name, *map(str, options)]) == 0
+    return runs / name
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of eight steps, all of them kept."""
+    return fit(tmp_path_factory.mktemp("runs"), "kept", "--keep_every", 1)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a codebook that is trained by gradient, of which only the end was kept."""
+    return fit(tmp_path_factory.mktemp("runs"), "plain", overlays=("plain_vq",))
+
+
+@pytest.fixture(scope="module")
+def result(kept: Path) -> dict[str, Any]:
+    before = digests(kept)
+    assert main(["analyze", str(kept), "--num-images", "13", "--device", "cpu"]) == 0
+    after = digests(kept)
+    assert {name: after[name] for name in before} == before  # the run is only read
+    return json.loads((kept / "analysis" / "analysis.json").read_text())
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.rglob("*") if f.is_file()}
+
+
+def silent() -> Console:
+    return Console(quiet=True)
+
+
+class TestWholeRun:
+    def test_writes_all_files(self, kept: Path, result: dict[str, Any]) -> None:
+        assert sorted(f.name for f in (kept / "analysis").iterdir()) == sorted(FILES)
+        for name in FILES[2:]:
+            with Image.open(kept / "analysis" / name) as picture:
+                assert picture.width >= 800
+                picture.load()
+
+    def test_measures_every_checkpoint_in_order(self, result: dict[str, Any]) -> None:
+        assert [c["step"] for c in result["checkpoints"]] == list(range(1, 9))
+        assert "last" in result["checkpoints"][-1]["names"]
+        assert sum("best" in c["names"] for c in result["checkpoints"]) == 1
+        assert result["settings"] == {"images": 13, "vectors": 13 * 16, "seed": 0, "device": "cpu"}
+        assert result["quantizer"] == {"name": "VectorQuantizer", "codebook_size": 16, "codebook_dim": 4}
+        for checkpoint in result["checkpoints"]:
+            values = checkpoint["values"]
+            assert 0 < values["usage"] <= 1
+            assert 1 <= values["perplexity"] <= 16
+            assert -1 <= values["gradient_cosine"] <= 1
+            assert values["wasserstein_full"] >= values["mean_distance"] >= 0
+            assert values["update_delay"] == pytest.approx(values["delay_after"] - values["delay_aimed"], abs=1e-6)
+            assert "gradient_sparsity" not in values  # alternated updates take no gradient
+
+    def test_numbers_are_those_of_a_pass_over_the_test_images(self, kept: Path, result: dict[str, Any]) -> None:
+        folder = RunFolder(kept)
+        task, data = folder.build()
+        load_weights(task, folder.checkpoints[2])
+        data.setup("test")
+        images = torch.cat([data.on_after_batch_transfer(b, 0)["image"] for b in data.test_dataloader()])[:13]
+        with torch.no_grad():
+            out = task.eval()(images).quantizer
+        values = result["checkpoints"][2]["values"]
+        assert values["usage"] == pytest.approx(float(usage(usage_counts(out.indices, 16))))
+
+    def test_the_further_step_is_the_next_one_of_the_run(self, kept: Path) -> None:
+        folder = RunFolder(kept)
+        for first, second in ((2, 3), (3, 4)):  # an epoch ends after step 7, a validation after 4
+            task, data = folder.build()
+            start, end = folder.checkpoints[first - 1], folder.checkpoints[second - 1]
+            load_weights(task, start)
+            _probe._resume_for_a_step(task, data, start, {"accelerator": "cpu"})
+            expected = torch.load(end.path, weights_only=True)["state_dict"]
+            state = task.state_dict()
+            assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+    def test_is_deterministic(self, kept: Path, result: dict[str, Any], tmp_path: Path) -> None:
+        again = analyze(kept, out=tmp_path / "again", num_images=13, device="cpu", console=silent())
+        assert again["checkpoints"] == result["checkpoints"]
+        # The same pixels; a PNG file also names the program that wrote it.
+        with Image.open(kept / "analysis" / "tsne.png") as a, Image.open(tmp_path / "again" / "tsne.png") as b:
+            assert a.tobytes() == b.tobytes()
+
+    def test_report_has_the_numbers_and_their_meaning(self, kept: Path, result: dict[str, Any]) -> None:
+        report = (kept / "analysis" / "report.md").read_text()
+        assert report.startswith("# Analysis of kept\n")
+        for label in ("usage", "Wasserstein, full", "gradient gap", "update delay"):
+            assert f"\n| {label} | " in report
+        assert "(last)" in report or ", last)" in report
+        assert str(kept) not in report
+
+
+class TestOtherRuns:
+    def test_a_codebook_trained_by_gradient_has_a_sparsity(self, plain: Path, capsys: Any) -> None:
+        result = analyze(plain, num_images=8, device="cpu")
+        assert "--keep_every 1" in result["hint"]
+        assert "--keep_every 1" in " ".join(capsys.readouterr().out.split())
+        for checkpoint in result["checkpoints"]:
+            assert 0 < checkpoint["values"]["gradient_sparsity"] <= 1
+        assert result["cures"]
+
+    def test_alternated_phases_are_stepped_too(self, tmp_path: Path) -> None:
+        run = fit(tmp_path, "two", "--model.alternate", "codebook", overlays=("plain_vq",))
+        values = analyze(run, num_images=8, device="cpu", console=silent())["checkpoints"][-1]["values"]
+        assert 0 < values["gradient_sparsity"] <= 1
+
+    def test_results_go_where_they_are_asked_for(self, plain: Path, tmp_path: Path) -> None:
+        arguments = ["--out", str(tmp_path / "deep" / "there"), "--num-images", "4", "--seed", "3"]
+        assert main(["analyze", str(plain), *arguments]) == 0
+        assert sorted(f.name for f in (tmp_path / "deep" / "there").iterdir()) == sorted(FILES)
+
+
+def test_of_many_checkpoints_an_even_selection_is_taken() -> None:
+    many = [_probe.Checkpoint(Path(f"{i}.ckpt"), ("best",) if i == 33 else (f"step-{i}",), i) for i in range(100)]
+    taken = [c.step for c in _select(many)]
+    assert len(taken) in (MAX_CHECKPOINTS, MAX_CHECKPOINTS + 1)
+    assert {0, 33, 99} <= set(taken)
+    assert taken == sorted(taken)
+    assert _select(many[:5]) == many[:5]
+
+
+GOOD = {
+    **{"usage": 0.95, "perplexity": 300.0, "error": 0.1, "mean_distance": 0.1, "wasserstein": 0.2},
+    **{"wasserstein_full": 0.3, "gradient_gap": 0.5, "gradient_cosine": 0.8, "gradient_sparsity": 0.9},
+    **{"codes_moved": 1.0, "update_delay": 0.0, "codebook_gain": 0.01, "learning_rate": 1e-3},
+}
+
+
+class TestReport:
+    def test_a_healthy_codebook_gives_no_concern(self) -> None:
+        assert _report.concerns(GOOD, 512) == []
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("usage", 0.05),
+            ("perplexity", 9.0),
+            ("error", 1.0),
+            ("mean_distance", 3.0),
+            ("wasserstein", 3.0),
+            ("wasserstein_full", 3.0),
+            ("gradient_gap", 1.5),
+            ("gradient_cosine", -0.2),
+            ("codes_moved", 0.01),
+            ("update_delay", 0.05),
+        ],
+    )
+    def test_each_bad_number_names_a_page_that_exists(self, name: str, value: float) -> None:
+        (found,) = _report.concerns({**GOOD, name: value}, 512)
+        assert found.name == name
+        pages = [word.strip(":,.();") for word in found.cure.split() if word.startswith("docs/")]
+        assert pages
+        assert all((Path(__file__).parents[3] / page).is_file() for page in pages)
+
+
+def copy_of(run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("analysis", "checkpoints")))
+
+
+def with_config(run: Path, change: Any) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    change(config)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def other_network(config: dict[str, Any]) -> None:
+    config["model"]["init_args"]["model"]["init_args"]["hidden"] = 12
+
+
+def other_codebook(config: dict[str, Any]) -> None:
+    quantizer = config["model"]["init_args"]["model"]["init_args"]["quantizer"]
+    quantizer["class_path"] = "straightvq.presets.vq_ste_pp"
+    quantizer["init_args"] = {"dim": 4, "codebook_size": 16, "channel_dim": 1}
+
+
+def no_quantizer(config: dict[str, Any]) -> None:
+    config["model"] = {"class_path": "lightning.pytorch.demos.boring_classes.BoringModel"}
+
+
+def misspelt(config: dict[str, Any]) -> None:
+    config["model"]["init_args"]["model"]["init_args"]["hiden"] = 12
+
+
+class TestMistakes:
+    def said(self, capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+        assert main(["analyze", *map(str, arguments)]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("straightvq: ")
+        assert "Traceback" not in message
+        return message
+
+    def test_no_folder(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "`analyze`: there is no folder" in self.said(capsys, tmp_path / "nowhere")
+
+    def test_not_a_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "is not a run's folder: it has no config.yaml" in self.said(capsys, tmp_path)
+        (tmp_path / "config.yaml").write_text("a: [1")
+        assert "is not readable as YAML" in self.said(capsys, tmp_path)
+        (tmp_path / "config.yaml").write_text("seed_everything: 0\n")
+        assert "configures no model and data" in self.said(capsys, tmp_path)
+
+    def test_a_network_without_its_quantizer(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run = fit(tmp_path, "unquantized", "--model.quantize", "false")
+        assert "was trained with `quantize: false`" in self.said(capsys, run)
+
+    def test_no_checkpoint(self, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run = copy_of(plain, tmp_path)
+        for file in run.glob("*.ckpt"):
+            file.unlink()
+        assert "has no checkpoint" in self.said(capsys, run)
+
+    def test_damaged_checkpoints(self, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        run = copy_of(plain, tmp_path)
+        whole = (run / "last.ckpt").read_bytes()
+        for content in (b"", b"nonsense", whole[: len(whole) // 2]):
+            (run / "last.ckpt").write_bytes(content)
+            assert "last.ckpt' cannot be read as a checkpoint" in self.said(capsys, run)
+        torch.save({"global_step": 1, "state_dict": {}, "code": Path("x")}, run / "last.ckpt")
+        assert "cannot be read as a checkpoint" in self.said(capsys, run)  # objects are not loaded
+        torch.save({"weights": torch.ones(1)}, run / "last.ckpt")
+        assert "is not a checkpoint of a training run" in self.said(capsys, run)
+
+    @pytest.mark.parametrize(
+        ("change", "messages"),
+        [
+            (other_network, ["of another network, or another version", "instead of"]),
+            (other_codebook, ["of another network, or another version", "it lacks model.quantizer"]),
+            (no_quantizer, ["BoringModel must have exactly one quantizer with a codebook. Got none."]),
+            (misspelt, ["Option 'hiden' is not accepted", "'hidden'?"]),
+        ],
+    )
+    def test_another_network(
+        self, change: Any, messages: list[str], plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run = copy_of(plain, tmp_path)
+        with_config(run, change)
+        said = self.said(capsys, run)
+        for message in messages:
+            assert message in said
+        assert not (run / "analysis").exists()
+
+    def test_a_place_for_the_results_that_is_none_is_found_before_anything_is_measured(
+        self, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "taken").write_text("mine")
+        monkeypatch.setattr(_probe.Probe, "measure", lambda *_: pytest.fail("it measured"))
+        said = self.said(capsys, plain, "--out", tmp_path / "taken")
+        assert said == f"straightvq: cannot use '{tmp_path / 'taken'}': File exists.\n"
+
+    def test_a_full_disk_leaves_the_numbers_of_before(
+        self, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = (plain, "--num-images", "4", "--out", tmp_path)
+        (tmp_path / "analysis.json").write_text("before")
+
+        def full(self: Path, text: str, **_: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "write_text", full)
+        assert self.said(capsys, *options) == "straightvq: cannot read or write: No space left on device.\n"
+        assert (tmp_path / "analysis.json").read_text() == "before"
+
+    def test_impossible_options(self, plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "`num_images` must be an integer >= 1. Got 0." in self.said(capsys, plain, "--num-images", 0)
+        assert "`seed` must be an integer >= 0. Got -1." in self.said(capsys, plain, "--seed", -1)
+        assert "`device` must be one of auto, cpu" in self.said(capsys, plain, "--device", "tpu")

@@ -1,0 +1,222 @@
+"""`Reconstruction`: what is trained by what, what is logged, exact resume."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import straightvq as svq
+from straightvq.data import Images
+from straightvq.models import Autoencoder
+from straightvq.training import ExactResume, Reconstruction
+
+
+class Noisy(nn.Module):
+    """Draws random numbers in training, so that a lost random state shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.01 * torch.randn_like(x) if self.training else x
+
+
+def make_task(preset: str = "straight", **kwargs: Any) -> Reconstruction:
+    torch.manual_seed(0)
+    quantizer = getattr(svq.presets, preset)(4, 8, channel_dim=1)
+    model = Autoencoder(quantizer, hidden=8, blocks=1)
+    model.encoder.append(Noisy())
+    return Reconstruction(model, **{"warmup_steps": 2, "lr": 1e-2, **kwargs})
+
+
+def make_loader(count: int = 32) -> DataLoader[Any]:
+    images = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def collate(rows: list[tuple[Tensor]]) -> dict[str, Tensor]:
+        return {"image": torch.stack([row[0] for row in rows])}
+
+    return DataLoader(TensorDataset(images), batch_size=8, collate_fn=collate)
+
+
+def make_trainer(steps: int, **kwargs: Any) -> lightning.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return lightning.Trainer(accelerator="cpu", max_steps=steps, **{"enable_checkpointing": False, **quiet, **kwargs})
+
+
+def state(task: Reconstruction) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in task.state_dict().items()}
+
+
+def changed(task: Reconstruction, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, value in task.state_dict().items() if not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize("preset", ["vq_vae", "ema", "vq_ste_pp", "straight"])
+def test_every_preset_learns(preset: str) -> None:
+    task = make_task(preset, loss_weight=10.0)
+    trainer = make_trainer(40, max_epochs=-1)
+    trainer.fit(task, make_loader(8))
+    last = trainer.callback_metrics["train/reconstruction"].item()
+    assert last < 0.1  # the variance of the images is 1/12 and a random decoder is far worse
+
+
+@pytest.mark.parametrize("alternate", ["no", "codebook", "codebook_and_encoder"])
+def test_training_moves_encoder_codebook_and_decoder(alternate: str) -> None:
+    task = make_task("vq_vae", alternate=alternate)
+    before = state(task)
+    make_trainer(3).fit(task, make_loader())
+    moved = changed(task, before)
+    assert "model.quantizer.codebook.raw" in moved
+    assert any(name.startswith("model.encoder") for name in moved)
+    assert any(name.startswith("model.decoder") for name in moved)
+
+
+@pytest.mark.parametrize(("alternate", "encoder_moves"), [("codebook", False), ("codebook_and_encoder", True)])
+def test_first_phase_moves_what_its_name_says(alternate: str, encoder_moves: bool) -> None:
+    """With a main learning rate of next to nothing only the first phase is left."""
+    task = make_task("vq_vae", alternate=alternate, lr=1e-30, inner_lr=1e-2, weight_decay=0.0)
+    task.model.quantizer.set_codes(torch.randn(8, 4))
+    before = state(task)
+    make_trainer(3).fit(task, make_loader())
+    differs = {
+        name: (value - before[name]).abs().max().item() > 1e-6
+        for name, value in task.state_dict().items()
+        if value.is_floating_point() and value.numel()
+    }
+    assert differs["model.quantizer.codebook.raw"]
+    assert any(d for name, d in differs.items() if name.startswith("model.encoder")) == encoder_moves
+    assert not any(d for name, d in differs.items() if name.startswith("model.decoder"))
+
+
+def test_inner_steps_are_not_counted_as_steps_of_training() -> None:
+    task = make_task("vq_vae", alternate="codebook_and_encoder", inner_steps=3)
+    trainer = make_trainer(5)
+    trainer.fit(task, make_loader(80))
+    assert trainer.global_step == 5
+
+
+def test_evaluation_logs_totals_over_the_set() -> None:
+    task = make_task()
+    trainer = make_trainer(4)
+    trainer.fit(task, make_loader())
+    (measured,) = trainer.test(task, make_loader(20), verbose=False)  # batches of 8, 8 and 4
+    x = torch.cat([batch["image"] for batch in make_loader(20)])
+    task.eval()
+    with torch.no_grad():
+        out = task(x)
+    mse = (out.reconstruction.clamp(0, 1) - x).square().mean()
+    counts = torch.bincount(out.quantizer.indices.flatten(), minlength=8).double()
+    p = counts[counts > 0] / counts.sum()
+    assert measured["test/mse"] == pytest.approx(mse.item(), rel=1e-5)
+    assert measured["test/psnr"] == pytest.approx(-10 * mse.log10().item(), rel=1e-5)
+    assert measured["test/codes_used"] == (counts > 0).sum().item()
+    assert measured["test/perplexity"] == pytest.approx((-(p * p.log()).sum()).exp().item(), rel=1e-5)
+
+
+def test_validation_logs_the_same_names() -> None:
+    trainer = make_trainer(4)
+    trainer.fit(make_task(), make_loader(), make_loader(16))
+    assert {"val/mse", "val/psnr", "val/perplexity", "val/codes_used"} <= set(trainer.callback_metrics)
+    terms = {"train/loss", "train/reconstruction", "train/commitment", "train/codebook"}
+    assert terms <= set(trainer.callback_metrics)
+
+
+def test_predictions_are_indices_and_reconstructions() -> None:
+    task = make_task()
+    batches: Any = make_trainer(1).predict(task, make_loader(10))
+    assert batches[0]["indices"].shape == (8, 2, 2)
+    assert batches[1]["reconstruction"].shape == (2, 3, 8, 8)
+    assert batches[0]["reconstruction"].min() >= 0
+
+
+def test_a_network_without_its_quantizer_predicts_no_indices() -> None:
+    batches: Any = make_trainer(1).predict(make_task(quantize=False), make_loader(10))
+    assert list(batches[0]) == ["reconstruction"]
+
+
+@pytest.mark.parametrize("why", ["frozen", "no codebook loss"])
+def test_a_first_phase_with_nothing_to_train_is_refused(why: str) -> None:
+    losses = [svq.CommitmentLoss()] if why == "no codebook loss" else None
+    slots = {"losses": losses, "estimator": svq.StraightThrough(0.5)}
+    quantizer = svq.VectorQuantizer(4, svq.Codebook(8), channel_dim=1, **slots)  # type: ignore[arg-type]
+    model = Autoencoder(quantizer, hidden=8, blocks=1)
+    if why == "frozen":
+        model.quantizer.codebook.freeze()
+    with pytest.raises(ValueError, match='`alternate` "codebook" has nothing to train in its first phase'):
+        make_trainer(2).fit(Reconstruction(model, alternate="codebook"), make_loader())
+
+
+def test_rate_warms_up_and_falls_to_zero() -> None:
+    task = make_task(lr=1e-2, warmup_steps=4, codebook_lr=1e-3)
+    trainer = make_trainer(10)
+    trainer.fit(task, make_loader(80))
+    (schedule,) = trainer.lr_scheduler_configs
+    rates = [schedule.scheduler.lr_lambdas[0](step) for step in range(11)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[10] == pytest.approx(0.0)
+
+
+def test_codebook_has_its_own_rate_and_no_decay() -> None:
+    task = make_task("vq_vae", lr=1e-2, codebook_lr=1e-3, weight_decay=0.1, warmup_steps=0)
+    trainer = make_trainer(1)
+    trainer.fit(task, make_loader())
+    groups = {group["name"]: group for group in trainer.optimizers[0].param_groups}
+    assert groups["codebook"]["initial_lr"] == 1e-3
+    assert groups["codebook"]["weight_decay"] == 0.0
+    assert groups["network"]["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("preset", "alternate"), [("straight", "no"), ("vq_ste_pp", "no"), ("vq_vae", "codebook_and_encoder")]
+)
+@pytest.mark.parametrize("stop", [3, 4, 5])
+def test_resume_is_exact(preset: str, alternate: str, stop: int, tmp_path: Path) -> None:
+    """Stopped within an epoch of four batches, at its end, and at the beginning of the next."""
+
+    class Keep(lightning.Callback):
+        def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+            if trainer.global_step == stop:
+                trainer.save_checkpoint(tmp_path / "stop.ckpt")
+
+    def data() -> Images:
+        return Images(source="digits", size=8, channels=3, batch_size=8, num_train=36, num_test=8)
+
+    whole, resumed = make_task(preset, alternate=alternate), make_task(preset, alternate=alternate)
+    make_trainer(10, callbacks=[ExactResume(), Keep()]).fit(whole, datamodule=data())
+    torch.manual_seed(99)
+    trainer = make_trainer(10, callbacks=[ExactResume()])
+    trainer.fit(resumed, datamodule=data(), ckpt_path=tmp_path / "stop.ckpt", weights_only=True)
+    assert trainer.global_step == 10
+    after, expected = resumed.state_dict(), whole.state_dict()
+    assert after.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(after[name], expected[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lr": 0.0}, r"`Reconstruction`: `lr` must be a finite number in \(0, inf\]"),
+        ({"lr": "high"}, r"`lr` must be a number"),
+        ({"codebook_lr": -1.0}, r"`codebook_lr` must be a finite number"),
+        ({"weight_decay": -1.0}, r"`weight_decay` must be a finite number"),
+        ({"betas": (0.9, 1.0)}, r"`betas` must be a finite number"),
+        ({"warmup_steps": -1}, r"`warmup_steps` must be an integer >= 0"),
+        ({"loss": "l3"}, r"`loss` must be one of 'mse', 'l1'. Got 'l3'"),
+        ({"loss_weight": 0.0}, r"`loss_weight` must be a finite number"),
+        ({"alternate": "yes"}, r"`alternate` must be one of"),
+        ({"inner_steps": 0, "alternate": "codebook_and_encoder"}, r"`inner_steps` must be an integer >= 1"),
+        ({"inner_steps": 2}, r"`inner_steps` and `inner_lr` belong to the first phase"),
+        ({"inner_lr": 0.1}, r"`inner_steps` and `inner_lr` belong to the first phase"),
+        ({"alternate": "codebook"}, r'`alternate` "codebook" needs a codebook that is trained by gradient'),
+    ],
+)
+def test_bad_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        make_task(**arguments)
+
+
+def test_model_must_be_an_autoencoder() -> None:
+    with pytest.raises(TypeError, match=r"`Reconstruction`: `model` must be an instance of Autoencoder"):
+        Reconstruction(nn.Identity())  # type: ignore[arg-type]
