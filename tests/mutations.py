@@ -49,7 +49,8 @@ ESTIMATOR, LOSSES, BASE, LAYER = (
 )  # fmt: skip
 CODEBOOK, START, RESETS, UPDATES = "nn/codebook.py", "nn/start.py", "nn/resets.py", "nn/updates.py"
 MAPS, OPTIMIZERS, BATCH, DRAWS = "nn/parametrizations.py", "nn/optimizers.py", "nn/batch.py", "functional/draws.py"
-EXTENSIONS = "tests/contracts/test_extensions.py"
+PART = "nn/part.py"
+EXTENSIONS, OTHERS = "tests/contracts/test_extensions.py", f"{NN}/test_other_programs.py"
 
 FAULTS = [
     Fault("sign of sync", ESTIMATOR, "quantized + sync * (code", "quantized - sync * (code", GRADIENTS),
@@ -88,15 +89,15 @@ FAULTS = [
     Fault(
         "lookup in the raw table",
         LAYER,
-        "return _rows(self.codebook.codes(), indices)",
+        "return _rows(self.codebook.current(), indices)",
         "return _rows(self.codebook.raw, indices)",
         LAWS,
     ),
     Fault(
         "decode without the inverse transform",
         BASE,
-        "out = self._inverse(self.lookup(flat), valid)",
-        "out = self.lookup(flat)\n            out = torch.nn.functional.pad(out, (0, self.dim - out.shape[1]))\n"
+        "out = still._inverse(still.lookup(flat), valid)",
+        "out = still.lookup(flat)\n            out = torch.nn.functional.pad(out, (0, self.dim - out.shape[1]))\n"
         "            out = torch.where(valid[:, None], out, 0)",
         LAWS,
     ),
@@ -124,13 +125,8 @@ FAULTS = [
         f"{NN}/test_quantizer.py",
     ),
     Fault("copies stay bypassed", BASE, 'if name != "_is_bypassed"', 'if name != "_was_bypassed"', LAWS),
-    Fault("parameters left out under bypass", BASE, "loss = step.loss + _connection(self)", "loss = step.loss", LAWS),
     Fault(
-        "tables left out under bypass",
-        BASE,
-        "for book in self.codebooks() if book.raw.requires_grad), start=zero)",
-        "for book in () if book.raw.requires_grad), start=zero)",
-        LAWS,
+        "parameters left out under bypass", BASE, "for p in self.parameters() if p.requires_grad)", "for p in ())", LAWS
     ),
     Fault(
         "NaN let through where nobody can ask",
@@ -142,8 +138,8 @@ FAULTS = [
     Fault(
         "encoding by the training rule",
         BASE,
-        "with no_autocast(z.device), evaluating(self):\n            rows",
-        "with no_autocast(z.device):\n            rows",
+        "with no_autocast(z.device), evaluating(self) as still:\n            rows",
+        "still = self\n        with no_autocast(z.device):\n            rows",
         f"{NN}/test_quantizer.py",
     ),
     Fault(
@@ -185,8 +181,8 @@ FAULTS = [
     Fault(
         "raw table trained through a still map",
         CODEBOOK,
-        "raw = self.raw if trains.raw else self.raw.detach()",
-        "raw = self.raw",
+        "(self.raw if trains.raw else self.raw.detach())",
+        "self.raw",
         GRADIENTS,
     ),
     Fault(
@@ -241,7 +237,7 @@ FAULTS = [
         CODEBOOK,
         "            self._unbind()\n",
         "",
-        f"{NN}/test_vector_quantizer.py",
+        f"{NN}/test_codebook.py",
     ),
     Fault("ranks start apart", START, "copy_from_first_rank(tensor, codebook.process_group)", "pass", LAWS),
     Fault("k-means on masked rows", START, "batch.z if batch.valid is None else batch.z[batch.valid]", "batch.z", LAWS),
@@ -250,19 +246,19 @@ FAULTS = [
         START,
         "if not codebook.init.needs_data or codebook.filled.all():",
         "if not codebook.init.needs_data:",
-        LAWS,
+        f"{NN}/test_codebook.py",
     ),
     Fault(
         "first vectors instead of random ones",
         START,
-        "keep = torch.randperm(len(rows), generator=generator)[",
+        'keep = torch.randperm(len(rows), generator=generator, device="cpu")[',
         "keep = torch.arange(len(rows))[",
         f"{NN}/test_inits.py",
     ),
     Fault(
         "vacant rows take the first vectors",
         START,
-        "picked = torch.randperm(len(rows), generator=generator)[",
+        'picked = torch.randperm(len(rows), generator=generator, device="cpu")[',
         "picked = torch.arange(len(rows))[",
         f"{NN}/test_inits.py",
     ),
@@ -389,8 +385,8 @@ FAULTS = [
     Fault(
         "moments of reset rows kept",
         OPTIMIZERS,
-        "rows = book.rewritten[:, None]\n",
-        "rows = book.rewritten[:, None] & False\n",
+        "is_new = book.rewritten > 0\n",
+        "is_new = book.rewritten < 0\n",
         f"{NN}/test_optimizers.py",
     ),
     Fault(
@@ -417,7 +413,7 @@ FAULTS = [
     Fault(
         "no second search for what is in doubt",
         "functional/certain.py",
-        "rows = torch.arange(len(z))[rows][~is_certain]",
+        "rows = torch.arange(len(z), device=z.device)[rows][~is_certain]",
         "rows = torch.arange(0)",
         "tests/unit/functional/test_nearest.py",
     ),
@@ -427,6 +423,35 @@ FAULTS = [
         "centred = points - middle",
         "centred, middle = points, 0 * middle",
         "tests/unit/functional/test_nearest.py",
+    ),
+    Fault(
+        "encoding switches modes", PART, "if in_training and not torch.compiler.is_compiling():", "if False:", OTHERS
+    ),
+    Fault("codes are the table itself", CODEBOOK, "return self.current().clone()", "return self.current()", OTHERS),
+    Fault(
+        "a table that autograd keeps is written into",
+        CODEBOOK,
+        "raw = (self.raw if trains.raw else self.raw.detach()).clone()",
+        "raw = self.raw if trains.raw else self.raw.detach()",
+        OTHERS,
+    ),
+    Fault(
+        "a loss that leaves parameters out",
+        BASE,
+        "for p in self.parameters() if p.requires_grad)",
+        "for p in ())",
+        OTHERS,
+    ),
+    Fault(
+        "an assigned state in half precision", BASE, "keeping_float32(lambda tensor: tensor)(value)", "value", OTHERS
+    ),
+    Fault("a table without flags is started again", CODEBOOK, "if fits and not has_flags", "if False", OTHERS),
+    Fault(
+        "codes too large to be squared",
+        CODEBOOK,
+        "> (limit := largest_value(self.raw.dtype))",
+        "> (limit := torch.inf)",
+        OTHERS,
     ),
     Fault("cosine of unnormalised codes", "functional/points.py", "points = _unit(codes)", "points = codes", KNOWN),
 ]

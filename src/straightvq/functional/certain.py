@@ -39,11 +39,11 @@ def search_surely(z: Tensor, codes: Tensor, distance: str, by: Literal["differen
         "faiss": [_by_faiss, _by_products],
         "products": [_by_products],
     }
-    indices = torch.empty(len(z), dtype=torch.int64)
+    indices = torch.empty(len(z), dtype=torch.int64, device=z.device)
     rows: slice | Tensor = slice(None)
     for search in (*quick[by], _by_candidates, _by_candidates_in_float64, _by_differences_in_float64):
         indices[rows], is_certain = search(z[rows], codes, distance)
-        rows = torch.arange(len(z))[rows][~is_certain]
+        rows = torch.arange(len(z), device=z.device)[rows][~is_certain]
         if not len(rows):
             break
     return indices
@@ -66,10 +66,10 @@ def _by_products(z: Tensor, codes: Tensor, distance: str) -> Found:
 
 def _by_candidates(z: Tensor, codes: Tensor, distance: str) -> Found:
     """Without copies of codes, which leave a doubt that no precision removes."""
-    first = torch.arange(len(codes))
+    first = torch.arange(len(codes), device=codes.device)
     if len(z) > _CHEAP or z.dtype == torch.float64:
         first = first_of_equals(codes)
-    places = (first == torch.arange(len(codes))).nonzero()[:, 0]
+    places = (first == torch.arange(len(codes), device=codes.device)).nonzero()[:, 0]
     best = functools.partial(best_few, few=_CANDIDATES)
     indices, is_certain = _in_full_precision(best, z, codes.index_select(0, places), distance)
     return places[indices], is_certain

@@ -23,7 +23,8 @@ def first_of_equals(rows: Tensor) -> Tensor:
     """
     key, order = _hash(rows).sort(stable=True)
     if key.device.type == "cpu" and not (key[1:] == key[:-1]).any():
-        return torch.arange(len(order))  # no two are equal; elsewhere the question would wait for the device
+        # No two are equal; elsewhere the question would wait for the device.
+        return torch.arange(len(order), device=order.device)
     ordered = rows[order]
     starts = torch.ones_like(order, dtype=torch.bool)
     starts[1:] = (ordered[1:] != ordered[:-1]).any(1)

@@ -112,14 +112,15 @@ def _seed(z: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
     """
     dtype = torch.promote_types(z.dtype, torch.float32)
     error = torch.full((len(z),), float("inf"), dtype=dtype, device=z.device)
-    fresh = torch.randint(len(z), (1,), generator=generator).to(z.device)
+    fresh = torch.randint(len(z), (1,), generator=generator, device="cpu").to(z.device)
     picks = fresh
     while len(picks) < num:
         for rows, _, residual in _residuals(z, z[fresh].to(dtype)):
             torch.minimum(error[rows], residual.square().sum(1), out=error[rows])
         count = min(_PROPOSALS, num - len(picks))
         proposed = _draw_by_weight(error, count, generator)
-        level = torch.rand(count, generator=generator, dtype=torch.float32).to(error)  # the same in every dtype
+        # Drawn in float32, so that they are the same in every dtype.
+        level = torch.rand(count, generator=generator, device="cpu", dtype=torch.float32).to(error)
         fresh = proposed[_unrivalled(z[proposed].to(dtype), level * error[proposed])]
         picks = torch.cat([picks, fresh])
     return z[picks].to(dtype)
@@ -134,7 +135,7 @@ def _draw_by_weight(weight: Tensor, count: int, generator: torch.Generator | Non
     bits = 61 - len(weight).bit_length()
     most = weight.max().clamp(min=torch.finfo(weight.dtype).tiny)
     mass = (weight / most * 2.0**bits).long().cumsum(0)
-    high, low = torch.randint(1 << 31, (2, count), generator=generator).to(weight.device)
+    high, low = torch.randint(1 << 31, (2, count), generator=generator, device="cpu").to(weight.device)
     # A part of the whole, (2^31 high + low) / 2^62 of it: a product of 124 bits of which the upper 62 are wanted.
     whole_high, whole_low = mass[-1] >> 31, mass[-1] & ((1 << 31) - 1)
     level = whole_high * high + ((whole_high * low + whole_low * high) >> 31)
@@ -146,7 +147,7 @@ def _unrivalled(z: Tensor, threshold: Tensor) -> Tensor:
     # Differences, not a matrix product: equal vectors must be at distance 0.
     distance = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist").square()
     rivals = (distance < threshold).cpu()
-    excluded = torch.zeros(len(z), dtype=torch.bool)
+    excluded = torch.zeros(len(z), dtype=torch.bool, device="cpu")
     kept = []
     for i in range(len(z)):
         if not excluded[i]:
@@ -171,7 +172,7 @@ def _mini_batches(
     for i in range(iterations):
         turn = i % batches
         if turn == 0:
-            order = torch.randperm(len(z), generator=generator)
+            order = torch.randperm(len(z), generator=generator, device="cpu")
         batch = z[order[turn * batch_size : (turn + 1) * batch_size].to(z.device)]
         counts, sums, error = _assign(batch, centres)
         seen += counts
@@ -225,7 +226,7 @@ def spread_out(rows: Tensor, num: int, z: Tensor, generator: torch.Generator | N
         is_copy = first_of_equals(out) != torch.arange(num, device=rows.device)
         if not is_copy.any():
             return out
-        noise = torch.randn(out.shape, generator=generator, dtype=torch.float32).to(out)  # the same in every dtype
+        noise = torch.randn(out.shape, generator=generator, device="cpu", dtype=torch.float32).to(out)
         out = out + is_copy[:, None] * (step * noise)
         step = 2 * step  # a narrow table may have fewer places within a step than it has rows
 

@@ -54,7 +54,7 @@ def knn(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """
     faiss: Any = _faiss()
     if not len(z):
-        return z.new_empty(0), torch.empty(0, dtype=torch.int64)
+        return z.new_empty(0), torch.empty(0, dtype=torch.int64, device=z.device)
     missing = max(0, min(_WIDTH, -(-_NUMBERS // len(z))) - z.shape[1])
     if missing:
         z, codes = F.pad(z, (0, missing)), F.pad(codes, (0, missing))

@@ -42,11 +42,11 @@ class Codebook(Part):
 
     Attributes:
         raw: the raw table, Float (size, dim) unless the parametrization has another shape.
-        is_ready: 1 once the init has ended and all ranks hold the same codes. A number, as is ``filled``: whoever
-            averages models averages it with the codes, and an average that holds data is not initialised again.
+        is_ready: 1 once the init has ended and all ranks hold the same codes. A number, as all flags are: whoever
+            averages models averages them with the codes, and an average that holds data is not initialised again.
         filled: Float (size,), 1 for rows that stand for a vector, or were set.
-        is_frozen: Bool ().
-        rewritten: Bool (size,), rows whose optimizer moments are to be cleared.
+        is_frozen: above one half while the codebook is frozen.
+        rewritten: Float (size,), positive for rows whose optimizer moments are to be cleared.
         process_group: ranks that share the codebook: None for the default group of ``torch.distributed`` if there is
             one at call time, a ``ProcessGroup`` that this process belongs to, or False for no synchronisation. It is
             no part of the state: a copy shares the group, a saved state does not know it.
@@ -132,8 +132,16 @@ class Codebook(Part):
                 "parametrization."
             )
 
+    def _check_task(self, by_task: bool) -> None:
+        if by_task and self.update.task == NOTHING:
+            raise InvalidValueError(
+                f"`Codebook`: the estimator sends a gradient to the codes, and {_kind(self.update)} takes none. Use an "
+                "estimator that sends none, such as StraightThrough(sync=0), or GradientUpdate or AlternatedUpdate."
+            )
+
     def _check_trained(self) -> None:
         by_loss, by_task = self._trained_by
+        self._check_task(by_task)
         is_trained = (by_loss and self.update.loss.parametrization) or (by_task and self.update.task.parametrization)
         if self.parametrization.is_learned and not is_trained:
             raise InvalidValueError(
@@ -175,15 +183,29 @@ class Codebook(Part):
             self.reset.bind(self.size, dim)
         with torch.no_grad():
             raw = self.parametrization.start(self.init, self.size, dim).to(torch.get_default_dtype())
-        if (by_loss and self.update.loss.raw) or (by_task and self.update.task.raw):
+            self._check_start(raw, self.parametrization(raw), dim)
+        self._takes_gradient = (by_loss and self.update.loss.raw) or (by_task and self.update.task.raw)
+        if self._takes_gradient:
             self.raw = nn.Parameter(raw)
         else:
             self.register_buffer("raw", raw)
         self.register_buffer("is_ready", torch.zeros(()))
         self.register_buffer("filled", torch.zeros(self.size))
-        self.register_buffer("is_frozen", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("rewritten", torch.zeros(self.size, dtype=torch.bool))
+        self.register_buffer("is_frozen", torch.zeros(()))
+        self.register_buffer("rewritten", torch.zeros(self.size))
         self.read_flags()
+
+    def _check_start(self, raw: Tensor, codes: Tensor, dim: int) -> None:
+        if tuple(codes.shape) != (self.size, dim):
+            raise InvalidValueError(
+                f"`Codebook`: {_kind(self.init)} and {_kind(self.parametrization)} must start with codes of shape "
+                f"{(self.size, dim)}. Got {tuple(codes.shape)}."
+            )
+        if self.parametrization.has_inverse and (raw.ndim != 2 or len(raw) != self.size):
+            raise InvalidValueError(
+                f"`Codebook`: {_kind(self.parametrization)} has an inverse, so its raw table must have one row for "
+                f"each of the {self.size} codes. Got shape {tuple(raw.shape)}."
+            )
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -206,7 +228,7 @@ class Codebook(Part):
         if self.is_ready.is_meta:
             return  # no values yet
         self._ready = bool(self.is_ready > 0)
-        was_frozen, self._frozen = self._frozen, bool(self.is_frozen)
+        was_frozen, self._frozen = self._frozen, bool(self.is_frozen > 0.5)
         if self._frozen != was_frozen:
             for parameter in self.parameters():
                 parameter.requires_grad_(not self._frozen)
@@ -214,31 +236,40 @@ class Codebook(Part):
                     parameter.grad = None  # an optimizer skips it: no weight decay, no momentum
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        raw = state_dict.get(prefix + "raw")
-        if self._is_bound and (raw is None or raw.shape != self.raw.shape):
+        raw, has_flags = state_dict.get(prefix + "raw"), prefix + "is_ready" in state_dict
+        fits = self._is_bound and raw is not None and raw.shape == self.raw.shape
+        if self._is_bound and not fits:
             # A table that is not loaded has not been started, nor frozen, whatever else fits.
             for name in ("is_ready", "filled", "is_frozen"):
                 state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        if self._is_bound:
-            self.read_flags()
+        if not self._is_bound:
+            return
+        if fits and not has_flags and not self.filled.is_meta:
+            self.filled.fill_(1)  # a table without flags holds codes that somebody wants: no init takes its place
+        self.read_flags()
 
     # --- reading and writing ------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def codes(self) -> Tensor:
-        """Effective codes (size, dim), detached."""
+        """Effective codes (size, dim), detached; a copy."""
         self._require_bound()
-        return self.parametrization(self.raw).detach()
+        return self.current().clone()
+
+    def current(self) -> Tensor:
+        """As ``codes``, but perhaps the table itself, which the next training forward changes."""
+        codes: Tensor = self.parametrization(self.raw.detach())
+        return codes.detach()
 
     def routes(self, *, by_loss: bool, by_task: bool) -> tuple[Trains, Trains]:
         """What the task gradient and the losses may train, in this order, by the word of the update.
 
         Raises:
-            ValueError: where that is a raw table that was made to take no gradient: a setting has changed since.
+            ValueError: where nothing is there to be trained: a setting has changed since the layer was made.
         """
         task, loss = self.update.task if by_task else NOTHING, self.update.loss if by_loss else NOTHING
-        if (task.raw or loss.raw) and not isinstance(self.raw, nn.Parameter):
+        self._check_task(by_task)
+        if (task.raw or loss.raw) and not self._takes_gradient:
             source = "an estimator" if task.raw else "a loss"
             raise InvalidValueError(
                 f"`Codebook`: it must be made with what is to train it. Got {source} that now sends a gradient to a "
@@ -256,9 +287,8 @@ class Codebook(Part):
         is_learned = self.parametrization.is_learned
         if self._frozen or not (trains.raw or (trains.parametrization and is_learned)):
             return self.codes()
-        raw = self.raw if trains.raw else self.raw.detach()
-        if self.parametrization.saves_table:
-            raw = raw.clone()  # autograd may keep what it maps, and the next training forward writes into `raw`
+        # A copy: autograd may keep it, and the next training forward writes into the table.
+        raw = (self.raw if trains.raw else self.raw.detach()).clone()
         if is_learned and not trains.parametrization:
             still = {name: p.detach() for name, p in self.parametrization.named_parameters()}
             return functional_call(self.parametrization, still, raw)
@@ -300,6 +330,11 @@ class Codebook(Part):
             )
         if not torch.isfinite(codes).all():
             raise NonFiniteError(f"`set_codes`: `codes` must be finite. Got {count_not_finite(codes)}.")
+        if (largest := codes.abs().max()) > (limit := largest_value(self.raw.dtype)):
+            raise NonFiniteError(
+                f"`set_codes`: `codes` must be at most {limit:.2g} in size, so that sums of squares do not overflow. "
+                f"Got {largest:.2g}."
+            )
         self.adopt(codes.to(self.raw))
         self.filled.fill_(1)
 
@@ -318,7 +353,7 @@ class Codebook(Part):
         self.update.forget(rows)
         if self.reset is not None:
             self.reset.forget(rows)
-        rows = torch.ones_like(self.rewritten) if rows is None else rows
+        rows = torch.ones_like(self.rewritten, dtype=torch.bool) if rows is None else rows
         self.rewritten.logical_or_(rows)
         if self.raw.grad is not None:  # of earlier forwards, which found the old rows
             self.raw.grad.masked_fill_(rows[:, None], 0)
@@ -368,7 +403,7 @@ class Codebook(Part):
         if not (self._ready or self._frozen or torch.compiler.is_compiling()):
             self.read_flags()  # a data-parallel wrapper copies the first rank's buffers to the others
         if self._frozen:
-            return Assigned(None, None)
+            return Assigned()
         was_ready = self._ready
         if not was_ready:
             start.start(self, batch)
@@ -381,7 +416,7 @@ class Codebook(Part):
             rows, vectors = due
             self.rewrite(vectors, rows)
         assigned = self.update.step(self, batch, lambda codes: assign(batch, codes))
-        return Assigned(None, None) if assigned is None else assigned
+        return Assigned() if assigned is None else assigned
 
     @torch.no_grad()
     def record(self, batch: Batch, indices: Tensor, counts: Tensor | None) -> None:
@@ -424,9 +459,18 @@ class _Shared:
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
         return self
 
+    def __reduce__(self) -> tuple[type, tuple[Group]]:
+        """No other process has the group: what is loaded there takes the default one."""
+        return _Shared, (False if self.group is False else None,)
+
 
 def _kind(part: object) -> str:
     return type(part).__name__
+
+
+def largest_value(dtype: torch.dtype) -> float:
+    """What vectors and codes may hold: room is left for four billion squares in a sum."""
+    return torch.finfo(dtype).max ** 0.375
 
 
 def count_not_finite(x: Tensor) -> str:

@@ -50,7 +50,7 @@ class Draws:
     def _stream(self, name: str) -> int:
         number = 0
         for letter in name:  # a hash that a compiler can follow
-            number = (31 * number + ord(letter)) & 0xFFFFFFFF
+            number = (16777619 * number + ord(letter)) & 0xFFFFFFFF
         return number + (self.level << 32)
 
     def integers(self, stream: str, shape: tuple[int, ...], *, rows: Tensor | None = None) -> Tensor:

@@ -1,10 +1,11 @@
 """Losses of the layer: means over all unmasked elements, the same in training and evaluation."""
 
 from abc import abstractmethod
-from typing import Literal
+from typing import Literal, NoReturn
 
 from torch import Tensor
 
+from straightvq.errors import InvalidValueError
 from straightvq.nn.batch import Context
 from straightvq.nn.part import Part, check_choice, check_float, setting
 
@@ -34,6 +35,11 @@ class Loss(Part):
         super().__init__()
         check_choice(self, "trains", getattr(self, "trains", None), ("encoder", "codes", "both"))
         self.coefficient = check_float(self, "weight", weight, minimum=0)
+
+    def _set_weight(self, value: float) -> NoReturn:
+        raise InvalidValueError(f"`{type(self).__name__}`: set `coefficient`, not `weight`. Got {value!r}.")
+
+    weight = property(None, _set_weight)  # there to be refused, and not to be found by ``hasattr``
 
     @property
     def trains_codes(self) -> bool:

@@ -192,7 +192,7 @@ class _Hooks:
                 state = optimizer.state.get(raw, {})
                 if _BORN in state:
                     self.found[raw] = raw.clone(), state["step"].clone()
-            book.rewritten.fill_(False)
+            book.rewritten.zero_()
 
     @torch.no_grad()
     def after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -217,9 +217,10 @@ def _start_over(optimizer: Optimizer, book: Codebook) -> None:
     """Makes the optimizer's state of rewritten rows that of rows it has never seen."""
     raw, state = book.raw, optimizer.state.get(book.raw)
     group = _group_of(optimizer, raw)
-    if not state or group is None or _is_sharded(raw):
+    if not state or group is None or _is_sharded(raw) or not book.parametrization.has_inverse:
         return  # it has not taken a step yet; or nobody can have written into the table
-    rows = book.rewritten[:, None]
+    is_new = book.rewritten > 0
+    rows = is_new[:, None]
     for name, value in state.items():
         if name == "row_var":  # Adafactor's, (k, 1): its late steps average slowly, and would stay near 0 for long
             value.copy_(torch.where(rows, value.mean(), value))
@@ -228,7 +229,7 @@ def _start_over(optimizer: Optimizer, book: Codebook) -> None:
     if _direction(optimizer) is not None:
         born = state.setdefault(_BORN, torch.zeros_like(raw[:, 0], dtype=torch.float32))
         # A product, because the count may live on the host: `where` would wait to copy it.
-        born.copy_(torch.where(book.rewritten, state["step"] * book.rewritten, born))
+        born.copy_(torch.where(is_new, state["step"] * is_new, born))
 
 
 def _first(name: str, group: _ParameterGroup, raw: Tensor) -> Tensor | float:

@@ -16,7 +16,7 @@ from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.functional.sums import code_sums
 from straightvq.nn.batch import Batch, pool_moments
 from straightvq.nn.inits import Init
-from straightvq.nn.part import Part, check_float, check_int, check_part
+from straightvq.nn.part import Part, check_float, check_int, check_part, setting
 from straightvq.nn.ranks import Message
 
 # Between its inverse and this the size of a scale is left alone.
@@ -34,8 +34,6 @@ class Parametrization(Part):
     Without an inverse nobody can write codes: inits from data, resets, writing updates and ``set_codes`` are refused.
     """
 
-    # Whether autograd keeps the raw table to differentiate `forward`.
-    saves_table = True
     # Whether every table of codes has a raw table that gives it: what a later part of a chain may rely on.
     is_onto = False
 
@@ -110,7 +108,6 @@ class Direct(Parametrization):
         torch.Size([2, 3])
     """
 
-    saves_table = False
     is_onto = True
 
     def forward(self, raw: Tensor) -> Tensor:
@@ -151,11 +148,13 @@ class Affine(Parametrization):
     """
 
     is_onto = True
+    lr_scale: float = setting(check_float, minimum=0, open_minimum=True)
+    groups: int = setting(check_int, minimum=1, keeps="all")
 
     def __init__(self, lr_scale: float = 1.0, groups: int = 1) -> None:
         super().__init__()
-        self.lr_scale = check_float(self, "lr_scale", lr_scale, minimum=0, open_minimum=True)
-        self.groups = check_int(self, "groups", groups, 1)
+        self.lr_scale = lr_scale
+        self.groups = groups
 
     @property
     def is_learned(self) -> bool:
@@ -232,12 +231,15 @@ class RunningAffine(Parametrization):
     """
 
     is_onto = True
+    momentum: float = setting(check_float, minimum=0, maximum=1, open_minimum=True)
+    groups: int = setting(check_int, minimum=1, keeps="all")
+    shrink: float = setting(check_float, minimum=0, maximum=1, open_minimum=True)
 
     def __init__(self, momentum: float = 0.1, groups: int = 1, shrink: float = 0.9998) -> None:
         super().__init__()
-        self.momentum = check_float(self, "momentum", momentum, minimum=0, maximum=1, open_minimum=True)
-        self.groups = check_int(self, "groups", groups, 1)
-        self.shrink = check_float(self, "shrink", shrink, minimum=0, maximum=1, open_minimum=True)
+        self.momentum = momentum
+        self.groups = groups
+        self.shrink = shrink
 
     def _check_size(self, size: int) -> None:
         _check_groups(self, size, self.groups, smallest=2)
@@ -248,7 +250,7 @@ class RunningAffine(Parametrization):
             self.register_buffer(name, torch.zeros(self.groups, dim))
         for name in ("var_z", "var_c"):
             self.register_buffer(name, torch.ones(self.groups, dim))
-        self.register_buffer("is_started", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("is_started", torch.zeros(()))
         # The previous step's assigned vectors per group: count, mean, biased variance.
         self.register_buffer("last_count", torch.zeros(self.groups, 1))
         self.register_buffer("last_mean", torch.zeros(self.groups, dim))
@@ -301,7 +303,7 @@ class RunningAffine(Parametrization):
         mean, var = _moments(_by_group(codes, self.groups))
         for running, new in ((self.mean_z, mean), (self.mean_c, mean), (self.var_z, var), (self.var_c, var)):
             running.copy_(new)
-        self.is_started.fill_(True)
+        self.is_started.fill_(1)
         self.last_count.zero_()
         return codes
 
@@ -317,7 +319,7 @@ class RunningAffine(Parametrization):
         # A group without vectors keeps its statistics, and so does the whole map on an empty batch. The numbers are
         # tensors of the state's dtype: `where` on two Python floats would round them to float32.
         one, zero = torch.ones_like(self.var_z[0, 0]), torch.zeros_like(self.var_z[0, 0])
-        rate = torch.where(self.is_started, one * self.momentum, one)
+        rate = torch.where(self.is_started > 0, one * self.momentum, one)
         rate_z = torch.where(count > 0, rate, zero)
         rate_c = torch.where(seen, rate, zero)
         shrink = torch.where(count > 0, one * self.shrink, one)

@@ -4,12 +4,14 @@ import contextlib
 from abc import ABC
 from collections.abc import Callable, Collection, Iterator
 from numbers import Integral, Real
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from straightvq.errors import InvalidTypeError, InvalidValueError
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class Part(nn.Module, ABC):
@@ -122,16 +124,32 @@ def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[objec
 
 
 @contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """While it lasts every module inside follows its evaluation rule, whatever its mode."""
+def evaluating(module: ModuleT) -> Iterator[ModuleT]:
+    """The module in evaluation mode, whatever its own, with every module inside.
+
+    Another thread may be training it meanwhile: what is given is a view of it with the same tensors, and no mode is
+    switched. Inside a graph, which makes no such views, the modes are switched while it lasts.
+    """
     in_training = [child for child in module.modules() if child.training]
+    if in_training and not torch.compiler.is_compiling():
+        yield _evaluation_view(module, {})
+        return
     try:
         for child in in_training:
             child.training = False
-        yield
+        yield module
     finally:
         for child in in_training:
             child.training = True
+
+
+def _evaluation_view(module: ModuleT, made: dict[nn.Module, Any]) -> ModuleT:
+    if module not in made:
+        view = made[module] = object.__new__(type(module))
+        view.__dict__.update(module.__dict__, training=False)
+        children = {name: child and _evaluation_view(child, made) for name, child in module._modules.items()}
+        view.__dict__["_modules"] = children
+    return cast(ModuleT, made[module])
 
 
 def check_int(owner: Any, name: str, value: Any, minimum: int) -> int:

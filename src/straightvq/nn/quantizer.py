@@ -3,8 +3,8 @@
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.utils import _pytree
 
 from straightvq.errors import InvalidTypeError, InvalidValueError, NonFiniteError
 from straightvq.nn.batch import Context
-from straightvq.nn.codebook import Codebook, count_not_finite
+from straightvq.nn.codebook import Codebook, count_not_finite, largest_value
 from straightvq.nn.estimators import Estimator, StraightThrough
 from straightvq.nn.losses import Loss
 from straightvq.nn.part import (
@@ -23,6 +23,7 @@ from straightvq.nn.part import (
     check_part,
     default,
     evaluating,
+    keeping_float32,
     making_float32,
     no_autocast,
 )
@@ -170,9 +171,9 @@ class Quantizer(nn.Module, ABC):
             Int64, ``z``'s shape without the channel axis; -1 where masked.
         """
         self._check(z, mask)
-        with no_autocast(z.device), evaluating(self):
+        with no_autocast(z.device), evaluating(self) as still:
             rows, valid, _ = self._flatten(z, mask)
-            indices = where_valid(self.assign(self.bound(self._transform(rows))), valid)
+            indices = where_valid(still.assign(still.bound(still._transform(rows))), valid)
         return self._view_indices(indices, z)
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -191,8 +192,8 @@ class Quantizer(nn.Module, ABC):
         if inside is not None:
             flat = torch.where(inside.reshape(flat.shape), flat, -1)
         valid = (flat >= 0).any(1) if self.is_composite else flat >= 0
-        with no_autocast(indices.device), evaluating(self):
-            out = self._inverse(self.lookup(flat), valid)
+        with no_autocast(indices.device), evaluating(self) as still:
+            out = still._inverse(still.lookup(flat), valid)
         if inside is not None:
             inside = inside.all(-1) if self.is_composite else inside
             out = torch.where(inside.reshape(-1, 1), out, math.nan)
@@ -215,9 +216,9 @@ class Quantizer(nn.Module, ABC):
             tensor([[0.6000, 0.8000]])
         """
         self._check(z, None)
-        with no_autocast(z.device), evaluating(self):
+        with no_autocast(z.device), evaluating(self) as still:
             flat = z.movedim(self.channel_dim, -1).reshape(-1, self.dim)
-            return self._unflatten(self.transform.inverse(self.bound(self._transform(flat))), z)
+            return self._unflatten(still.transform.inverse(still.bound(still._transform(flat))), z)
 
     # --- maps on flat rows: what a quantizer is -------------------------------------------------------------------
 
@@ -253,6 +254,11 @@ class Quantizer(nn.Module, ABC):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the losses, connected to ``z`` whatever they are, and the terms."""
         terms = {loss.name: loss.measure(z, code, valid, context) for loss in self._losses()}
+        for name, term in terms.items():
+            if term.ndim:
+                raise InvalidValueError(
+                    f"`{type(self).__name__}`: the loss {name!r} must be a scalar. Got shape {tuple(term.shape)}."
+                )
         return sum((loss.coefficient * terms[loss.name] for loss in self._losses()), start=zero_of(z)), terms
 
     def _without_codes(self, x: Tensor) -> Step:
@@ -260,8 +266,7 @@ class Quantizer(nn.Module, ABC):
         z = self.bound(x)
         zero = zero_of(z)
         indices = torch.full((z.shape[0], *self._index_shape()), -1, dtype=torch.int64, device=z.device)
-        tables = sum((zero_of(book.raw) for book in self.codebooks() if book.raw.requires_grad), start=zero)
-        return Step(z, indices, z, tables, dict.fromkeys(self._term_names(), zero))
+        return Step(z, indices, z, zero, dict.fromkeys(self._term_names(), zero))
 
     def _index_shape(self) -> tuple[int, ...]:
         return (self.num_quantizers,) if self.is_composite else ()
@@ -273,7 +278,9 @@ class Quantizer(nn.Module, ABC):
         return self.transform(rows.to(self._work_dtype(rows.dtype)))
 
     def _work_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """In what rows of ``dtype`` are computed with."""
+        """In what rows of ``dtype`` are computed with: at least float32, and no less than the codes."""
+        for book in self.codebooks():
+            dtype = torch.promote_types(dtype, book.raw.dtype)
         return at_least_float32(dtype)
 
     def _inverse(self, rows: Tensor, valid: Tensor | None) -> Tensor:
@@ -295,7 +302,8 @@ class Quantizer(nn.Module, ABC):
         return flat, valid, sound
 
     def _output(self, z: Tensor, rows: Tensor, step: Step, sound: Tensor | None) -> QuantizerOutput:
-        loss = step.loss + _connection(self)
+        # Wrappers for data-parallel training wait for every parameter's gradient, and a step may leave some out.
+        loss = sum((zero_of(p) for p in self.parameters() if p.requires_grad), start=step.loss)
         if sound is not None:
             rows, loss = torch.where(sound, rows, math.nan), torch.where(sound, loss, math.nan)
         quantized = self._unflatten(rows, z)
@@ -348,8 +356,7 @@ class Quantizer(nn.Module, ABC):
             return None
         dtype = at_least_float32(flat.dtype)
         low, high = (v.to(dtype) for v in flat.detach().aminmax())  # one pass; NaN comes through
-        # Leaves room for four billion squares in a sum.
-        limit = torch.finfo(dtype).max ** 0.375
+        limit = largest_value(dtype)
         sound = (low >= -limit) & (high <= limit)
         if not can_ask(sound):
             return sound
@@ -382,8 +389,10 @@ class Quantizer(nn.Module, ABC):
             )
         if torch.compiler.is_exporting() or indices.numel() == 0:
             return None
-        indices = indices.long()  # comparing in a narrow dtype would wrap -1 and the size around
-        inside = (indices >= -1) & (indices < size)
+        # Comparing in a narrow dtype would wrap -1 and the size around; of an unsigned one nothing is below 0.
+        least = -1 if indices.dtype.is_signed else 0
+        indices = indices.long()
+        inside = (indices >= least) & (indices <= size - 1)
         if not can_ask(inside):
             return inside
         if not inside.all():
@@ -395,6 +404,15 @@ class Quantizer(nn.Module, ABC):
         return None
 
     # --- other people's programs ----------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(keeping_float32(fn), recurse)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for name, value in state_dict.items():  # with `assign` they become the state, of all parts
+            if name.startswith(prefix) and isinstance(value, Tensor):
+                state_dict[name] = keeping_float32(lambda tensor: tensor)(value)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along: not that it was made inside ``bypass``."""
@@ -440,16 +458,6 @@ def zero_of(x: Tensor) -> Tensor:
     return 0 * x.reshape(-1)[:0].sum()
 
 
-def _connection(quantizer: Quantizer) -> Tensor | float:
-    """A scalar 0, connected to all parameters but the tables, which the step connects.
-
-    Wrappers for data-parallel training wait for every parameter's gradient, and a part may leave some out in a step.
-    """
-    tables = [book.raw for book in quantizer.codebooks()]
-    parameters = [p for p in quantizer.parameters() if p.requires_grad and not any(p is table for table in tables)]
-    return sum((zero_of(p) for p in parameters), start=0.0)
-
-
 def where_valid(indices: Tensor, valid: Tensor | None) -> Tensor:
     if valid is None:
         return indices
@@ -467,8 +475,10 @@ def _check_losses(owner: Quantizer, losses: list[Loss] | None) -> list[Loss]:
             f"`{type(owner).__name__}`: `losses` must be a list of losses. Got {type(losses).__name__}."
         )
     checked: list[Loss] = [check_part(owner, "losses", loss, Loss) for loss in losses or []]
-    names = [loss.name for loss in checked]
+    names = [getattr(loss, "name", None) for loss in checked]
     for name in names:
+        if not isinstance(name, str):
+            raise InvalidTypeError(f"`{type(owner).__name__}`: every loss must have a `name`, a string. Got {name!r}.")
         if names.count(name) > 1:
             raise InvalidValueError(
                 f"`{type(owner).__name__}`: `losses` must have different names. Got {name!r} twice."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from straightvq.errors import InvalidValueError
 from straightvq.functional.kmeans import spread_out
 from straightvq.nn.batch import Batch
 from straightvq.nn.draws import Clock, Draws
@@ -44,12 +45,16 @@ def _start_now(codebook: "Codebook", batch: Batch) -> None:
         return
     generator = batch.draws.generator("init")
     if len(rows) > _PLENTY * codebook.size:
-        keep = torch.randperm(len(rows), generator=generator)[: _PLENTY * codebook.size]
+        keep = torch.randperm(len(rows), generator=generator, device="cpu")[: _PLENTY * codebook.size]
         rows = rows[keep.to(rows.device)]
     if codebook.filled.any():
         _fill(codebook, rows, generator)
     else:
         codes = codebook.init.fit(rows, codebook.size, generator)
+        expected = codebook.size, rows.shape[1]
+        if tuple(codes.shape) != expected:
+            owner = type(codebook.init).__name__
+            raise InvalidValueError(f"`{owner}`: `fit` must give codes of shape {expected}. Got {tuple(codes.shape)}.")
         copy_from_first_rank(codes, codebook.process_group)
         codebook.adopt(codes.to(codebook.raw.dtype))
         codebook.filled[: len(rows)] = 1
@@ -60,12 +65,12 @@ def _start_now(codebook: "Codebook", batch: Batch) -> None:
 def _fill(codebook: "Codebook", rows: Tensor, generator: torch.Generator) -> None:
     """Puts rows that stand for no vector onto vectors of this batch, as far as there are any."""
     vacant = (codebook.filled <= 0).nonzero()[: len(rows), 0]
-    picked = torch.randperm(len(rows), generator=generator)[: len(vacant)].to(rows.device)
+    picked = torch.randperm(len(rows), generator=generator, device="cpu")[: len(vacant)].to(rows.device)
     codes = codebook.codes()
     codes[vacant] = rows[picked].to(codes.dtype)
     codes = spread_out(codes, len(codes), rows, generator)  # no two equal
     copy_from_first_rank(codes, codebook.process_group)
-    taken = torch.zeros_like(codebook.rewritten)
+    taken = torch.zeros_like(codebook.rewritten, dtype=torch.bool)
     taken[vacant] = True
     codebook.rewrite(codes, taken)
     codebook.filled[taken] = 1

@@ -24,8 +24,8 @@ class Assigned(NamedTuple):
         counts: (k,) as the last ``pull`` gave them; None if it made none.
     """
 
-    indices: Tensor | None
-    counts: Tensor | None
+    indices: Tensor | None = None
+    counts: Tensor | None = None
 
 
 class Table(Protocol):
@@ -165,6 +165,8 @@ class EMAUpdate(Update):
 def _check_rate(owner: Update, name: str, value: Any, *, other: str, **limits: Any) -> float | None:
     """One of `fraction` and `lr`: the other one would be ignored."""
     given = vars(owner).get("_" + other)
+    if value is None and given is None and owner._is_bound:
+        raise InvalidValueError(f"`{type(owner).__name__}`: one of `{name}` and `{other}` must be given. Got none.")
     if value is not None and given is not None:
         raise InvalidValueError(
             f"`{type(owner).__name__}`: only one of `{name}` and `{other}` may be given. Got {value!r} and {given!r}."

@@ -15,10 +15,10 @@ from straightvq.nn.codebook import Codebook
 from straightvq.nn.draws import Clock, Draws
 from straightvq.nn.estimators import Estimator
 from straightvq.nn.losses import CodebookLoss, CommitmentLoss, Loss
-from straightvq.nn.part import check_part, default
-from straightvq.nn.quantizer import Quantizer, Step, where_valid, zero_of
+from straightvq.nn.part import can_ask, check_part, default
+from straightvq.nn.quantizer import Quantizer, Step, where_valid
 from straightvq.nn.transforms import Transform
-from straightvq.nn.updates import NOTHING, Assigned, Trains
+from straightvq.nn.updates import Assigned, Trains
 
 
 class VectorQuantizer(Quantizer):
@@ -91,11 +91,6 @@ class VectorQuantizer(Quantizer):
     def _own(self, codebook: Codebook, assigner: Assigner | None) -> None:
         check_part(self, "codebook", codebook, Codebook)
         self.assigner: Assigner = check_part(self, "assigner", default(assigner, Nearest), Assigner)
-        if self.estimator.trains_codes and codebook.update.task == NOTHING:
-            raise InvalidValueError(
-                f"`VectorQuantizer`: {self.estimator} sends a gradient to the codes, and "
-                f"{type(codebook.update).__name__} takes none. Use sync=0, or GradientUpdate or AlternatedUpdate."
-            )
         width, by_task = self.transform.codebook_dim(self.dim), self.estimator.trains_codes
         codebook.bind(width, by_loss=self._loss_trains_codes, by_task=by_task)
         self.codebook = codebook
@@ -145,15 +140,12 @@ class VectorQuantizer(Quantizer):
         By the training rule if there is a ``batch``, else by the evaluation rule; changes no state.
         """
         book = self.codebook
-        routes = self._routes()
-        codes, loss_codes = (table.to(x.dtype) for table in book.tables(*routes))  # 3
+        codes, loss_codes = (table.to(x.dtype) for table in book.tables(*self._routes()))  # 3
         if indices is None:  # 4
-            indices = self._assign(batch, codes) if batch else where_valid(self.assigner(x.detach(), codes), valid)
+            indices = self._assign(batch, codes) if batch else where_valid(self._nearest(x, codes), valid)
         code = _rows(codes, indices)
         loss_code = code if loss_codes is codes else _rows(loss_codes, indices)
         loss, terms = self._measure(x, loss_code, valid, Context(loss_codes, indices, batch))  # 6
-        if book.raw.requires_grad and not any(trains.raw for trains in routes):
-            loss = loss + zero_of(book.raw)
         return Step(x, indices, code, loss, terms, Context(codes, indices, batch))
 
     def settle(self, batch: Batch, indices: Tensor, counts: Tensor | None = None) -> None:
@@ -161,26 +153,31 @@ class VectorQuantizer(Quantizer):
         self.codebook.record(batch, indices, counts)
 
     def assign(self, z: Tensor) -> Tensor:
-        indices: Tensor = self.assigner(z.detach(), self.codebook.codes())
-        return indices
+        return self._nearest(z, self.codebook.current())
 
     def lookup(self, indices: Tensor) -> Tensor:
-        return _rows(self.codebook.codes(), indices)
+        if can_ask(indices) and indices.numel() and (largest := int(indices.max())) >= self.codebook_size:
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: indices must be below {self.codebook_size}. Got {largest}."
+            )
+        return _rows(self.codebook.current(), indices)
+
+    def _nearest(self, z: Tensor, codes: Tensor) -> Tensor:
+        """By the evaluation rule."""
+        indices: Tensor = self.assigner(z.detach(), codes)
+        return indices.long()
 
     def _assign(self, batch: Batch, codes: Tensor) -> Tensor:
-        return where_valid(self.assigner.training_rule(batch, codes.detach().to(batch.z.dtype)), batch.valid)
+        return where_valid(self.assigner.training_rule(batch, codes.detach().to(batch.z.dtype)).long(), batch.valid)
 
     def _routes(self) -> tuple[Trains, Trains]:
         return self.codebook.routes(by_loss=self._loss_trains_codes, by_task=self.estimator.trains_codes)
-
-    def _work_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return torch.promote_types(dtype, self.codebook.raw.dtype)
 
     # --- the table ------------------------------------------------------------------------------------------------
 
     def codes(self) -> Tensor:
         """Effective codes Float (codebook_size, codebook_dim), detached; a copy."""
-        return self.codebook.codes().clone()
+        return self.codebook.codes()
 
     def set_codes(self, codes: Tensor) -> None:
         """Writes effective codes Float (codebook_size, codebook_dim); see ``Codebook.set_codes``."""

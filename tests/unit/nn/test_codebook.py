@@ -296,10 +296,25 @@ def test_codebook_without_an_owner_says_so(method: str) -> None:
 def test_sums_over_an_assignment_keep_their_digits_far_from_the_origin() -> None:
     layer = quantizer(size=2, dim=1, update=svq.EMAUpdate())
     codes = torch.tensor([[1e6], [3e6]])
-    z = torch.tensor([[1e6 + 0.25], [1e6 + 0.5], [3e6 - 1.0]])
+    z = torch.tensor([[1e6 + 0.0625], [1e6 + 0.125], [3e6 - 1.0]])
     counts, pull = layer.codebook.pull(z, codes, torch.tensor([0, 0, 1]))
     assert counts.tolist() == [2.0, 1.0]
-    assert pull.flatten().tolist() == [0.75, -1.0], "sums of the vectors themselves would be rounded to an eighth"
+    assert pull.flatten().tolist() == [0.1875, -1.0], "sums of the vectors themselves would be rounded to an eighth"
+
+
+def test_codes_set_by_hand_stay_as_they_are_equal_ones_too() -> None:
+    layer = quantizer(init=svq.KMeansInit())
+    codes = torch.ones(8, 4)
+    layer.set_codes(codes)
+    layer(torch.randn(64, 4))
+    assert torch.equal(layer.codes(), codes)
+
+
+def test_a_codebook_that_could_not_be_made_says_why_each_time() -> None:
+    book = svq.Codebook(9, parametrization=svq.Affine(groups=2))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="`groups` must divide the codebook's size 9"):
+            svq.VectorQuantizer(4, book)
 
 
 def test_gradients_of_earlier_forwards_do_not_move_a_rewritten_row() -> None:
