@@ -194,7 +194,7 @@ def test_settings_name_the_region_and_the_tokenizer(runs: Path, tmp_path: Path) 
 
 MISTAKES: dict[str, tuple[list[Any], str]] = {
     "no such run": (["--run", "nowhere"], "`generate`: there is no folder 'nowhere'"),
-    "not a generation run": (["--run", "{runs}/tokenizer"], "is a run of straightvq.training.Reconstruction"),
+    "not a generation run": (["--run", "{runs}/tokenizer"], "is a run of Reconstruction"),
     "class too large": (["--classes", "10"], "`generate`: a class must be in [0, 10), a name, or any. Got 10."),
     "class negative": (["--classes=-1"], "a class must be in [0, 10)"),
     "class unknown": (["--classes", "boot"], "there is no class 'boot'"),
@@ -255,12 +255,13 @@ def test_boxes_cover_the_tokens_that_they_touch() -> None:
 
 
 def test_grid_shows_every_picture_once() -> None:
-    images = [np.full((3, 4, 5), value, dtype=np.uint8) for value in (10, 20, 30)]
-    grid = image_grid(images, columns=2)
-    factor = grid.shape[1] // 11
-    small = grid[:, factor // 2 :: factor, factor // 2 :: factor]
+    pictures = [Image.new("RGB", (5, 4), (value, value, value)) for value in (10, 20, 30)]
+    grid = np.array(image_grid(pictures, columns=2))
+    factor = grid.shape[0] // 11
+    assert grid.shape == (factor * 11, factor * 13, 3)
+    small = grid[factor // 2 :: factor, factor // 2 :: factor]
     assert [int((small == value).sum()) for value in (10, 20, 30)] == [60, 60, 60]
-    assert (small[:, 6:10, 7:11] == 255).all()
+    assert (small[6:10, 7:11] == 255).all()
 
 
 def test_a_class_is_meant_by_its_name_before_its_number() -> None:
