@@ -21,15 +21,9 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
 class FeatureNetwork(nn.Module):
-    """Base of the networks whose features are compared; always in evaluation mode.
+    """Base of the networks whose features are compared: images (B, C, H, W) in [0, 1] -> Float (B, num_features).
 
-    Attributes:
-        name: for reports, since distances in different features cannot be compared.
-        num_features: width of the features.
-
-    Shape:
-        images: Float (B, C, H, W) in [0, 1].
-        features: Float (B, num_features).
+    Always in evaluation mode. ``name`` is for reports, since distances in different features cannot be compared.
     """
 
     name: str
@@ -44,11 +38,11 @@ class ClassifierFeatures(FeatureNetwork):
 
     Args:
         classify: images (B, C, H, W) in [0, 1] -> anything; calls ``model``.
-        model: the classifier; its features must be at most 128 wide.
+        model: the classifier.
         name: for reports.
 
     Raises:
-        ValueError: if the features are too wide.
+        ValueError: if the features are wider than ``MAX_WIDTH``.
 
     Example:
         >>> from straightvq.models import ResNet18
@@ -116,11 +110,7 @@ class InceptionFeatures(FeatureNetwork):
 
     @staticmethod
     def file() -> Path:
-        """The file of the weights.
-
-        Raises:
-            ValueError: if something is missing; the message says what to pass instead.
-        """
+        """The file of the weights; raises if it or torch-fidelity is missing."""
         file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
         has_port = find_spec("torch_fidelity") is not None
         if not has_port or not file.is_file():
@@ -138,26 +128,14 @@ class InceptionFeatures(FeatureNetwork):
 
 
 def load_features(source: str | None) -> FeatureNetwork:
-    """A feature network by its name.
-
-    Args:
-        source: folder of a classifier's run; "inception" or None for Inception v3.
-
-    Raises:
-        ValueError: if it is missing; the message says what to pass instead.
-    """
+    """The features of the classifier whose run is in this folder; of Inception v3 for "inception" and None."""
     return InceptionFeatures() if source in (None, "inception") else ClassifierFeatures.load(source)
 
 
 class FrechetDistances:
-    """Distances of several sets of images from one reference set: ``|m - n|^2 + tr(S + T - 2 (S T)^(1/2))``.
+    """Distances of several named sets of images from one reference set: ``|m - n|^2 + tr(S + T - 2 (S T)^(1/2))``.
 
     m, n and S, T are means and covariances of the features, summed in float64 over batches and ranks.
-
-    Args:
-        features: the network.
-        names: of the sets.
-        device: where the sums live.
 
     Source: arXiv 1706.08500, equation 6, by torchmetrics.
 
@@ -186,7 +164,7 @@ class FrechetDistances:
             metric.update(found, real=True)
 
     def add(self, name: str, images: Tensor) -> None:
-        """Takes in images, Float (B, C, H, W) in [0, 1], of one set."""
+        """Takes in images, Float (B, C, H, W) in [0, 1], of the set of that name."""
         self._metrics[name].update(self.features(images).double(), real=False)
 
     def compute(self) -> dict[str, Tensor]:

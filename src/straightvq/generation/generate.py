@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,6 @@ class Sampling:
         check_optional_float("generate", "temperature", self.temperature, minimum=0)
         check_optional_float("generate", "guidance", self.guidance, minimum=0)
 
-    def completed(self, task: Generation, class_names: Sequence[str]) -> "Sampling":
-        """The same with nothing left at None, except for the classes of a network that has none."""
-        options = {name: getattr(task, name) for name in ("steps", "temperature", "guidance")}
-        number = task.model.num_classes
-        if number is not None:
-            options["classes"] = [*class_names, *map(str, range(len(class_names), number))]
-        elif self.classes is not None:
-            raise InvalidValueError(
-                f"`generate`: `classes` must be left out: the network has none. Got {','.join(self.classes)}."
-            )
-        return replace(self, **{name: value for name, value in options.items() if getattr(self, name) is None})
-
 
 def generate(
     run: PathLike,
@@ -108,29 +97,27 @@ def generate(
         The file of the grid.
 
     Raises:
-        ValueError, TypeError: for values out of range; for a run of another task, files that cannot be read safely, a
-            tokenizer that is missing or another one, an unknown class or picture, or a box outside the picture.
+        ValueError, TypeError: for values out of range, a run of another task, files that cannot be read safely, a
+            tokenizer that is missing or another one, an unknown class or picture, a box outside the picture.
     """
-    console = console or Console()
-    task, class_names, step = _load(RunFolder(Path(run), "generate"), tokenizer, device)
-    sampling = (sampling or Sampling()).completed(task, class_names)
+    sampling, console = sampling or Sampling(), console or Console()
+    task, names, step = _load(RunFolder(Path(run), "generate"), tokenizer, device)
+    classes = chosen_classes(sampling.classes, task.model.num_classes, names)
+    turns = list(islice(cycle(classes), sampling.num))
+    labels = torch.tensor([label for _, label in turns], device=task.device) if turns else None
     start, given = _start(task, inpaint, box, mask)
-    columns = math.ceil(math.sqrt(sampling.num))
-    labels = None
-    if sampling.classes is not None:
-        if 2 <= len(sampling.classes) <= 20:
-            columns = len(sampling.classes)
-        turns = [sampling.classes[number % len(sampling.classes)] for number in range(sampling.num)]
-        labels = torch.tensor([class_number(name, task.model.num_classes or 0, class_names) for name in turns])
-        sampling = replace(sampling, classes=turns)
+    own = [name for name in ("steps", "temperature", "guidance") if getattr(sampling, name) is None]
+    options: dict[str, Any] = {name: getattr(task, name) for name in own}
+    sampling = replace(sampling, classes=[word for word, _ in turns] or None, **options)
     pictures = _draw(task, start, labels, sampling, console)
-    # What is given has a row of its own, so that the columns below stay those of the classes.
+    # One column per class if there are a few, else about a square. What is given has a row of its own.
+    columns = len(classes) if 2 <= len(classes) <= 20 else math.ceil(math.sqrt(sampling.num))
     blank = Image.new(pictures[0].mode, pictures[0].size, "white")
     grid = image_grid([*given, *[blank] * (-len(given) % columns), *pictures], columns)
-    files = {"inpaint": inpaint, "box": box, "mask": mask, "tokenizer": tokenizer}
-    chosen = {name: value if name == "box" else str(value) for name, value in files.items() if value is not None}
+    region = {"inpaint": inpaint, "box": box, "mask": mask, "tokenizer": tokenizer}
+    asked = {name: value if name == "box" else str(value) for name, value in region.items() if value is not None}
     folder = Path(run) / "samples" if out is None else Path(out)
-    _write(folder, pictures, grid, {"run": str(run), "step": step, **asdict(sampling), **chosen})
+    _write(folder, pictures, grid, {"run": str(run), "step": step, **asdict(sampling), **asked})
     console.print(f"  {folder / 'grid.png'}", soft_wrap=True, highlight=False)
     return folder / "grid.png"
 
@@ -156,23 +143,29 @@ def _load(run: RunFolder, tokenizer: str | None, device: str) -> tuple[Generatio
     return task, list(content.get("class_names") or []), checkpoint.step
 
 
-def class_number(name: str, number: int, class_names: Sequence[str]) -> int:
-    """Label of a class that is given by its name, by its number in [0, ``number``), or as "any" (-1).
+def chosen_classes(words: Sequence[str] | None, number: int | None, names: Sequence[str]) -> list[tuple[str, int]]:
+    """The classes to draw in turn, each a word and its label; none in a network without classes.
+
+    A word is one of the ``names``, a number in [0, ``number``), or "any", whose label is -1. Names come before numbers:
+    a class may be called 10 and be the second one. Without words all classes are chosen.
 
     Raises:
-        ValueError: if it is none of them.
+        ValueError: for a word that is no class, and for words where there are no classes.
     """
-    if name == "any":
-        return -1
-    if name in class_names:  # first: a class may be called 10 and be the second one
-        return class_names.index(name)
-    if not name.removeprefix("-").isdecimal():
-        raise InvalidValueError(
-            f"`generate`: there is no class {name!r}. The data have {', '.join(class_names) or 'numbers'}."
-        )
-    if not 0 <= int(name) < number:
-        raise InvalidValueError(f"`generate`: a class must be in [0, {number}), a name, or any. Got {name}.")
-    return int(name)
+    if number is None:
+        if words is not None:
+            raise InvalidValueError(
+                f"`generate`: `classes` must be left out: the network has none. Got {','.join(words)}."
+            )
+        return []
+    labels = {str(label): label for label in range(number)} | {name: label for label, name in enumerate(names)}
+    labels["any"] = -1
+    words = [*names, *map(str, range(len(names), number))] if words is None else words
+    for word in words:
+        if word not in labels:
+            known = f" The names are {', '.join(names)}." if names else ""
+            raise InvalidValueError(f"`generate`: a class must be in [0, {number}), a name, or any. Got {word}.{known}")
+    return [(word, labels[word]) for word in words]
 
 
 # --- the region to fill -------------------------------------------------------------------------------------------
@@ -209,12 +202,9 @@ def _start(
 
 
 def tokens_in_box(box: Sequence[int], size: int, cell: int) -> Tensor:
-    """Which tokens a box of pixels touches, Bool (size / cell, size / cell).
+    """Which tokens the box (x0, y0, x1, y1) of pixels touches, Bool (size / cell, size / cell); x1, y1 are excluded.
 
-    Args:
-        box: (x0, y0, x1, y1) inside the picture, x1 and y1 excluded.
-        size: side of the picture in pixels.
-        cell: side of a token in pixels.
+    ``size`` is the side of the picture in pixels, ``cell`` that of a token.
 
     Example:
         >>> tokens_in_box((0, 0, 5, 4), size=8, cell=4)
@@ -251,7 +241,7 @@ def _draw(
     for part in track(torch.arange(sampling.num).split(_BATCH), "drawing", console=console):
         tokens = task.fill(
             start.expand(len(part), -1, -1),
-            None if labels is None else labels[part].to(task.device),
+            None if labels is None else labels[part],
             generator=generator,
             steps=sampling.steps,
             temperature=sampling.temperature,

@@ -15,10 +15,7 @@ from straightvq.nn.part import check_float, check_int
 
 
 def masked_share(progress: Tensor) -> Tensor:
-    """The cosine schedule: cos(pi/2 * progress), the share of tokens that is masked.
-
-    Args:
-        progress: in [0, 1]; a uniform draw in training, the share of steps done in decoding.
+    """The cosine schedule: cos(pi/2 * progress), the share of tokens that is masked; progress is in [0, 1].
 
     Example:
         >>> masked_share(torch.tensor([0.0, 0.5])).tolist()
@@ -30,10 +27,12 @@ def masked_share(progress: Tensor) -> Tensor:
 def random_mask(progress: Tensor, order: Tensor) -> Tensor:
     """Which tokens training masks: the ceil(masked_share * N) of each grid that draw the lowest numbers, at least one.
 
-    Shape:
+    Args:
         progress: Float (B,), one draw in [0, 1) per grid.
         order: Float (B, h, w), one draw in [0, 1) per token.
-        returns: Bool (B, h, w), True where masked.
+
+    Returns:
+        Bool (B, h, w), True where masked.
 
     Example:
         >>> random_mask(torch.tensor([0.5]), torch.tensor([[[0.9, 0.1, 0.4, 0.7]]]))   # ceil(0.707 * 4) = 3
@@ -48,10 +47,6 @@ def mask_counts(num_masked: int, steps: int) -> list[int]:
 
     floor(num_masked * cos(pi/2 * t/steps)) after step t, but each step decides at least one token: fewer tokens than
     steps take as many steps as there are tokens.
-
-    Args:
-        num_masked: masked tokens at the start, at least 0.
-        steps: decoding steps, at least 1.
 
     Example:
         >>> mask_counts(16, 4), mask_counts(2, 8), mask_counts(0, 8)
@@ -86,19 +81,12 @@ def decode_step(
     The confidence is log p(token) + temperature * g, with Gumbel noise g = -log(-log(u)).
 
     Args:
-        logits: of the next tokens at all positions.
-        tokens: the grids so far, -1 where masked.
-        draws: two uniform numbers in [0, 1) per position: [:, 0] chooses the token, by the inverse of the cumulative
-            distribution over the codes in their order; [:, 1] is u of the confidence.
-        num_masked: how many positions of each grid are masked afterwards.
-        temperature: of the noise, at least 0, for all grids or for each; 0 keeps the most probable of the drawn tokens.
-
-    Shape:
         logits: Float (B, h, w, K).
-        tokens: Int64 (B, h, w), in and out.
-        draws: Float (B, 2, h, w).
-        num_masked: Int64 (B,).
-        temperature: Float (B,), or a number.
+        tokens: Int64 (B, h, w), -1 where masked; so is the result.
+        draws: Float (B, 2, h, w), uniform in [0, 1): [:, 0] chooses the token, by the inverse of the cumulative
+            distribution over the codes in their order; [:, 1] is u of the confidence.
+        num_masked: Int64 (B,), how many positions are masked afterwards.
+        temperature: of the noise, at least 0, a number or Float (B,); 0 keeps the most probable of the drawn tokens.
 
     Example:
         >>> logits = torch.tensor([[[[0.2, 0.5, 0.3], [0.1, 0.1, 0.8]]]]).log()       # two positions, three codes
@@ -138,16 +126,15 @@ def decode_tokens(
     """Fills the masked positions of token grids in a few parallel steps; given tokens stay.
 
     The cosine schedule says how many tokens are masked after each step; the temperature falls linearly to 0 at a
-    grid's last one. A grid with fewer masked tokens than steps takes as many steps as it has masked tokens. Each grid
-    has random numbers of its own, from a seed that ``generator`` draws for it: a grid comes out the same (up to the
-    rounding of the network) whatever else is in the batch, and a batch in two halves like the whole.
+    grid's last one. Each grid has random numbers of its own, from a seed that ``generator`` draws for it: it comes out
+    the same (up to the rounding of the network) whatever else is in the batch, and a batch in two halves like the
+    whole.
 
     Args:
         predict: tokens (B, h, w) -> logits (B, h, w, K), such as a `straightvq.models.MaskGIT` with its labels bound.
-        tokens: the grids, -1 at the positions to fill.
-        steps: decoding steps, at least 1: calls of ``predict``, fewer if there are fewer masked tokens.
-        temperature: of the noise on the confidences at the first step, at least 0; 0 gives typical grids, larger
-            values more varied ones.
+        tokens: Int (B, h, w), -1 at the positions to fill.
+        steps: decoding steps, at least 1; a grid with fewer masked tokens takes as many steps as it has.
+        temperature: of the noise at the first step, at least 0; larger values give more varied grids.
         generator: source of the grids' seeds.
 
     Returns:

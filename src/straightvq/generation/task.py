@@ -28,20 +28,18 @@ class Generation(lightning.LightningModule):
     """Trains MaskGIT to fill in masked tokens, with AdamW and linear warm-up.
 
     In each grid a random share of the tokens, by the cosine schedule, is masked; the loss is the cross-entropy with
-    label smoothing on the masked positions alone. A class label is now and then replaced by the null class, so that
-    the network also learns to do without, which guidance needs. Label -1 is the null class; without classes in the
-    network labels are ignored.
+    label smoothing on the masked positions alone. A class label is now and then replaced by the null class, -1, so
+    that the network also learns to do without, which guidance needs.
 
     The tokenizer is no part of the network: it is neither trained nor written into the checkpoints, which only
     remember its fingerprint. Batches are those of `straightvq.data.Tokens`, encoded once, or of
-    `straightvq.data.Images`, encoded in every step.
+    `straightvq.data.Images`, encoded in every step. Without classes in the network their labels are ignored.
 
     Logged per step: ``train/loss``. Per evaluation, over the whole set: ``val/cross_entropy`` in nats per masked
-    token, without smoothing, and ``val/accuracy`` in [0, 1], both at masks that are the same every time. The test
-    logs both, needs images, and compares them in the network ``features``: ``test/fid`` is the mean over ``fid_seeds``
-    of the Fréchet distance from the test images to as many samples of the same classes, ``test/fid_std`` its standard
-    deviation over the seeds, ``test/rfid`` the distance to the tokenizer's reconstructions, below which no sample can
-    be expected to come.
+    token, without smoothing, and ``val/accuracy`` in [0, 1], both at masks that are the same every time. The test logs
+    both and compares images: ``test/fid`` is the mean over ``fid_seeds`` of the Fréchet distance from the test images
+    to as many samples of the same classes, ``test/fid_std`` its standard deviation, ``test/rfid`` the distance to the
+    tokenizer's reconstructions, below which no sample can be expected to come.
 
     Args:
         model: the network; its ``codebook_size`` and ``grid`` must be those of the tokens.
@@ -106,9 +104,10 @@ class Generation(lightning.LightningModule):
         self.betas = (first, second)
         self.warmup_steps = check_int(self, "warmup_steps", warmup_steps, 0)
         self.schedule = check_choice(self, "schedule", schedule, ("cosine", "constant"))
-        share = {"minimum": 0.0, "maximum": 1.0, "open_maximum": True}
-        self.label_smoothing = check_float(self, "label_smoothing", label_smoothing, **share)  # type: ignore[arg-type]
-        self.class_dropout = check_float(self, "class_dropout", class_dropout, **share)  # type: ignore[arg-type]
+        self.label_smoothing, self.class_dropout = (
+            check_float(self, name, share, minimum=0, maximum=1, open_maximum=True)
+            for name, share in (("label_smoothing", label_smoothing), ("class_dropout", class_dropout))
+        )
         self.steps = check_int(self, "steps", steps, 1)
         self.temperature = check_float(self, "temperature", temperature, minimum=0)
         self.guidance = self._check_guidance(guidance)
@@ -196,11 +195,7 @@ class Generation(lightning.LightningModule):
         checkpoint["class_names"] = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint that was trained on the codes of another tokenizer.
-
-        Raises:
-            ValueError: if it was.
-        """
+        """Refuses a checkpoint that was trained on the codes of another tokenizer, with a ValueError."""
         if checkpoint.get("tokenizer") != self.tokenizer.fingerprint:
             raise InvalidValueError(
                 "`Generation`: `tokenizer` must be the one of the training; this one has other weights, and so its "
@@ -333,10 +328,7 @@ class _TokenMetrics(SetMetrics):
 def masked_cross_entropy(logits: Tensor, tokens: Tensor, masked: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """The mean cross-entropy over the masked positions of all grids, in nats.
 
-    Shape:
-        logits: Float (B, h, w, K).
-        tokens: Int64 (B, h, w).
-        masked: Bool (B, h, w), at least one True.
+    Logits are Float (B, h, w, K), tokens Int64 (B, h, w), and ``masked`` Bool (B, h, w) with at least one True.
 
     Example:
         >>> logits = torch.tensor([[[[0.5, 0.5], [0.9, 0.1]]]]).log()

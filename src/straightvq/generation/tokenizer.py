@@ -27,7 +27,7 @@ class Tokenizer:
     training.
 
     Args:
-        model: the autoencoder, with one codebook and one token per position; it is frozen and put into evaluation mode.
+        model: the autoencoder; it is frozen and put into evaluation mode.
         cache: folder of remembered codes; None for none.
 
     Attributes:
@@ -37,7 +37,7 @@ class Tokenizer:
         fingerprint: hash of the network's class and all its weights.
 
     Raises:
-        ValueError: if the quantizer has no codebook or several levels.
+        ValueError: if the model's quantizer has no codebook or several levels.
 
     Example:
         >>> import straightvq as svq
@@ -111,17 +111,10 @@ class Tokenizer:
             return self.model.detokenize(tokens).clamp(0, 1)
 
     def encode_all(self, images: Tensor, device: torch.device) -> Tensor:
-        """Tokens of a whole set, from the cache if these very images were encoded by these very weights.
+        """Images, UInt8 (n, C, H, W) -> tokens, Int32 (n, h, w) on the CPU, encoded on ``device`` or from the cache.
 
         The cache's key is a hash of network, weights and pixels, so that it cannot be stale. A damaged file is made
         anew; a folder that cannot be written is done without.
-
-        Args:
-            images: UInt8 (n, C, H, W).
-            device: where to encode.
-
-        Returns:
-            Int32 (n, h, w), on the CPU.
         """
         if len(images) == 0:
             return torch.empty(0, 0, 0, dtype=torch.int32)
