@@ -16,11 +16,10 @@ from straightvq.generation.tokenizer import Tokenizer
 from straightvq.models import MaskGIT
 from straightvq.nn.part import check_choice, check_float, check_int, check_part, evaluating
 from straightvq.nn.ranks import num_ranks, rank
-from straightvq.training.base import SetMetrics
+from straightvq.training.base import Batch, SetMetrics
 from straightvq.training.schedule import warm_up_and_decay
 
 Schedule = Literal["cosine", "constant"]
-Batch = dict[str, Tensor]
 RECONSTRUCTIONS = "reconstructions"
 
 
@@ -208,7 +207,13 @@ class Generation(lightning.LightningModule):
         self.metrics.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._measure(batch, batch_idx)
+        """Measures loss and accuracy at masks that depend on the number of the batch alone."""
+        tokens = self._tokens(batch)
+        generator = torch.Generator().manual_seed(batch_idx)
+        progress, order = torch.rand(len(tokens), generator=generator), torch.rand(tokens.shape, generator=generator)
+        masked = random_mask(progress, order).to(self.device)
+        logits = self.model(tokens.masked_fill(masked, -1), self._labels(batch)).float()
+        self.metrics.update(logits, tokens, masked)
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("val", self.metrics.compute())
@@ -226,7 +231,7 @@ class Generation(lightning.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         if "image" not in batch:
             raise InvalidValueError("`Generation`: the test compares images; its batches must have `image`.")
-        self._measure(batch, batch_idx)
+        self.validation_step(batch, batch_idx)
         self._distances.add_reference(batch["image"].float())
         self._distances.add(RECONSTRUCTIONS, self.tokenizer.decode(self._tokens(batch)))
         for name, generator in self._generators.items():
@@ -248,15 +253,6 @@ class Generation(lightning.LightningModule):
         # Already summed over ranks. Loggers of some devices take no float64.
         named = {f"{stage}/{name}": value.float() for name, value in values.items()}
         self.log_dict(named, prog_bar=stage == "val", rank_zero_only=False)
-
-    def _measure(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and accuracy at masks that depend on the number of the batch alone."""
-        tokens = self._tokens(batch)
-        generator = torch.Generator().manual_seed(batch_idx)
-        progress, order = torch.rand(len(tokens), generator=generator), torch.rand(tokens.shape, generator=generator)
-        masked = random_mask(progress, order).to(self.device)
-        logits = self.model(tokens.masked_fill(masked, -1), self._labels(batch)).float()
-        self.metrics.update(logits, tokens, masked)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
         raise InvalidValueError("`Generation`: samples are made by `straightvq generate --run RUN`, not by `predict`.")
@@ -283,10 +279,8 @@ class Generation(lightning.LightningModule):
         Args:
             tokens: Int64 (B, h, w), -1 where masked.
             labels: classes, Int64 (B,), -1 for the null class; None for the null class everywhere.
-            generator: decides the result: nothing else is random.
-            steps: None takes that of the task, as for the two others.
-            temperature: see the class.
-            guidance: see the class.
+            generator: source of all random numbers.
+            steps, temperature, guidance: None takes those of the task.
 
         Returns:
             Int64 (B, h, w).
