@@ -153,14 +153,15 @@ def chosen_classes(words: Sequence[str] | None, number: int | None, names: Seque
         ValueError: for a word that is no class, and for words where there are no classes.
     """
     if number is None:
-        if words is not None:
+        if words:
             raise InvalidValueError(
                 f"`generate`: `classes` must be left out: the network has none. Got {','.join(words)}."
             )
         return []
+    names = names[:number]
     labels = {str(label): label for label in range(number)} | {name: label for label, name in enumerate(names)}
     labels["any"] = -1
-    words = [*names, *map(str, range(len(names), number))] if words is None else words
+    words = words or [*names, *map(str, range(len(names), number))]
     for word in words:
         if word not in labels:
             known = f" The names are {', '.join(names)}." if names else ""

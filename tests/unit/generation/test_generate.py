@@ -275,7 +275,8 @@ def test_a_class_is_meant_by_its_name_before_its_number() -> None:
 
 
 def test_all_classes_are_drawn_in_turn_where_none_is_asked_for() -> None:
-    assert chosen_classes(None, 3, ["cat", "10"]) == [("cat", 0), ("10", 1), ("2", 2)]
+    for words in (None, []):
+        assert chosen_classes(words, 3, ["cat", "10"]) == [("cat", 0), ("10", 1), ("2", 2)]
     assert chosen_classes(None, None, []) == []
     with pytest.raises(ValueError, match=r"`classes` must be left out: the network has none. Got 3,cat."):
         chosen_classes(["3", "cat"], None, [])
