@@ -120,7 +120,7 @@ def run_demo(out: Path, settings: DemoSettings | None = None, console: Console |
         writer.writerows(row for result in results for row in result.rows)
     save(comparison(demo.images[demo.shown], [result.arm for result in results]), out / "comparison.png")
     console.print(_table(results))
-    console.print(FILES.format(f"{out}{os.sep}"), soft_wrap=True, highlight=False)
+    console.print(FILES.format(f"{out}{os.sep}"), soft_wrap=True, highlight=False, markup=False)
     return results
 
 

@@ -118,7 +118,7 @@ def generate(
     asked = {name: value if name == "box" else str(value) for name, value in region.items() if value is not None}
     folder = Path(run) / "samples" if out is None else Path(out)
     _write(folder, pictures, grid, {"run": str(run), "step": step, **asdict(sampling), **asked})
-    console.print(f"  {folder / 'grid.png'}", soft_wrap=True, highlight=False)
+    console.print(f"  {folder / 'grid.png'}", soft_wrap=True, highlight=False, markup=False)
     return folder / "grid.png"
 
 
