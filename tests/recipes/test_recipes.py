@@ -265,6 +265,9 @@ def test_demo_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert {(row["arm"], row["split"]) for row in rows} == {
         (arm, split) for arm in ("plain VQ", "straight") for split in ("train", "test")
     }
+    columns = "arm split step loss mse psnr usage codes_used perplexity quantization_error seconds"
+    assert list(rows[0]) == columns.split()
+    assert [row["step"] for row in rows] == ["4"] * 4  # fewer than a window: the last step alone
     assert all(float(row["mse"]) > 0 for row in rows)
     assert all(1 <= float(row["perplexity"]) <= 16 for row in rows if row["split"] == "test")
     starts = [load(tmp_path / "demo" / f"{arm}.ckpt")["state_dict"] for arm in ("plain", "straight")]

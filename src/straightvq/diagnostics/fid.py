@@ -15,23 +15,15 @@ from straightvq.models import ClassifierBase
 from straightvq.nn.ranks import sum_over_ranks
 from straightvq.runs import RunFolder, load_weights
 
-__all__ = ["ClassifierFeatures", "FeatureNetwork", "FrechetDistances", "InceptionFeatures", "load_features"]
-
-# The covariance of wider features needs more images than small test sets have.
 MAX_WIDTH = 128
+"""The covariance of wider features needs more images than small test sets have."""
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
 class FeatureNetwork(nn.Module):
-    """Base of the networks whose features are compared: frozen, in evaluation mode.
+    """Base of the networks whose features are compared: images (B, C, H, W) in [0, 1] -> Float (B, num_features).
 
-    Attributes:
-        name: for reports, since distances in other features cannot be compared.
-        num_features: their width.
-
-    Shape:
-        images: Float (B, C, H, W) in [0, 1].
-        features: Float (B, num_features).
+    Always in evaluation mode. ``name`` is for reports, since distances in different features cannot be compared.
     """
 
     name: str
@@ -42,34 +34,33 @@ class FeatureNetwork(nn.Module):
 
 
 class ClassifierFeatures(FeatureNetwork):
-    """What the last linear layer of a trained classifier gets.
+    """The input of a trained classifier's last linear layer.
 
     Args:
         classify: images (B, C, H, W) in [0, 1] -> anything; calls ``model``.
-        model: the classifier; its features must be at most 128 wide.
+        model: the classifier.
         name: for reports.
 
     Raises:
-        ValueError: if the features are too wide.
+        ValueError: if the features are wider than ``MAX_WIDTH``.
 
     Example:
         >>> from straightvq.models import ResNet18
         >>> model = ResNet18(None, num_classes=10, width=4, small_images=True)
-        >>> features = ClassifierFeatures(model, model, "untrained")
-        >>> features(torch.rand(2, 3, 16, 16)).shape
+        >>> ClassifierFeatures(model, model, "untrained")(torch.rand(2, 3, 16, 16)).shape
         torch.Size([2, 32])
     """
 
     def __init__(self, classify: nn.Module, model: ClassifierBase, name: str) -> None:
         super().__init__()
-        last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-        if last.in_features > MAX_WIDTH:
+        self.classify, self.name = classify, name
+        self._last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+        self.num_features = self._last.in_features
+        if self.num_features > MAX_WIDTH:
             raise InvalidValueError(
                 f"`ClassifierFeatures`: the last layer of `model` must have at most {MAX_WIDTH} inputs, so that their "
-                f"covariance can be estimated. Got {last.in_features}; train a narrower {type(model).__name__}."
+                f"covariance can be estimated. Got {self.num_features}; train a narrower {type(model).__name__}."
             )
-        self.name, self.num_features = name, last.in_features
-        self.classify, self._last = classify, last
         self.eval().requires_grad_(False)
 
     @classmethod
@@ -87,7 +78,7 @@ class ClassifierFeatures(FeatureNetwork):
             raise InvalidValueError(
                 f'`FID`: {str(run)!r} is a run of {type(task).__name__}. Pass the run of a classifier, or "inception".'
             )
-        load_weights(task, checkpoint, "FID")
+        load_weights(task, checkpoint, folder.owner)
         return cls(task, model, f"{type(model).__name__} of {folder.folder}")
 
     @torch.no_grad()
@@ -112,19 +103,23 @@ class InceptionFeatures(FeatureNetwork):
 
     def __init__(self) -> None:
         super().__init__()
-        file = self.file()
-        if file is None:
-            raise InvalidValueError(_missing())
-        metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(file))
         self.name, self.num_features = "Inception v3", 2048
+        metric = FrechetInceptionDistance(self.num_features, feature_extractor_weights_path=str(self.file()))
         self.network = metric.inception
         self.eval().requires_grad_(False)
 
     @staticmethod
-    def file() -> Path | None:
-        """The file of the weights, if everything is there."""
+    def file() -> Path:
+        """The file of the weights; raises if it or torch-fidelity is missing."""
         file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-        return file if find_spec("torch_fidelity") is not None and file.is_file() else None
+        has_port = find_spec("torch_fidelity") is not None
+        if not has_port or not file.is_file():
+            raise InvalidValueError(
+                "`FID`: there are no features to compare images in. Pass the run of a classifier as `features`, such "
+                "as runs/features_digits; or provide Inception: "
+                f"{f'there is no {file}' if has_port else 'torch-fidelity is not installed'}."
+            )
+        return file
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -133,37 +128,14 @@ class InceptionFeatures(FeatureNetwork):
 
 
 def load_features(source: str | None) -> FeatureNetwork:
-    """A feature network by its name.
-
-    Args:
-        source: folder of a classifier's run, or "inception". None takes Inception where its weights are.
-
-    Raises:
-        ValueError: if it is not there; the message says what to pass instead.
-    """
-    if source is None or source == "inception":
-        return InceptionFeatures()
-    return ClassifierFeatures.load(source)
-
-
-def _missing() -> str:
-    place = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    lacking = "torch-fidelity is not installed" if find_spec("torch_fidelity") is None else f"there is no {place}"
-    return (
-        "`FID`: there are no features to compare images in. Pass the run of a classifier as `features`, such as "
-        f"runs/features_digits; or provide Inception: {lacking}."
-    )
+    """The features of the classifier whose run is in this folder; of Inception v3 for "inception" and None."""
+    return InceptionFeatures() if source in (None, "inception") else ClassifierFeatures.load(source)
 
 
 class FrechetDistances:
-    """Distances of several sets of images from one reference set: ``|m - n|^2 + tr(S + T - 2 (S T)^(1/2))``.
+    """Distances of several named sets of images from one reference set: ``|m - n|^2 + tr(S + T - 2 (S T)^(1/2))``.
 
     m, n and S, T are means and covariances of the features, summed in float64 over batches and ranks.
-
-    Args:
-        features: the network.
-        names: of the sets.
-        device: where the sums live.
 
     Source: arXiv 1706.08500, equation 6, by torchmetrics.
 
@@ -186,13 +158,13 @@ class FrechetDistances:
         self._metrics = {name: FrechetInceptionDistance(given).to(device) for name in names}
 
     def add_reference(self, images: Tensor) -> None:
-        """Takes in images, Float (B, C, H, W) in [0, 1], of the set that the others are compared with."""
+        """Takes in images, Float (B, C, H, W) in [0, 1], of the reference set."""
         found = self.features(images).double()
         for metric in self._metrics.values():
             metric.update(found, real=True)
 
     def add(self, name: str, images: Tensor) -> None:
-        """Takes in images, Float (B, C, H, W) in [0, 1], of one set."""
+        """Takes in images, Float (B, C, H, W) in [0, 1], of the set of that name."""
         self._metrics[name].update(self.features(images).double(), real=False)
 
     def compute(self) -> dict[str, Tensor]:
@@ -201,20 +173,17 @@ class FrechetDistances:
         Raises:
             ValueError: for fewer than two images, which have no covariance.
         """
-        for metric in cast(Any, self._metrics).values():
+        for metric in cast(dict[str, Any], self._metrics).values():
             seen = torch.stack([metric.real_features_num_samples, metric.fake_features_num_samples])
             if sum_over_ranks(seen, None).min() < 2:
                 raise InvalidValueError("`FID`: there must be at least two test images to compare. Got fewer.")
         # Rounding takes the distance of equal sets a little below 0.
-        return {name: cast(Any, metric).compute().clamp(min=0) for name, metric in self._metrics.items()}
+        return {name: metric.compute().clamp(min=0) for name, metric in self._metrics.items()}
 
 
-class _Given(nn.Module):
+class _Given(nn.Identity):
     """Features that are computed already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
         self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features

@@ -1,7 +1,7 @@
 """Masking schedule and parallel decoding of a masked token model, as pure functions.
 
-Tokens are a grid of integers, -1 where masked. Nothing here knows a network: it is passed as a function from tokens
-to logits.
+Tokens are a grid of integers, -1 where masked. Nothing here knows a network: it comes as a function from tokens to
+logits. Source of all but the guidance: arXiv 2202.04200, sections 3.2 and 3.3.
 """
 
 import math
@@ -9,19 +9,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from straightvq.nn.part import check_float, check_int
 
-__all__ = ["decode_step", "decode_tokens", "guided_logits", "mask_counts", "masked_share", "random_mask"]
-
 
 def masked_share(progress: Tensor) -> Tensor:
-    """The cosine schedule: cos(pi/2 * progress), the share of tokens that is masked, from 1 at 0 to 0 at 1.
-
-    Args:
-        progress: in [0, 1]; a uniform draw in training, the share of steps done in decoding.
-
-    Source: arXiv 2202.04200, section 3.3.
+    """The cosine schedule: cos(pi/2 * progress), the share of tokens that is masked; progress is in [0, 1].
 
     Example:
         >>> masked_share(torch.tensor([0.0, 0.5])).tolist()
@@ -34,45 +28,33 @@ def random_mask(progress: Tensor, order: Tensor) -> Tensor:
     """Which tokens training masks: the ceil(masked_share * N) of each grid that draw the lowest numbers, at least one.
 
     Args:
-        progress: one draw in [0, 1) per grid.
-        order: one draw in [0, 1) per token.
+        progress: Float (B,), one draw in [0, 1) per grid.
+        order: Float (B, h, w), one draw in [0, 1) per token.
 
-    Shape:
-        progress: Float (B,).
-        order: Float (B, h, w).
-        returns: Bool (B, h, w), True where masked.
-
-    Source: arXiv 2202.04200, section 3.2.
+    Returns:
+        Bool (B, h, w), True where masked.
 
     Example:
         >>> random_mask(torch.tensor([0.5]), torch.tensor([[[0.9, 0.1, 0.4, 0.7]]]))   # ceil(0.707 * 4) = 3
         tensor([[[False,  True,  True,  True]]])
     """
-    flat = order.flatten(1)
-    counts = (masked_share(progress) * flat.shape[1]).ceil().clamp(min=1)
-    places = flat.argsort(1).argsort(1)
-    return (places < counts[:, None]).view_as(order)
+    counts = (masked_share(progress) * order.shape[1:].numel()).ceil().clamp(min=1)
+    return _places(order) < counts.view(-1, 1, 1)
 
 
 def mask_counts(num_masked: int, steps: int) -> list[int]:
     """How many tokens are still masked after each decoding step; the last entry is 0.
 
-    floor(num_masked * cos(pi/2 * t/steps)) after step t, but each step decides one token at least: fewer tokens than
+    floor(num_masked * cos(pi/2 * t/steps)) after step t, but each step decides at least one token: fewer tokens than
     steps take as many steps as there are tokens.
-
-    Args:
-        num_masked: masked tokens at the start, at least 0.
-        steps: decoding steps, at least 1.
-
-    Source: arXiv 2202.04200, section 3.2.
 
     Example:
         >>> mask_counts(16, 4), mask_counts(2, 8), mask_counts(0, 8)
         ([14, 11, 6, 0], [1, 0], [])
     """
-    num_masked = check_int("mask_counts", "num_masked", num_masked, 0)
-    steps = check_int("mask_counts", "steps", steps, 1)
-    counts, left, steps = [], num_masked, min(steps, num_masked)
+    left = check_int("mask_counts", "num_masked", num_masked, 0)
+    steps = min(check_int("mask_counts", "steps", steps, 1), left)
+    counts = []
     for step in range(1, steps + 1):
         left = min(left - 1, math.floor(num_masked * math.cos(math.pi / 2 * step / steps)))
         counts.append(left)
@@ -94,27 +76,17 @@ def guided_logits(conditional: Tensor, unconditional: Tensor, guidance: float) -
 def decode_step(
     logits: Tensor, tokens: Tensor, draws: Tensor, *, num_masked: Tensor, temperature: Tensor | float = 0.0
 ) -> Tensor:
-    """Draws a token for every masked position and keeps those of the highest confidence.
+    """Draws a token for every masked position and keeps those of the highest confidence; given tokens stay.
 
-    The confidence is log p(token) + temperature * g, with Gumbel noise g = -log(-log(u)); of each grid the
-    ``num_masked`` drawn tokens of the lowest confidence are masked again. A token that was there stays.
+    The confidence is log p(token) + temperature * g, with Gumbel noise g = -log(-log(u)).
 
     Args:
-        logits: of the next tokens at all positions.
-        tokens: the grid so far, -1 where masked.
-        draws: two uniform numbers in [0, 1) per position: [:, 0] chooses the token, by the inverse of the cumulative
-            distribution over the codes in their order; [:, 1] is u of the confidence.
-        num_masked: of each grid, how many positions are masked afterwards.
-        temperature: of the noise, at least 0; 0 keeps the most probable of the drawn tokens. Of all grids, or of each.
-
-    Shape:
         logits: Float (B, h, w, K).
-        tokens: Int64 (B, h, w), in and out.
-        draws: Float (B, 2, h, w).
-        num_masked: Int64 (B,).
-        temperature: Float (B,), or a number.
-
-    Source: arXiv 2202.04200, section 3.2 and its code, whose noise has the same form.
+        tokens: Int64 (B, h, w), -1 where masked; so is the result.
+        draws: Float (B, 2, h, w), uniform in [0, 1): [:, 0] chooses the token, by the inverse of the cumulative
+            distribution over the codes in their order; [:, 1] is u of the confidence.
+        num_masked: Int64 (B,), how many positions are masked afterwards.
+        temperature: of the noise, at least 0, a number or Float (B,); 0 keeps the most probable of the drawn tokens.
 
     Example:
         >>> logits = torch.tensor([[[[0.2, 0.5, 0.3], [0.1, 0.1, 0.8]]]]).log()       # two positions, three codes
@@ -129,16 +101,17 @@ def decode_step(
     # Scaled by the last entry, which rounding keeps from being exactly 1.
     drawn = torch.searchsorted(cdf, draws[:, 0, ..., None].to(wide) * cdf[..., -1:], right=True)
     drawn = drawn.clamp(max=logits.shape[-1] - 1)
-    confidence = log_p.gather(-1, drawn)[..., 0]
     u = draws[:, 1].to(wide).clamp(min=torch.finfo(wide).tiny)
     noise = torch.as_tensor(temperature, dtype=wide, device=tokens.device).view(-1, 1, 1)
-    confidence = confidence - noise * (-u.log()).log()
+    confidence = log_p.gather(-1, drawn)[..., 0] - noise * (-u.log()).log()
     is_masked = tokens < 0
-    confidence = confidence.masked_fill(~is_masked, math.inf)
-    # Two sorts: the place of each confidence in ascending order; ties go by position, so that counts are exact.
-    places = confidence.flatten(1).argsort(dim=1, stable=True).argsort(1)
-    again = (places < num_masked[:, None]).view_as(tokens)
+    again = _places(confidence.masked_fill(~is_masked, math.inf)) < num_masked.view(-1, 1, 1)
     return torch.where(is_masked & ~again, drawn[..., 0], tokens)
+
+
+def _places(values: Tensor) -> Tensor:
+    """The place of each value (B, h, w) in the ascending order of its grid; ties go by position."""
+    return values.flatten(1).argsort(dim=1, stable=True).argsort(1).view_as(values)
 
 
 @torch.no_grad()
@@ -150,25 +123,22 @@ def decode_tokens(
     temperature: float,
     generator: torch.Generator,
 ) -> Tensor:
-    """Fills the masked positions of token grids in a few parallel steps; given tokens stay as they are.
+    """Fills the masked positions of token grids in a few parallel steps; given tokens stay.
 
     The cosine schedule says how many tokens are masked after each step; the temperature falls linearly to 0 at a
-    grid's last one. A grid with fewer masked tokens than steps takes as many steps as it has masked tokens. Each grid
-    has random numbers of its own, from a seed that ``generator`` draws for it: a grid comes out the same (up to the
-    rounding of the network) whatever else is in the batch, and a batch in two halves like the whole.
+    grid's last one. Each grid has random numbers of its own, from a seed that ``generator`` draws for it: it comes out
+    the same (up to the rounding of the network) whatever else is in the batch, and a batch in two halves like the
+    whole.
 
     Args:
         predict: tokens (B, h, w) -> logits (B, h, w, K), such as a `straightvq.models.MaskGIT` with its labels bound.
-        tokens: the grids, -1 at the positions to fill.
-        steps: decoding steps, at least 1: calls of ``predict``, fewer if there are fewer masked tokens.
-        temperature: of the noise on the confidences at the first step, at least 0. 0 gives typical grids, larger
-            values more varied ones.
-        generator: where the seeds of the grids come from.
+        tokens: Int (B, h, w), -1 at the positions to fill.
+        steps: decoding steps, at least 1; a grid with fewer masked tokens takes as many steps as it has.
+        temperature: of the noise at the first step, at least 0; larger values give more varied grids.
+        generator: source of the grids' seeds.
 
     Returns:
         Int64 (B, h, w), all in [0, K).
-
-    Source: arXiv 2202.04200, section 3.2.
 
     Example:
         >>> def predict(tokens):                                   # knows one thing: position j has token j
@@ -180,10 +150,14 @@ def decode_tokens(
     steps = check_int("decode_tokens", "steps", steps, 1)
     temperature = check_float("decode_tokens", "temperature", temperature, minimum=0)
     tokens = tokens.long()
-    steps = min(steps, tokens[:1].numel())
-    draws = _draws(len(tokens), (steps, 2, *tokens.shape[1:]), generator)
-    own_steps = (tokens < 0).flatten(1).sum(1).clamp(min=1, max=steps)
-    for step, num_masked in enumerate(_counts(tokens, steps)):
+    if not len(tokens):
+        return tokens
+    steps = min(steps, tokens[0].numel())
+    draws = torch.stack([_draw((steps, 2, *tokens.shape[1:]), generator) for _ in tokens])
+    numbers = (tokens < 0).flatten(1).sum(1)
+    counts = pad_sequence([torch.tensor(mask_counts(number, steps), dtype=torch.int64) for number in numbers.tolist()])
+    own_steps = numbers.clamp(min=1, max=steps)
+    for step, num_masked in enumerate(counts.to(tokens.device)):
         noise = temperature * (1 - (step + 1) / own_steps).clamp(min=0)
         tokens = decode_step(
             predict(tokens), tokens, draws[:, step].to(tokens.device), num_masked=num_masked, temperature=noise
@@ -191,16 +165,7 @@ def decode_tokens(
     return tokens
 
 
-def _counts(tokens: Tensor, steps: int) -> Tensor:
-    """Masked positions of each grid after each step, Int64 (steps needed, B)."""
-    rows = [mask_counts(number, steps) for number in (tokens < 0).flatten(1).sum(1).tolist()]
-    longest = max(map(len, rows), default=0)
-    table = [row + [0] * (longest - len(row)) for row in rows]
-    return torch.tensor(table, dtype=torch.int64, device=tokens.device).view(len(rows), longest).t()
-
-
-def _draws(batch: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Uniform numbers, (batch, *shape), each row's from a seed of its own. Drawn on the CPU: the same anywhere."""
-    seeds = [int(torch.randint(2**62, (), generator=generator, device=generator.device)) for _ in range(batch)]
-    rows = [torch.rand(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return torch.stack(rows) if rows else torch.empty(0, *shape)
+def _draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Uniform numbers from a seed that ``generator`` draws. Made on the CPU: the same for any device."""
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))

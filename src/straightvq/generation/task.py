@@ -14,37 +14,31 @@ from straightvq.errors import InvalidValueError
 from straightvq.generation.sampling import decode_tokens, guided_logits, random_mask
 from straightvq.generation.tokenizer import Tokenizer
 from straightvq.models import MaskGIT
-from straightvq.nn import Quantizer
-from straightvq.nn.part import check_choice, check_float, check_int, check_part
+from straightvq.nn.part import check_choice, check_float, check_int, check_part, evaluating
 from straightvq.nn.ranks import num_ranks, rank
-from straightvq.training.base import SetMetrics
+from straightvq.training.base import Batch, SetMetrics
 from straightvq.training.schedule import warm_up_and_decay
 
-__all__ = ["Generation"]
-
 Schedule = Literal["cosine", "constant"]
-Batch = dict[str, Tensor]
 RECONSTRUCTIONS = "reconstructions"
 
 
 class Generation(lightning.LightningModule):
     """Trains MaskGIT to fill in masked tokens, with AdamW and linear warm-up.
 
-    Of each grid a random share of the tokens, by the cosine schedule, is masked; the loss is the cross-entropy with
-    label smoothing on the masked positions alone. A class label is now and then replaced by the null class, so that
-    the network also learns to do without, which guidance needs.
+    In each grid a random share of the tokens, by the cosine schedule, is masked; the loss is the cross-entropy with
+    label smoothing on the masked positions alone. A class label is now and then replaced by the null class, -1, so
+    that the network also learns to do without, which guidance needs.
 
     The tokenizer is no part of the network: it is neither trained nor written into the checkpoints, which only
-    remember which one it was. Batches are those of `straightvq.data.Tokens`, encoded once, or of
-    `straightvq.data.Images`, encoded in every step. Without classes in the network labels are ignored; a label of -1
-    is the null class.
+    remember its fingerprint. Batches are those of `straightvq.data.Tokens`, encoded once, or of
+    `straightvq.data.Images`, encoded in every step. Without classes in the network their labels are ignored.
 
     Logged per step: ``train/loss``. Per evaluation, over the whole set: ``val/cross_entropy`` in nats per masked
-    token, without smoothing, and ``val/accuracy`` in [0, 1], both at masks that are the same every time. The test
-    needs images and a network whose features are compared: ``test/fid``, the mean over ``fid_seeds`` of the Fréchet
-    distance between the test images and as many samples of the same classes; ``test/fid_std``, its standard deviation
-    over the seeds; ``test/rfid``, the distance of the tokenizer's own reconstructions, below which no sample can be
-    expected to come; and the two values of validation.
+    token, without smoothing, and ``val/accuracy`` in [0, 1], both at masks that are the same every time. The test logs
+    both and compares images: ``test/fid`` is the mean over ``fid_seeds`` of the Fréchet distance from the test images
+    to as many samples of the same classes, ``test/fid_std`` its standard deviation, ``test/rfid`` the distance to the
+    tokenizer's reconstructions, below which no sample can be expected to come.
 
     Args:
         model: the network; its ``codebook_size`` and ``grid`` must be those of the tokens.
@@ -56,12 +50,11 @@ class Generation(lightning.LightningModule):
         schedule: after the warm-up: "cosine" to 0 at the last step that the Trainer plans, or "constant".
         label_smoothing: probability spread over all codes, in [0, 1).
         class_dropout: probability of replacing a label by the null class, in [0, 1).
-        steps: of decoding, for sampling and test.
+        steps: decoding steps, for sampling and test.
         temperature: of the noise on the confidences, for sampling and test: larger is more varied, smaller more
             typical.
         guidance: weight of the class against the null class, for sampling and test; 0 for none.
-        features: for the test: folder of the run of a classifier, or "inception"; None takes Inception where its
-            weights are.
+        features: for the test: folder of a classifier's run; "inception" or None for Inception v3.
         fid_seeds: for the test: number of sets of samples.
 
     Raises:
@@ -79,6 +72,10 @@ class Generation(lightning.LightningModule):
         >>> task.fill(tokens, generator=torch.Generator().manual_seed(0)).shape
         torch.Size([1, 2, 2])
     """
+
+    # While a test lasts.
+    _distances: FrechetDistances
+    _generators: dict[str, torch.Generator]
 
     def __init__(
         self,
@@ -106,9 +103,10 @@ class Generation(lightning.LightningModule):
         self.betas = (first, second)
         self.warmup_steps = check_int(self, "warmup_steps", warmup_steps, 0)
         self.schedule = check_choice(self, "schedule", schedule, ("cosine", "constant"))
-        share = {"minimum": 0.0, "maximum": 1.0, "open_maximum": True}
-        self.label_smoothing = check_float(self, "label_smoothing", label_smoothing, **share)  # type: ignore[arg-type]
-        self.class_dropout = check_float(self, "class_dropout", class_dropout, **share)  # type: ignore[arg-type]
+        self.label_smoothing, self.class_dropout = (
+            check_float(self, name, share, minimum=0, maximum=1, open_maximum=True)
+            for name, share in (("label_smoothing", label_smoothing), ("class_dropout", class_dropout))
+        )
         self.steps = check_int(self, "steps", steps, 1)
         self.temperature = check_float(self, "temperature", temperature, minimum=0)
         self.guidance = self._check_guidance(guidance)
@@ -120,9 +118,7 @@ class Generation(lightning.LightningModule):
                 "`Generation`: `codebook_size` of the model must be the tokenizer's, "
                 f"{self.tokenizer.codebook_size}. Got {model.codebook_size}."
             )
-        self.metrics = _TokenMetrics(None)
-        self._distances: FrechetDistances | None = None
-        self._generators: dict[str, torch.Generator] = {}
+        self.metrics = _TokenMetrics()
 
     def _check_guidance(self, guidance: float) -> float:
         guidance = check_float(self, "guidance", guidance, minimum=0)
@@ -198,11 +194,7 @@ class Generation(lightning.LightningModule):
         checkpoint["class_names"] = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint that was trained on the codes of another tokenizer.
-
-        Raises:
-            ValueError: if it was.
-        """
+        """Refuses a checkpoint that was trained on the codes of another tokenizer, with a ValueError."""
         if checkpoint.get("tokenizer") != self.tokenizer.fingerprint:
             raise InvalidValueError(
                 "`Generation`: `tokenizer` must be the one of the training; this one has other weights, and so its "
@@ -215,57 +207,52 @@ class Generation(lightning.LightningModule):
         self.metrics.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._measure(batch, batch_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        values = {f"val/{name}": value for name, value in self.metrics.compute().items()}
-        self.log_dict(values, prog_bar=True, rank_zero_only=False)
-
-    def on_test_epoch_start(self) -> None:
-        self.metrics.reset()
-        seeds = [f"seed {number}" for number in range(self.fid_seeds)]
-        self._distances = FrechetDistances(load_features(self.features), [*seeds, RECONSTRUCTIONS], self.device)
-        # Ranks see different images and draw different samples.
-        self._generators = {
-            name: torch.Generator().manual_seed(1_000_003 * self.global_rank + number)
-            for number, name in enumerate(seeds)
-        }
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        assert self._distances is not None
-        if "image" not in batch:
-            raise InvalidValueError("`Generation`: the test compares images; its batches must have `image`.")
-        self._measure(batch, batch_idx)
-        images = batch["image"].float()
-        self._distances.add_reference(images)
-        self._distances.add(RECONSTRUCTIONS, self.tokenizer.decode(self._tokens(batch)))
-        for name, generator in self._generators.items():
-            samples = self.sample(len(images), self._labels(batch), generator=generator)
-            self._distances.add(name, self.tokenizer.decode(samples))
-
-    def on_test_epoch_end(self) -> None:
-        assert self._distances is not None
-        distances = self._distances.compute()
-        values = {"test/rfid": distances.pop(RECONSTRUCTIONS)}
-        seeds = torch.stack(list(distances.values()))
-        values["test/fid"] = seeds.mean()
-        values |= {f"test/{name}": value for name, value in self.metrics.compute().items()}
-        if len(seeds) > 1:
-            values["test/fid_std"] = seeds.std()
-        # Already summed over ranks. Loggers of some devices take no float64.
-        values = {name: value.float() for name, value in values.items()}
-        self.log_dict(values, rank_zero_only=False)
-        self.print(f"FID in the features of {self._distances.features.name}")
-        self._distances, self._generators = None, {}
-
-    def _measure(self, batch: Batch, batch_idx: int) -> None:
-        """Loss and accuracy at masks that depend on the number of the batch alone."""
+        """Measures loss and accuracy at masks that depend on the number of the batch alone."""
         tokens = self._tokens(batch)
         generator = torch.Generator().manual_seed(batch_idx)
         progress, order = torch.rand(len(tokens), generator=generator), torch.rand(tokens.shape, generator=generator)
         masked = random_mask(progress, order).to(self.device)
         logits = self.model(tokens.masked_fill(masked, -1), self._labels(batch)).float()
         self.metrics.update(logits, tokens, masked)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val", self.metrics.compute())
+
+    def on_test_epoch_start(self) -> None:
+        self.metrics.reset()
+        # Ranks see different images and draw different samples.
+        first = 1_000_003 * self.global_rank
+        self._generators = {
+            f"seed {number}": torch.Generator().manual_seed(first + number) for number in range(self.fid_seeds)
+        }
+        names = [*self._generators, RECONSTRUCTIONS]
+        self._distances = FrechetDistances(load_features(self.features), names, self.device)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        if "image" not in batch:
+            raise InvalidValueError("`Generation`: the test compares images; its batches must have `image`.")
+        self.validation_step(batch, batch_idx)
+        self._distances.add_reference(batch["image"].float())
+        self._distances.add(RECONSTRUCTIONS, self.tokenizer.decode(self._tokens(batch)))
+        for name, generator in self._generators.items():
+            samples = self.sample(len(batch["image"]), self._labels(batch), generator=generator)
+            self._distances.add(name, self.tokenizer.decode(samples))
+
+    def on_test_epoch_end(self) -> None:
+        distances = self._distances.compute()
+        values = {"rfid": distances.pop(RECONSTRUCTIONS), **self.metrics.compute()}
+        seeds = torch.stack(list(distances.values()))
+        values["fid"] = seeds.mean()
+        if len(seeds) > 1:
+            values["fid_std"] = seeds.std()
+        self._log_evaluation("test", values)
+        self.print(f"FID in the features of {self._distances.features.name}")
+        del self._distances, self._generators
+
+    def _log_evaluation(self, stage: str, values: dict[str, Tensor]) -> None:
+        # Already summed over ranks. Loggers of some devices take no float64.
+        named = {f"{stage}/{name}": value.float() for name, value in values.items()}
+        self.log_dict(named, prog_bar=stage == "val", rank_zero_only=False)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
         raise InvalidValueError("`Generation`: samples are made by `straightvq generate --run RUN`, not by `predict`.")
@@ -290,14 +277,13 @@ class Generation(lightning.LightningModule):
         """Decodes the masked positions of token grids; the given tokens stay.
 
         Args:
-            tokens: grids, -1 where masked.
-            labels: classes, -1 for the null class; None for the null class everywhere.
-            generator: of all random numbers: its state decides the result.
+            tokens: Int64 (B, h, w), -1 where masked.
+            labels: classes, Int64 (B,), -1 for the null class; None for the null class everywhere.
+            generator: source of all random numbers.
             steps, temperature, guidance: None takes those of the task.
 
-        Shape:
-            tokens: Int64 (B, h, w), in and out.
-            labels: Int64 (B,).
+        Returns:
+            Int64 (B, h, w).
         """
         weight = self._check_guidance(self.guidance if guidance is None else guidance)
 
@@ -307,9 +293,7 @@ class Generation(lightning.LightningModule):
                 return logits
             return guided_logits(logits, self.model(grids), weight)
 
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             return decode_tokens(
                 predict,
                 tokens,
@@ -317,15 +301,13 @@ class Generation(lightning.LightningModule):
                 temperature=self.temperature if temperature is None else temperature,
                 generator=generator,
             )
-        finally:
-            self.model.train(was_training)
 
 
 class _TokenMetrics(SetMetrics):
     """Cross-entropy and accuracy on masked tokens."""
 
-    def __init__(self, quantizer: Quantizer | None) -> None:
-        super().__init__(quantizer)
+    def __init__(self) -> None:
+        super().__init__(None)
         self.cross_entropy, self.accuracy = MeanMetric(), MeanMetric()
 
     def update(self, logits: Tensor, tokens: Tensor, masked: Tensor) -> None:
@@ -340,10 +322,7 @@ class _TokenMetrics(SetMetrics):
 def masked_cross_entropy(logits: Tensor, tokens: Tensor, masked: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """The mean cross-entropy over the masked positions of all grids, in nats.
 
-    Shape:
-        logits: Float (B, h, w, K).
-        tokens: Int64 (B, h, w).
-        masked: Bool (B, h, w), at least one True.
+    Logits are Float (B, h, w, K), tokens Int64 (B, h, w), and ``masked`` Bool (B, h, w) with at least one True.
 
     Example:
         >>> logits = torch.tensor([[[[0.5, 0.5], [0.9, 0.1]]]]).log()

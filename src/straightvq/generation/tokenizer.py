@@ -16,31 +16,28 @@ from straightvq.models import AutoencoderBase
 from straightvq.nn.part import check_part
 from straightvq.runs import KEPT, RunFolder, load_weights
 
-__all__ = ["Tokenizer"]
-
-# Images that are encoded at once.
-_BATCH = 256
+_BATCH = 256  # images that are encoded at once
 
 
 class Tokenizer:
     """Images to grids of tokens and back, by an autoencoder that never changes.
 
-    No ``nn.Module``, on purpose: a task that holds one neither trains it, nor switches it to training mode, nor
-    writes it into its checkpoints. ``fingerprint`` in a checkpoint tells whether a tokenizer is the one it was
-    trained with.
+    It is no ``nn.Module``, on purpose: a task that holds one neither trains it, nor switches it to training mode, nor
+    writes it into its checkpoints. ``fingerprint`` in a checkpoint tells whether a tokenizer is the one of the
+    training.
 
     Args:
-        model: the autoencoder, with one quantizer of one level. It is frozen and put into evaluation mode.
+        model: the autoencoder; it is frozen and put into evaluation mode.
         cache: folder of remembered codes; None for none.
 
     Attributes:
         codebook_size: number of codes.
-        in_channels: of the images.
-        downsample: pixels of a token's side.
-        fingerprint: hash of the class of the network and all its weights.
+        in_channels: channels of the images.
+        downsample: side of a token in pixels.
+        fingerprint: hash of the network's class and all its weights.
 
     Raises:
-        ValueError: if the quantizer has no codebook or several levels.
+        ValueError: if the model's quantizer has no codebook or several levels.
 
     Example:
         >>> import straightvq as svq
@@ -54,7 +51,7 @@ class Tokenizer:
     def __init__(self, model: AutoencoderBase, cache: Path | None = None) -> None:
         self.model: AutoencoderBase = check_part(self, "model", model, AutoencoderBase)
         size = getattr(model.quantizer, "codebook_size", None)
-        if not isinstance(size, int) or getattr(model.quantizer, "is_composite", False):
+        if not isinstance(size, int) or model.quantizer.is_composite:
             raise InvalidValueError(
                 "`Tokenizer`: `model` must have a quantizer with one codebook, one token per position. "
                 f"Got {type(model.quantizer).__name__}."
@@ -93,7 +90,7 @@ class Tokenizer:
             raise InvalidValueError(
                 f"`Tokenizer`: {str(folder)!r} was trained with `quantize: false`, so its codes mean nothing."
             )
-        load_weights(task, checkpoint, "Tokenizer")
+        load_weights(task, checkpoint, run.owner)
         return cls(model, folder / "cache")
 
     def to(self, device: torch.device) -> "Tokenizer":
@@ -114,28 +111,23 @@ class Tokenizer:
             return self.model.detokenize(tokens).clamp(0, 1)
 
     def encode_all(self, images: Tensor, device: torch.device) -> Tensor:
-        """Tokens of a whole set, from the cache if these very images were encoded by these very weights.
+        """Images, UInt8 (n, C, H, W) -> tokens, Int32 (n, h, w) on the CPU, encoded on ``device`` or from the cache.
 
-        The cache's key is a hash of network, weights and pixels, so that it cannot be stale. A file that is damaged is
-        made anew, a folder that cannot be written is done without.
-
-        Args:
-            images: UInt8 (n, C, H, W).
-            device: where to encode.
-
-        Returns:
-            Int32 (n, h, w), on the CPU.
+        The cache's key is a hash of network, weights and pixels, so that it cannot be stale. A damaged file is made
+        anew; a folder that cannot be written is done without.
         """
         if len(images) == 0:
             return torch.empty(0, 0, 0, dtype=torch.int32)
         file = self._cache_file(images)
-        if file is not None and (tokens := _read(file, len(images))) is not None:
-            return tokens
-        self.to(device)
-        parts = [self.encode(part.to(device).float() / 255).int().cpu() for part in images.split(_BATCH)]
-        tokens = torch.cat(parts)
-        if file is not None:
-            _write(file, tokens)
+        tokens = None if file is None else _read(file)
+        if tokens is None or len(tokens) != len(images):
+            self.to(device)
+            parts = [self.encode(part.to(device).float() / 255).int().cpu() for part in images.split(_BATCH)]
+            tokens = torch.cat(parts)
+            if file is not None:
+                # A folder that is read-only, or full: the next run encodes again.
+                with contextlib.suppress(OSError, SafetensorError), replacing(file) as unfinished:
+                    save_file({"tokens": tokens}, unfinished)
         return tokens
 
     def _cache_file(self, images: Tensor) -> Path | None:
@@ -148,7 +140,7 @@ class Tokenizer:
 
 
 def _fingerprint(model: AutoencoderBase) -> str:
-    """Of the class and all weights, bit by bit."""
+    """A hash of the class and all weights, bit by bit."""
     key = hashlib.sha256(type(model).__qualname__.encode())
     for name, value in sorted(model.state_dict().items()):
         key.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -156,19 +148,10 @@ def _fingerprint(model: AutoencoderBase) -> str:
     return key.hexdigest()
 
 
-def _read(file: Path, number: int) -> Tensor | None:
-    if not file.is_file():
-        return None
+def _read(file: Path) -> Tensor | None:
+    """The tokens in a file, None if there are none."""
     try:
         tokens = load_file(file).get("tokens")
     except (SafetensorError, OSError):
         return None
-    sound = tokens is not None and tokens.dtype == torch.int32 and tokens.ndim == 3 and len(tokens) == number
-    return tokens if sound else None
-
-
-def _write(file: Path, tokens: Tensor) -> None:
-    """All or nothing: under another name first, then renamed."""
-    # Read-only, or full: the next run encodes again.
-    with contextlib.suppress(OSError, SafetensorError), replacing(file) as unfinished:
-        save_file({"tokens": tokens.contiguous()}, unfinished)
+    return tokens if tokens is not None and tokens.dtype == torch.int32 and tokens.ndim == 3 else None

@@ -111,9 +111,11 @@ def test_wide_features_are_refused() -> None:
 
 def test_inception_is_found_or_asked_for_but_never_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert InceptionFeatures.file() is None
+    monkeypatch.setattr("straightvq.diagnostics.fid.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"`FID`: there are no features .* Pass the run of a classifier as `features`"):
         load_features(None)
+    with pytest.raises(ValueError, match=r"torch-fidelity is not installed"):
+        InceptionFeatures.file()
     monkeypatch.setattr("straightvq.diagnostics.fid.find_spec", lambda name: object())
     with pytest.raises(ValueError, match=r"there is no .*weights-inception"):
         load_features("inception")

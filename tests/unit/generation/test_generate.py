@@ -14,7 +14,7 @@ from PIL import Image
 
 from straightvq.cli import main
 from straightvq.diagnostics.fid import ClassifierFeatures
-from straightvq.generation.generate import class_number, image_grid, tokens_in_box
+from straightvq.generation.generate import chosen_classes, image_grid, tokens_in_box
 from straightvq.generation.tokenizer import Tokenizer
 from straightvq.runs import RunFolder, load_weights
 
@@ -194,10 +194,10 @@ def test_settings_name_the_region_and_the_tokenizer(runs: Path, tmp_path: Path) 
 
 MISTAKES: dict[str, tuple[list[Any], str]] = {
     "no such run": (["--run", "nowhere"], "`generate`: there is no folder 'nowhere'"),
-    "not a generation run": (["--run", "{runs}/tokenizer"], "is a run of straightvq.training.Reconstruction"),
+    "not a generation run": (["--run", "{runs}/tokenizer"], "is a run of Reconstruction"),
     "class too large": (["--classes", "10"], "`generate`: a class must be in [0, 10), a name, or any. Got 10."),
     "class negative": (["--classes=-1"], "a class must be in [0, 10)"),
-    "class unknown": (["--classes", "boot"], "there is no class 'boot'"),
+    "class unknown": (["--classes", "boot"], "a class must be in [0, 10), a name, or any. Got boot."),
     "no pictures": (["--num", "0"], "`generate`: `num` must be an integer >= 1. Got 0"),
     "no steps": (["--steps", "0"], "`generate`: `steps` must be an integer >= 1. Got 0"),
     "temperature": (["--temperature=-1"], "`generate`: `temperature` must be a finite number in [0, inf]"),
@@ -255,18 +255,28 @@ def test_boxes_cover_the_tokens_that_they_touch() -> None:
 
 
 def test_grid_shows_every_picture_once() -> None:
-    images = [np.full((3, 4, 5), value, dtype=np.uint8) for value in (10, 20, 30)]
-    grid = image_grid(images, columns=2)
-    factor = grid.shape[1] // 11
-    small = grid[:, factor // 2 :: factor, factor // 2 :: factor]
+    pictures = [Image.new("RGB", (5, 4), (value, value, value)) for value in (10, 20, 30)]
+    grid = np.array(image_grid(pictures, columns=2))
+    factor = grid.shape[0] // 11
+    assert grid.shape == (factor * 11, factor * 13, 3)
+    small = grid[factor // 2 :: factor, factor // 2 :: factor]
     assert [int((small == value).sum()) for value in (10, 20, 30)] == [60, 60, 60]
-    assert (small[:, 6:10, 7:11] == 255).all()
+    assert (small[6:10, 7:11] == 255).all()
 
 
 def test_a_class_is_meant_by_its_name_before_its_number() -> None:
-    known = ["1", "10", "2", "cat"]
-    assert [class_number(name, 4, known) for name in ("1", "10", "2", "cat", "3", "any")] == [0, 1, 2, 3, 3, -1]
+    names = ["1", "10", "2", "cat"]
+    words = ["1", "10", "2", "cat", "3", "any"]
+    assert chosen_classes(words, 4, names) == list(zip(words, [0, 1, 2, 3, 3, -1], strict=True))
     with pytest.raises(ValueError, match=r"a class must be in \[0, 4\), a name, or any. Got 4."):
-        class_number("4", 4, known)
-    with pytest.raises(ValueError, match=r"there is no class '--5'. The data have 1, 10, 2, cat."):
-        class_number("--5", 4, known)
+        chosen_classes(["4"], 4, names)
+    with pytest.raises(ValueError, match=r"or any. Got --5. The names are 1, 10, 2, cat."):
+        chosen_classes(["cat", "--5"], 4, names)
+
+
+def test_all_classes_are_drawn_in_turn_where_none_is_asked_for() -> None:
+    for words in (None, []):
+        assert chosen_classes(words, 3, ["cat", "10"]) == [("cat", 0), ("10", 1), ("2", 2)]
+    assert chosen_classes(None, None, []) == []
+    with pytest.raises(ValueError, match=r"`classes` must be left out: the network has none. Got 3,cat."):
+        chosen_classes(["3", "cat"], None, [])
