@@ -288,12 +288,12 @@ class Generation(lightning.LightningModule):
         weight = self._check_guidance(self.guidance if guidance is None else guidance)
 
         def predict(grids: Tensor) -> Tensor:
-            logits = self.model(grids, labels)
+            logits = model(grids, labels)
             if weight == 0 or labels is None:
                 return logits
-            return guided_logits(logits, self.model(grids), weight)
+            return guided_logits(logits, model(grids), weight)
 
-        with evaluating(self.model):
+        with evaluating(self.model) as model:
             return decode_tokens(
                 predict,
                 tokens,
