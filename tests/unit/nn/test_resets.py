@@ -139,7 +139,7 @@ def test_codes_on_data_beside_the_origin_heal(mean: float) -> None:
     for _ in range(80):
         out = layer(mean + centres[torch.randint(64, (512,))] + 0.1 * torch.randn(512, 256))
     assert len(out.indices.unique()) >= 60
-    assert out.terms["commitment"] < 0.1, "the error is near that of the clusters, 0.01, not that of the data, 1"
+    assert out.terms["commitment"] < 0.2, "the error is near that of the clusters, 0.01, not that of the data, 1"
 
 
 @pytest.mark.parametrize(("n", "value"), [(64, 0.0), (64, -7.5), (1, 3.0)], ids=["zeros", "equal", "single"])
