@@ -21,17 +21,17 @@ class AlexNet(ConvClassifier):
         in_channels: 3 for RGB, 1 for grey.
         width: channels of the first convolution; all other layers grow with it. 64 is the published network,
             16 a quarter of it.
-        small_images: the variant for images of about 32 x 32 pixels: a first convolution of 3 x 3 pixels with stride
-            1 instead of 11 x 11 with stride 4, pooling that keeps exact halves, and a last grid of 4 x 4 instead of
-            6 x 6. The quantizer then sees 8 x 8 vectors of a 32 x 32 image at the default position.
+        small_images: our variant for images of about 32 x 32 pixels: a first convolution of 3 x 3 pixels with stride 1
+            instead of 11 x 11 with stride 4, pooling that keeps exact halves, and a last grid of 4 x 4 instead of
+            6 x 6.
         position: "conv1" to "conv5": the quantizer gets the output of this convolution after its ReLU, and after its
             max-pooling where it has one (conv1, conv2, conv5). Where arXiv 2305.08842 put its quantizer is not known;
-            "conv3" is the middle of the five, with 13 x 13 vectors of 384 channels at 224 pixels.
+            "conv3" is the middle, with 13 x 13 vectors of 384 channels at 224 pixels, 8 x 8 of a 32 x 32 image with
+            ``small_images``.
         dropout: probability of zeroing a feature in the classifier, in [0, 1).
 
     Source: the one-tower network of arXiv 1404.5997 in the form that is in general use (ReLU, dropout, no local
-    response normalization, adaptive pooling to 6 x 6): 61,100,840 parameters for 1,000 classes. Deviation:
-    ``small_images`` is our adaptation.
+    response normalization, adaptive pooling to 6 x 6): 61,100,840 parameters for 1,000 classes.
 
     Example:
         >>> import straightvq as svq, torch

@@ -50,14 +50,14 @@ class Autoencoder(AutoencoderBase):
         blocks: int = 2,
     ) -> None:
         super().__init__(quantizer, in_channels, check_int(self, "downsample", downsample, 1))
-        hidden = check_int(self, "hidden", hidden, 2)
-        blocks = check_int(self, "blocks", blocks, 0)
+        check_int(self, "hidden", hidden, 2)
+        check_int(self, "blocks", blocks, 0)
         if downsample & (downsample - 1):
             raise InvalidValueError(f"`Autoencoder`: `downsample` must be a power of two. Got {downsample}.")
-        sizes = {"hidden": hidden, "dim": quantizer.dim, "halvings": int(math.log2(downsample)), "blocks": blocks}
-        self.encoder = _encoder(self.in_channels, **sizes)
+        halvings = int(math.log2(downsample))
+        self.encoder = _encoder(in_channels, hidden, quantizer.dim, halvings, blocks)
         self.quantizer = quantizer
-        self.decoder = _decoder(self.in_channels, **sizes)
+        self.decoder = _decoder(in_channels, hidden, quantizer.dim, halvings, blocks)
 
 
 def _encoder(in_channels: int, hidden: int, dim: int, halvings: int, blocks: int) -> nn.Sequential:
@@ -70,7 +70,7 @@ def _encoder(in_channels: int, hidden: int, dim: int, halvings: int, blocks: int
     to_latent = nn.Conv2d(hidden, dim, 1)
     # The normalized input has variance 1, so this gives every channel of z a variance of about 1.
     nn.init.normal_(to_latent.weight, std=hidden**-0.5)
-    _fill_bias(to_latent, 0.0)
+    nn.init.zeros_(to_latent.bias)  # type: ignore[arg-type]
     return nn.Sequential(*layers, to_latent)
 
 
@@ -79,7 +79,7 @@ def _decoder(in_channels: int, hidden: int, dim: int, halvings: int, blocks: int
     for _ in range(halvings - 1):
         layers += [double(hidden, hidden), _norm(hidden), nn.ReLU()]
     to_image = double(hidden, in_channels) if halvings else conv3(hidden, in_channels)
-    _fill_bias(to_image, 0.5)  # mid grey
+    nn.init.constant_(to_image.bias, 0.5)  # type: ignore[arg-type]  # mid grey
     return nn.Sequential(*layers, to_image)
 
 
@@ -96,11 +96,6 @@ def _residual_blocks(width: int, number: int) -> list[nn.Module]:
         )
         for _ in range(number)
     ]
-
-
-def _fill_bias(layer: nn.Conv2d | nn.ConvTranspose2d, value: float) -> None:
-    assert layer.bias is not None
-    nn.init.constant_(layer.bias, value)
 
 
 def _norm(width: int) -> nn.GroupNorm:

@@ -1,8 +1,9 @@
 """What the networks with a quantizer slot have in common: their results, their interface, their checks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from typing import ClassVar, NamedTuple
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -40,15 +41,10 @@ class ClassifierOutput(NamedTuple):
 
 
 class QuantizedNet(nn.Module, ABC):
-    """Base of all networks that encode images and quantize the embeddings.
-
-    Args:
-        quantizer: any quantizer with this ``channel_dim``; None where the network can do without.
-        channel_dim: axis of the channels in the embeddings.
-        in_channels: of the images.
-    """
+    """Base of all networks for images: an encoder, a quantizer, and a head on the quantized embeddings."""
 
     quantizer: Quantizer | None
+    output: ClassVar[Callable[..., Any]]  # the result of a forward pass
 
     def __init__(self, quantizer: Quantizer | None, *, channel_dim: int, in_channels: int) -> None:
         super().__init__()
@@ -60,17 +56,25 @@ class QuantizedNet(nn.Module, ABC):
             )
         self.in_channels = check_int(self, "in_channels", in_channels, 1)
 
+    def forward(self, x: Tensor) -> Any:
+        """Encodes, quantizes and applies the head; see the class for shapes."""
+        z = self.encode(x)
+        if self.quantizer is None:
+            return self.output(self.head(z), z, None)
+        out = self.quantizer(z)
+        return self.output(self.head(out.quantized), z, out)
+
     @abstractmethod
     def encode(self, x: Tensor) -> Tensor:
         """Images -> embeddings before quantization."""
 
     @abstractmethod
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of what comes before the quantizer."""
+    def head(self, quantized: Tensor) -> Tensor:
+        """Quantized embeddings -> images or logits."""
 
     @abstractmethod
-    def head(self, quantized: Tensor) -> Tensor:
-        """Quantized embeddings -> what the network is for: images or logits."""
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of what comes before the quantizer."""
 
     def check_images(self, x: Tensor) -> None:
         """Raises if ``x`` is not a batch of images with the network's channels."""
@@ -98,25 +102,22 @@ class AutoencoderBase(QuantizedNet):
         reconstruction: Float (B, in_channels, H, W), about [0, 1] but not clamped.
         indices: Int64 (B, H / downsample, W / downsample); composites have a last axis more.
 
+    Returns:
+        An `AutoencoderOutput`.
+
     Raises:
         TypeError, ValueError: for impossible sizes, a quantizer with another ``channel_dim``, images of a wrong shape.
     """
 
+    output = AutoencoderOutput
     encoder: nn.Module
     quantizer: Quantizer
     decoder: nn.Module
 
     @abstractmethod
     def __init__(self, quantizer: Quantizer, in_channels: int, downsample: int) -> None:
-        super().__init__(quantizer, channel_dim=1, in_channels=in_channels)
-        check_part(self, "quantizer", quantizer, Quantizer)  # which is None in a classifier alone
+        super().__init__(check_part(self, "quantizer", quantizer, Quantizer), channel_dim=1, in_channels=in_channels)
         self.downsample = downsample
-
-    def forward(self, x: Tensor) -> AutoencoderOutput:
-        """Encodes, quantizes and decodes; see the class for shapes."""
-        z = self.encode(x)
-        out = self.quantizer(z)
-        return AutoencoderOutput(self.decode(out.quantized), z, out)
 
     def encode(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> embeddings (B, dim, h, w)."""
@@ -128,16 +129,15 @@ class AutoencoderBase(QuantizedNet):
             )
         return self.encoder(x)
 
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        return self.encoder.parameters()
-
     def decode(self, quantized: Tensor) -> Tensor:
         """Quantized embeddings (B, dim, h, w) -> images (B, C, H, W)."""
         return self.decoder(quantized)
 
     def head(self, quantized: Tensor) -> Tensor:
-        """The same as ``decode``."""
         return self.decode(quantized)
+
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        return self.encoder.parameters()
 
     def tokenize(self, x: Tensor) -> Tensor:
         """Images -> indices, by the quantizer's evaluation rule; changes no state of the quantizer."""
@@ -165,10 +165,15 @@ class ClassifierBase(QuantizedNet):
         logits: Float (B, num_classes).
         indices: Int64 (B, h, w), or (B, tokens) in a transformer; composites have a last axis more.
 
+    Returns:
+        A `ClassifierOutput`.
+
     Raises:
         TypeError, ValueError: for impossible sizes, an unknown position, a quantizer with another ``dim`` or
             ``channel_dim``, images of a wrong shape.
     """
+
+    output = ClassifierOutput
 
     @abstractmethod
     def __init__(
@@ -189,20 +194,10 @@ class ClassifierBase(QuantizedNet):
                 f"Got {quantizer.dim}."
             )
         self.quantizer = quantizer
-        self.stages = nn.Sequential()
-        for name, stage in stages.items():
-            self.stages.add_module(name, stage)
+        self.stages = nn.Sequential(OrderedDict(stages))
         self.position = position
         self.min_size = min_size
         self._split = list(stages).index(position) + 1
-
-    def forward(self, x: Tensor) -> ClassifierOutput:
-        """Encodes, quantizes and classifies; see the class for shapes."""
-        z = self.encode(x)
-        if self.quantizer is None:
-            return ClassifierOutput(self.head(z), z, None)
-        out = self.quantizer(z)
-        return ClassifierOutput(self.head(out.quantized), z, out)
 
     def encode(self, x: Tensor) -> Tensor:
         """Images -> embeddings before quantization: the stages up to ``position``."""
@@ -216,28 +211,23 @@ class ClassifierBase(QuantizedNet):
             x = stage(x)
         return x
 
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        return self.stages[: self._split].parameters()
-
     def head(self, quantized: Tensor) -> Tensor:
         """Quantized embeddings -> logits: the stages after ``position``."""
         for stage in list(self.stages)[self._split :]:
             quantized = stage(quantized)
         return quantized
 
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        return self.stages[: self._split].parameters()
+
     def extra_repr(self) -> str:
         return f"position={self.position!r}"
 
 
 class ConvClassifier(ClassifierBase):
-    """Base of the convolutional classifiers, whose stages are multiples of one width.
+    """Base of the convolutional classifiers, whose stages are multiples of one width."""
 
-    Attributes:
-        POSITIONS: channels after each stage that a quantizer may follow, in units of the width.
-        DEFAULT_POSITION: the quantizer's stage unless another is given.
-    """
-
-    POSITIONS: ClassVar[dict[str, int]]
+    POSITIONS: ClassVar[dict[str, int]]  # channels after each stage that a quantizer may follow, in units of the width
     DEFAULT_POSITION: ClassVar[str]
 
     @classmethod

@@ -61,49 +61,46 @@ class VQGANNet(AutoencoderBase):
             raise InvalidValueError(f"`VQGANNet`: `hidden` must be a multiple of {_GROUPS}. Got {hidden}.")
         widths = [hidden * check_int(self, "multipliers", multiplier, 1) for multiplier in multipliers]
         super().__init__(quantizer, in_channels, downsample=2 ** (len(widths) - 1))
-        blocks = check_int(self, "blocks", blocks, 1)
-        self.encoder = _encoder(self.in_channels, hidden, widths, quantizer.dim, blocks)
+        check_int(self, "blocks", blocks, 1)
+        self.encoder = _encoder(in_channels, hidden, widths, quantizer.dim, blocks)
         self.quantizer = quantizer
-        self.decoder = _decoder(self.in_channels, widths, quantizer.dim, blocks)
+        self.decoder = _decoder(in_channels, widths, quantizer.dim, blocks + 1)
 
 
 def _encoder(in_channels: int, hidden: int, widths: list[int], dim: int, blocks: int) -> nn.Sequential:
     layers: list[nn.Module] = [Rescale(2.0, -1.0), conv3(in_channels, hidden)]
     width = hidden
-    for level, out in enumerate(widths):
-        is_lowest = level == len(widths) - 1
-        for _ in range(blocks):
-            layers.append(_residual_block(width, out))
-            width = out
-            if is_lowest:
-                layers.append(_Attention(width))
-        if not is_lowest:
-            layers.append(_halve(width))
-    return nn.Sequential(*layers, *_middle(width), _norm(width), nn.SiLU(), conv3(width, dim), nn.Conv2d(dim, dim, 1))
+    for out in widths[:-1]:
+        layers += [*_blocks(width, out, blocks), _halve(out)]
+        width = out
+    lowest = widths[-1]
+    layers += [*_blocks(width, lowest, blocks, attend=True), *_middle(lowest), _norm(lowest), nn.SiLU()]
+    return nn.Sequential(*layers, conv3(lowest, dim), nn.Conv2d(dim, dim, 1))
 
 
 def _decoder(in_channels: int, widths: list[int], dim: int, blocks: int) -> nn.Sequential:
     width = widths[-1]
     layers: list[nn.Module] = [nn.Conv2d(dim, dim, 1), conv3(dim, width), *_middle(width)]
-    for level, out in reversed(list(enumerate(widths))):
-        for _ in range(blocks + 1):
-            layers.append(_residual_block(width, out))
-            width = out
-            if level == len(widths) - 1:
-                layers.append(_Attention(width))
-        if level > 0:
-            layers.append(_double(width))
+    layers += _blocks(width, width, blocks, attend=True)
+    for out in widths[-2::-1]:
+        layers += [_double(width), *_blocks(width, out, blocks)]
+        width = out
     return nn.Sequential(*layers, _norm(width), nn.SiLU(), conv3(width, in_channels), Rescale(0.5, 0.5))
 
 
+def _blocks(width: int, out: int, number: int, *, attend: bool = False) -> list[nn.Module]:
+    """Each is shortcut(x) + [norm, swish, 3 x 3, norm, swish, 3 x 3](x), followed by attention if wanted."""
+    blocks: list[nn.Module] = []
+    for before in [width, *[out] * (number - 1)]:
+        layers = [_norm(before), nn.SiLU(), conv3(before, out), _norm(out), nn.SiLU(), conv3(out, out)]
+        blocks.append(Residual(*layers, shortcut=None if before == out else nn.Conv2d(before, out, 1)))
+        if attend:
+            blocks.append(_Attention(out))
+    return blocks
+
+
 def _middle(width: int) -> list[nn.Module]:
-    return [_residual_block(width, width), _Attention(width), _residual_block(width, width)]
-
-
-def _residual_block(width: int, out: int) -> Residual:
-    """shortcut(x) + [norm, swish, 3 x 3, norm, swish, 3 x 3](x)."""
-    layers = [_norm(width), nn.SiLU(), conv3(width, out), _norm(out), nn.SiLU(), conv3(out, out)]
-    return Residual(*layers, shortcut=None if width == out else nn.Conv2d(width, out, 1))
+    return [*_blocks(width, width, 1, attend=True), *_blocks(width, width, 1)]
 
 
 class _Attention(nn.Module):

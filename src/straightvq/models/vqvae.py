@@ -43,9 +43,9 @@ class VQVAENet(AutoencoderBase):
         blocks: int = 2,
     ) -> None:
         super().__init__(quantizer, in_channels, downsample=4)
-        hidden = check_int(self, "hidden", hidden, 2)
-        residual = check_int(self, "residual", residual, 1)
-        blocks = check_int(self, "blocks", blocks, 0)
+        check_int(self, "hidden", hidden, 2)
+        check_int(self, "residual", residual, 1)
+        check_int(self, "blocks", blocks, 0)
         half = hidden // 2
         self.encoder = nn.Sequential(
             Rescale(1.0, -0.5),

@@ -25,15 +25,18 @@ from straightvq.nn.part import (
     check_optional_float,
     check_part,
     keeping_float32,
-)  # fmt: skip
+)
 from straightvq.training.alternated import alternated_step
 
 Batch = dict[str, Tensor]
+Pass = tuple[Tensor, svq.QuantizerOutput | None]  # the task's error, and the quantizer's output
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
     """The optimizer of a task and the course of its learning rates.
+
+    In files and options, what is not named keeps the default of the task; an object made in Python has those below.
 
     Args:
         name: "adamw", or "sgd" with momentum.
@@ -104,7 +107,7 @@ class OptimizerSettings:
 class Alternation:
     """The first phase of the paper's two-phase step, which trains on the quantizer's loss alone.
 
-    The optimizer is AdamW without weight decay, with the warm-up and schedule of the task.
+    Its optimizer is AdamW without weight decay, and follows the warm-up and the schedule of the task's.
 
     Args:
         phase: what it moves: the "codebook", or the "codebook_and_encoder".
@@ -252,7 +255,7 @@ class QuantizedTask(lightning.LightningModule, ABC):
         with svq.bypass(self.model):
             return self.model(x)
 
-    def compute(self, batch: Batch) -> tuple[Tensor, svq.QuantizerOutput | None]:
+    def compute(self, batch: Batch) -> Pass:
         """The task's error for a prepared batch, and the quantizer's output."""
         out = self(batch["image"])
         return self.error(out[0], batch), out.quantizer
@@ -282,12 +285,12 @@ class QuantizedTask(lightning.LightningModule, ABC):
             schedule.step()
         return None
 
-    def _alternated_step(self, batch: Batch, alternate: Alternation) -> tuple[Tensor, svq.QuantizerOutput | None]:
+    def _alternated_step(self, batch: Batch, alternate: Alternation) -> Pass:
         # Lightning counts the steps of the optimizers that it wraps, and `max_steps` means steps of the task: the outer
         # one is wrapped, the inner one is not.
         outer = cast(list[Optimizer], self.optimizers())[0]
         inner = cast(list[Optimizer], self.optimizers(use_pl_optimizer=False))[1]
-        computed: list[tuple[Tensor, svq.QuantizerOutput | None]] = []
+        computed: list[Pass] = []
 
         def quantizer_loss() -> Tensor:
             z = self.latent(batch)

@@ -20,8 +20,7 @@ class Reconstruction(QuantizedTask):
 
     The loss is the reconstruction error plus the quantizer's loss. With ``alternate`` each batch takes the paper's
     two-phase step instead (`alternated_step`): first on the quantizer's loss alone, then on the reconstruction error
-    alone. Quantizers with ``AlternatedUpdate`` alternate inside the layer already and need no such phase for the
-    codebook.
+    alone. Quantizers with ``AlternatedUpdate`` already alternate inside the layer and do not need it.
 
     Batches are ``{"image": Float (B, C, H, W) in [0, 1]}``; other entries are ignored.
 

@@ -407,7 +407,7 @@ def test_precision_is_a_setting_of_every_run_and_the_report_names_it(
 def test_a_training_that_diverges_is_recorded_and_the_study_goes_on(
     study: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = edited(tune={"by": "val/accuracy", "settings": {}}, base__model__init_args__lr=1e30)
+    content = edited(tune={"by": "val/accuracy", "settings": {}}, base__model__init_args__optimizer__lr=1e30)
     assert study("--seeds", "1", content=content) == 0
     errors = {row["row"]: row["error"] for row in table()}
     assert errors["VQ"].startswith("`VectorQuantizer`: `z` must be finite")
