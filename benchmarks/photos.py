@@ -25,7 +25,7 @@ from straightvq.data import Images
 from straightvq.demo import DemoSettings
 from straightvq.models import Autoencoder
 from straightvq.studies.origin import hardware
-from straightvq.training import Reconstruction
+from straightvq.training import OptimizerSettings, Reconstruction
 from straightvq.training.command_line import quiet
 
 # Every preset as it is shipped, the baselines with the narrow codes of `straight`, and `straight` with one setting
@@ -50,23 +50,24 @@ FIELDS = ["arm", "seed", "steps", "threads", "mse", "psnr", "codes_used", "perpl
 
 
 def parse_arm(text: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """ "preset:key=value,...@key=value,..." -> preset, its settings, those of the task."""
-    head, _, task = text.partition("@")
+    """ "preset:key=value,...@key=value,..." -> preset, its settings, those of the optimizer."""
+    head, _, optimizer = text.partition("@")
     name, _, quantizer = head.partition(":")
 
     def pairs(part: str) -> dict[str, Any]:
         return {k: ast.literal_eval(v) for k, _, v in (item.partition("=") for item in part.split(",") if item)}
 
-    return name, pairs(quantizer), pairs(task)
+    return name, pairs(quantizer), pairs(optimizer)
 
 
 def run(arm: str, seed: int, settings: DemoSettings) -> dict[str, Any]:
-    name, quantizer_args, task_args = parse_arm(arm)
+    name, quantizer_args, optimizer_args = parse_arm(arm)
     torch.manual_seed(seed)
     quantizer = getattr(presets, name)(settings.dim, settings.codebook_size, channel_dim=1, **quantizer_args)
     torch.manual_seed(seed)  # again: all arms start from the same network
     model = Autoencoder(quantizer, hidden=settings.hidden)
-    task = Reconstruction(model, **{"warmup_steps": 50, "loss_weight": 16.0, **task_args})
+    optimizer = OptimizerSettings(**{"warmup_steps": 50, **optimizer_args})
+    task = Reconstruction(model, optimizer=optimizer, loss_weight=16.0)
     data = Images(
         source="photos", size=settings.size, batch_size=settings.batch_size, num_train=settings.num_train,
         num_test=settings.num_test, seed=seed, flip=True,

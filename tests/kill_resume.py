@@ -34,7 +34,7 @@ SMALL = (
 RECIPES = {
     "digits": "",
     "workers": "--data.num_workers 2 --data.flip true --data.crop_padding 2 --data.num_train 90",
-    "two phases": "--config plain_vq --model.init_args.alternate codebook_and_encoder --data.crop_padding 1",
+    "two phases": "--config plain_vq --model.alternate.phase codebook_and_encoder --data.crop_padding 1",
     "epochs": "--trainer.max_steps -1 --trainer.max_epochs 3 --trainer.val_check_interval 1.0 "
     "--trainer.check_val_every_n_epoch 1",
     "accumulation": "--config ema --trainer.accumulate_grad_batches 3 --trainer.max_steps 12 --data.flip true",

@@ -19,13 +19,13 @@ STUDY: dict[str, Any] = {
     },
     "tune": {
         "by": "val/accuracy",
-        "settings": {"lr 1e-2": {"model.init_args.lr": 1e-2}, "lr 1e-3": {"model.init_args.lr": 1e-3}},
+        "settings": {f"lr {lr}": {"model.init_args.optimizer.lr": float(lr)} for lr in ("1e-2", "1e-3")},
     },
     "base": {
         "model": {
             "class_path": "straightvq.training.Classification",
             "init_args": {
-                "warmup_steps": 2,
+                "optimizer": {"warmup_steps": 2},
                 "model": {
                     "class_path": "straightvq.models.AlexNet",
                     "init_args": {"num_classes": 10, "in_channels": 1, "width": 2, "small_images": True},

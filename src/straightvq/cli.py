@@ -33,7 +33,7 @@ EXAMPLES = """\
 examples:
   straightvq demo
   straightvq fit --config photos
-  straightvq fit --config photos --config plain_vq --model.lr 3e-4
+  straightvq fit --config photos --config plain_vq --model.optimizer.lr 3e-4
   straightvq fit --config folder --data.source /path/to/images
   straightvq test --config photos --ckpt_path best
   straightvq analyze runs/photos

@@ -20,6 +20,7 @@ from straightvq.data import Images
 from straightvq.diagnostics import Arm, comparison, save, usage_counts
 from straightvq.models import Autoencoder
 from straightvq.nn.part import check_int
+from straightvq.training.base import OptimizerSettings
 from straightvq.training.command_line import quiet
 from straightvq.training.monitor import CodebookMonitor, CodebookWarning
 from straightvq.training.reconstruction import Reconstruction
@@ -146,7 +147,7 @@ class _Demo:
         quantizer = preset(settings.dim, settings.codebook_size, channel_dim=1)
         torch.manual_seed(settings.seed)
         model = Autoencoder(quantizer, hidden=settings.hidden)
-        task = Reconstruction(model, lr=settings.lr, warmup_steps=50, loss_weight=16.0)
+        task = Reconstruction(model, optimizer=OptimizerSettings(lr=settings.lr, warmup_steps=50), loss_weight=16.0)
         monitor = CodebookMonitor(every_n_steps=settings.window, pictures_every=0)
         watch = _Watch(name, settings, monitor, self.progress)
         trainer = lightning.Trainer(

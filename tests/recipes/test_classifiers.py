@@ -89,7 +89,7 @@ def test_overlays_change_the_quantizer_of_a_classifier_too(overlay: str, tmp_pat
 
 def test_two_phase_step_and_resume_from_the_command_line(tmp_path: Path) -> None:
     """Going on from the middle gives the same bits as never having stopped."""
-    options = ("--model.init_args.alternate", "codebook_and_encoder", "--model.init_args.mixup", 0.2)
+    options = ("--model.alternate.phase", "codebook_and_encoder", "--model.init_args.mixup", 0.2)
     options += ("--data.num_train", 36, "--trainer.max_steps", -1, "--trainer.max_epochs", 2)
     options += ("--trainer.val_check_interval", 1.0, "--trainer.check_val_every_n_epoch", 1)
     options += ("--save_every", 3, "--keep_every", 3)

@@ -199,7 +199,7 @@ MISTAKES = {
         ["`Autoencoder`: `downsample` must be a power of two. Got 3."],
     ),
     "contradiction": (
-        ["fit", "--config", "photos", "--model.alternate", "codebook"],
+        ["fit", "--config", "photos", "--model.alternate.phase", "codebook"],
         ["`Reconstruction`: `alternate`", "AlternatedUpdate"],
     ),
     "no checkpoint": (["test", "--config", "photos"], ["needs a trained model", "--ckpt_path best"]),

@@ -204,7 +204,8 @@ def test_the_configuration_of_a_run_names_parts_and_nothing_else(
 @pytest.fixture
 def exploding(tmp_path: Path) -> list[str]:
     """A learning rate that no network survives, after a checkpoint or two."""
-    options = ["--model.lr", "1e30", "--model.warmup_steps", "1000", "--save_every", "1", "--trainer.max_steps", "40"]
+    words = "--model.optimizer.lr 1e30 --model.optimizer.warmup_steps 1000 --save_every 1 --trainer.max_steps 40"
+    options = words.split()
     return ["fit", *TINY, *options, "--name", "run", "--runs", str(tmp_path)]
 
 

@@ -1,12 +1,11 @@
 """Training a masked token model on the codes of a frozen tokenizer, and sampling from it."""
 
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import AdamW
 from torchmetrics import MeanMetric
 
 from straightvq.diagnostics.fid import FrechetDistances, load_features
@@ -14,17 +13,16 @@ from straightvq.errors import InvalidValueError
 from straightvq.generation.sampling import decode_tokens, guided_logits, random_mask
 from straightvq.generation.tokenizer import Tokenizer
 from straightvq.models import MaskGIT
-from straightvq.nn.part import check_choice, check_float, check_int, check_part, evaluating
+from straightvq.nn.part import check_float, check_int, check_part, evaluating
 from straightvq.nn.ranks import num_ranks, rank
-from straightvq.training.base import Batch, SetMetrics
-from straightvq.training.schedule import warm_up_and_decay
+from straightvq.training.base import Batch, OptimizerSettings, SetMetrics
 
-Schedule = Literal["cosine", "constant"]
+_OPTIMIZER = OptimizerSettings(betas=(0.9, 0.96), weight_decay=0.045)
 RECONSTRUCTIONS = "reconstructions"
 
 
 class Generation(lightning.LightningModule):
-    """Trains MaskGIT to fill in masked tokens, with AdamW and linear warm-up.
+    """Trains MaskGIT to fill in masked tokens.
 
     In each grid a random share of the tokens, by the cosine schedule, is masked; the loss is the cross-entropy with
     label smoothing on the masked positions alone. A class label is now and then replaced by the null class, -1, so
@@ -43,11 +41,8 @@ class Generation(lightning.LightningModule):
     Args:
         model: the network; its ``codebook_size`` and ``grid`` must be those of the tokens.
         tokenizer: folder of the run of an autoencoder, or one of its checkpoints; or a `Tokenizer`.
-        lr: peak learning rate.
-        weight_decay: of the weights of linear layers; never of biases, normalizations and embeddings.
-        betas: of AdamW.
-        warmup_steps: steps of linear warm-up.
-        schedule: after the warm-up: "cosine" to 0 at the last step that the Trainer plans, or "constant".
+        optimizer: the optimizer and its rates. The default has betas of 0.9 and 0.96 and a ``weight_decay`` of 0.045,
+            which acts on the weights of linear layers, never on biases, normalizations and embeddings.
         label_smoothing: probability spread over all codes, in [0, 1).
         class_dropout: probability of replacing a label by the null class, in [0, 1).
         steps: decoding steps, for sampling and test.
@@ -82,11 +77,7 @@ class Generation(lightning.LightningModule):
         model: MaskGIT,
         tokenizer: str | Tokenizer,
         *,
-        lr: float = 1e-3,
-        weight_decay: float = 0.045,
-        betas: tuple[float, float] = (0.9, 0.96),
-        warmup_steps: int = 100,
-        schedule: Schedule = "cosine",
+        optimizer: OptimizerSettings = _OPTIMIZER,
         label_smoothing: float = 0.1,
         class_dropout: float = 0.1,
         steps: int = 8,
@@ -97,12 +88,12 @@ class Generation(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.model: MaskGIT = check_part(self, "model", model, MaskGIT)
-        self.lr = check_float(self, "lr", lr, minimum=0, open_minimum=True)
-        self.weight_decay = check_float(self, "weight_decay", weight_decay, minimum=0)
-        first, second = (check_float(self, "betas", b, minimum=0, maximum=1, open_maximum=True) for b in betas)
-        self.betas = (first, second)
-        self.warmup_steps = check_int(self, "warmup_steps", warmup_steps, 0)
-        self.schedule = check_choice(self, "schedule", schedule, ("cosine", "constant"))
+        self.optimizer: OptimizerSettings = check_part(self, "optimizer", optimizer, OptimizerSettings)
+        if optimizer.codebook_lr is not None:
+            raise InvalidValueError(
+                "`Generation`: `codebook_lr` of the optimizer must be None, because the codebook is not trained. "
+                f"Got {optimizer.codebook_lr:g}."
+            )
         self.label_smoothing, self.class_dropout = (
             check_float(self, name, share, minimum=0, maximum=1, open_maximum=True)
             for name, share in (("label_smoothing", label_smoothing), ("class_dropout", class_dropout))
@@ -180,12 +171,11 @@ class Generation(lightning.LightningModule):
         decayed = {m.weight: None for m in self.model.modules() if isinstance(m, nn.Linear)}
         others = [p for p in self.model.parameters() if p not in decayed]
         groups = [
-            {"params": list(decayed), "weight_decay": self.weight_decay, "name": "weights"},
+            {"params": list(decayed), "weight_decay": self.optimizer.weight_decay, "name": "weights"},
             {"params": others, "weight_decay": 0.0, "name": "biases, normalizations and embeddings"},
         ]
-        optimizer = AdamW(groups, lr=self.lr, betas=self.betas)
-        total = float(self.trainer.estimated_stepping_batches)
-        schedule = warm_up_and_decay(optimizer, total, self.warmup_steps, cosine=self.schedule == "cosine")
+        optimizer = self.optimizer.build(groups)
+        schedule = self.optimizer.scheduler(optimizer, float(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

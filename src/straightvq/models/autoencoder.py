@@ -2,15 +2,13 @@
 
 import math
 
-from torch import Tensor, nn
+from torch import nn
 
 from straightvq.errors import InvalidValueError
 from straightvq.models.base import AutoencoderBase
+from straightvq.models.blocks import Residual, conv3, double, halve
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
-
-# A group of 16 channels is wide enough that one dead channel does not decide the group's moments.
-_GROUP_WIDTH = 16
 
 
 class Autoencoder(AutoencoderBase):
@@ -21,7 +19,8 @@ class Autoencoder(AutoencoderBase):
     on what else is in the batch, and training and evaluation differ in the quantizer only.
 
     The last convolution's output is the image, without a sigmoid that would saturate at black and white; its bias
-    starts at mid grey. The embeddings leave the encoder with a standard deviation of about 1.
+    starts at mid grey. The embeddings leave the encoder with a standard deviation of about 1. Shapes and errors are
+    those of `AutoencoderBase`.
 
     Args:
         quantizer: any quantizer with ``channel_dim=1``. Its ``dim`` is the width of the latent.
@@ -29,13 +28,6 @@ class Autoencoder(AutoencoderBase):
         hidden: channels inside the network, at least 2.
         downsample: factor between image and latent, a power of two. 4 turns 32 x 32 pixels into 8 x 8 tokens.
         blocks: residual blocks in the encoder, and again in the decoder.
-
-    Shape:
-        x: Float (B, in_channels, H, W) in [0, 1], H and W multiples of ``downsample``.
-        indices: Int64 (B, H / downsample, W / downsample); composites have a last axis more.
-
-    Raises:
-        TypeError, ValueError: for impossible sizes, a quantizer with another ``channel_dim``, images of a wrong shape.
 
     Source: the layout of the networks used for reconstruction in arXiv 2305.08842 (those of SQ-VAE, arXiv
     2205.07547). Deviations: normalization over groups instead of the batch, one width, no sigmoid.
@@ -58,22 +50,43 @@ class Autoencoder(AutoencoderBase):
         blocks: int = 2,
     ) -> None:
         super().__init__(quantizer, in_channels, check_int(self, "downsample", downsample, 1))
-        hidden = check_int(self, "hidden", hidden, 2)
-        blocks = check_int(self, "blocks", blocks, 0)
+        check_int(self, "hidden", hidden, 2)
+        check_int(self, "blocks", blocks, 0)
         if downsample & (downsample - 1):
             raise InvalidValueError(f"`Autoencoder`: `downsample` must be a power of two. Got {downsample}.")
         halvings = int(math.log2(downsample))
-        self.encoder = _encoder(self.in_channels, hidden, quantizer.dim, halvings, blocks)
+        self.encoder = _encoder(in_channels, hidden, quantizer.dim, halvings, blocks)
         self.quantizer = quantizer
-        self.decoder = _decoder(self.in_channels, hidden, quantizer.dim, halvings, blocks)
+        self.decoder = _decoder(in_channels, hidden, quantizer.dim, halvings, blocks)
 
 
-class _ResidualBlock(nn.Module):
-    """x + [norm, ReLU, 3 x 3, norm, ReLU, 1 x 1](x)."""
+def _encoder(in_channels: int, hidden: int, dim: int, halvings: int, blocks: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    width = in_channels
+    for _ in range(halvings):
+        layers += [halve(width, hidden), _norm(hidden), nn.ReLU()]
+        width = hidden
+    layers += [conv3(width, hidden), *_residual_blocks(hidden, blocks), _norm(hidden)]
+    to_latent = nn.Conv2d(hidden, dim, 1)
+    # The normalized input has variance 1, so this gives every channel of z a variance of about 1.
+    nn.init.normal_(to_latent.weight, std=hidden**-0.5)
+    nn.init.zeros_(to_latent.bias)  # type: ignore[arg-type]
+    return nn.Sequential(*layers, to_latent)
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
+
+def _decoder(in_channels: int, hidden: int, dim: int, halvings: int, blocks: int) -> nn.Sequential:
+    layers: list[nn.Module] = [conv3(dim, hidden), *_residual_blocks(hidden, blocks), _norm(hidden), nn.ReLU()]
+    for _ in range(halvings - 1):
+        layers += [double(hidden, hidden), _norm(hidden), nn.ReLU()]
+    to_image = double(hidden, in_channels) if halvings else conv3(hidden, in_channels)
+    nn.init.constant_(to_image.bias, 0.5)  # type: ignore[arg-type]  # mid grey
+    return nn.Sequential(*layers, to_image)
+
+
+def _residual_blocks(width: int, number: int) -> list[nn.Module]:
+    """Each is x + [norm, ReLU, 3 x 3, norm, ReLU, 1 x 1](x)."""
+    return [
+        Residual(
             _norm(width),
             nn.ReLU(),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
@@ -81,47 +94,13 @@ class _ResidualBlock(nn.Module):
             nn.ReLU(),
             nn.Conv2d(width, width, 1),
         )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
-
-
-def _encoder(in_channels: int, hidden: int, dim: int, halvings: int, blocks: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    width = in_channels
-    for _ in range(halvings):
-        layers += [nn.Conv2d(width, hidden, 4, stride=2, padding=1), _norm(hidden), nn.ReLU()]
-        width = hidden
-    layers += [nn.Conv2d(width, hidden, 3, padding=1)]
-    layers += [_ResidualBlock(hidden) for _ in range(blocks)]
-    to_latent = nn.Conv2d(hidden, dim, 1)
-    # The normalized input has variance 1, so this gives every channel of z a variance of about 1.
-    nn.init.normal_(to_latent.weight, std=hidden**-0.5)
-    assert to_latent.bias is not None
-    nn.init.zeros_(to_latent.bias)
-    return nn.Sequential(*layers, _norm(hidden), to_latent)
-
-
-def _decoder(in_channels: int, hidden: int, dim: int, halvings: int, blocks: int) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Conv2d(dim, hidden, 3, padding=1)]
-    layers += [_ResidualBlock(hidden) for _ in range(blocks)]
-    layers += [_norm(hidden), nn.ReLU()]
-    # Transposed convolutions of width 4 and stride 2 cover every pixel evenly, and work at the lower resolution:
-    # on a CPU they take about half the time of upsampling followed by a convolution.
-    for _ in range(halvings - 1):
-        layers += [nn.ConvTranspose2d(hidden, hidden, 4, stride=2, padding=1), _norm(hidden), nn.ReLU()]
-    if halvings:
-        to_image: nn.Conv2d | nn.ConvTranspose2d = nn.ConvTranspose2d(hidden, in_channels, 4, stride=2, padding=1)
-    else:
-        to_image = nn.Conv2d(hidden, in_channels, 3, padding=1)
-    assert to_image.bias is not None
-    nn.init.constant_(to_image.bias, 0.5)  # mid grey
-    return nn.Sequential(*layers, to_image)
+        for _ in range(number)
+    ]
 
 
 def _norm(width: int) -> nn.GroupNorm:
-    """GroupNorm with groups of about 16 channels, for any width."""
-    groups = max(1, width // _GROUP_WIDTH)
+    """GroupNorm with groups of about 16 channels: of so many, a dead one does not decide the group's moments."""
+    groups = max(1, width // 16)
     while width % groups:
         groups -= 1
     return nn.GroupNorm(groups, width)

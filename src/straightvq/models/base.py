@@ -1,14 +1,15 @@
 """What the networks with a quantizer slot have in common: their results, their interface, their checks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from straightvq.errors import InvalidValueError
 from straightvq.nn import Quantizer, QuantizerOutput
-from straightvq.nn.part import check_int, check_part
+from straightvq.nn.part import check_choice, check_int, check_part
 
 
 class AutoencoderOutput(NamedTuple):
@@ -25,61 +26,6 @@ class AutoencoderOutput(NamedTuple):
     quantizer: QuantizerOutput
 
 
-class AutoencoderBase(nn.Module, ABC):
-    """Base of all autoencoders: images to a grid of codes and back.
-
-    A subclass checks its sizes, calls this constructor, and sets ``encoder``, ``quantizer`` and ``decoder``, in this
-    order: it is the order of the parameters.
-
-    Attributes:
-        encoder: Float (B, in_channels, H, W) -> (B, dim, H / downsample, W / downsample).
-        quantizer: any quantizer with ``channel_dim=1``.
-        decoder: the way back.
-        in_channels: of the images.
-        downsample: factor between image and latent.
-    """
-
-    encoder: nn.Module
-    quantizer: Quantizer
-    decoder: nn.Module
-
-    @abstractmethod
-    def __init__(self, quantizer: Quantizer, in_channels: int, downsample: int) -> None:
-        super().__init__()
-        check_part(self, "quantizer", quantizer, Quantizer)
-        check_channel_dim(self, quantizer, 1, "images are (B, C, H, W)")
-        self.in_channels = check_int(self, "in_channels", in_channels, 1)
-        self.downsample = downsample
-
-    def forward(self, x: Tensor) -> AutoencoderOutput:
-        """Encodes, quantizes and decodes; see the class for shapes."""
-        z = self.encode(x)
-        out = self.quantizer(z)
-        return AutoencoderOutput(self.decode(out.quantized), z, out)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> embeddings (B, dim, h, w)."""
-        check_images(self, x, self.in_channels)
-        if x.shape[2] % self.downsample or x.shape[3] % self.downsample:
-            raise InvalidValueError(
-                f"`{type(self).__name__}`: height and width of `x` must be multiples of downsample={self.downsample}. "
-                f"Got {tuple(x.shape)}."
-            )
-        return self.encoder(x)
-
-    def decode(self, quantized: Tensor) -> Tensor:
-        """Quantized embeddings (B, dim, h, w) -> images (B, C, H, W)."""
-        return self.decoder(quantized)
-
-    def tokenize(self, x: Tensor) -> Tensor:
-        """Images -> indices, by the quantizer's evaluation rule; changes no state of the quantizer."""
-        return self.quantizer.encode(self.encode(x))
-
-    def detokenize(self, indices: Tensor) -> Tensor:
-        """Indices -> images; together with ``tokenize`` the evaluation forward's reconstruction."""
-        return self.decode(self.quantizer.decode(indices))
-
-
 class ClassifierOutput(NamedTuple):
     """What a classifier returns.
 
@@ -94,7 +40,115 @@ class ClassifierOutput(NamedTuple):
     quantizer: QuantizerOutput | None
 
 
-class ClassifierBase(nn.Module, ABC):
+class QuantizedNet(nn.Module, ABC):
+    """Base of all networks for images: an encoder, a quantizer, and a head on the quantized embeddings."""
+
+    quantizer: Quantizer | None
+    output: ClassVar[Callable[..., Any]]  # the result of a forward pass
+
+    def __init__(self, quantizer: Quantizer | None, *, channel_dim: int, in_channels: int) -> None:
+        super().__init__()
+        if quantizer is not None and check_part(self, "quantizer", quantizer, Quantizer).channel_dim != channel_dim:
+            shape = "(B, C, h, w)" if channel_dim == 1 else "(B, tokens, dim)"
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: `quantizer` must have channel_dim={channel_dim}, because features are "
+                f"{shape}. Got {quantizer.channel_dim}."
+            )
+        self.in_channels = check_int(self, "in_channels", in_channels, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        """Encodes, quantizes and applies the head; see the class for shapes."""
+        z = self.encode(x)
+        if self.quantizer is None:
+            return self.output(self.head(z), z, None)
+        out = self.quantizer(z)
+        return self.output(self.head(out.quantized), z, out)
+
+    @abstractmethod
+    def encode(self, x: Tensor) -> Tensor:
+        """Images -> embeddings before quantization."""
+
+    @abstractmethod
+    def head(self, quantized: Tensor) -> Tensor:
+        """Quantized embeddings -> images or logits."""
+
+    @abstractmethod
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of what comes before the quantizer."""
+
+    def check_images(self, x: Tensor) -> None:
+        """Raises if ``x`` is not a batch of images with the network's channels."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: `x` must have the shape (B, {self.in_channels}, H, W). Got {tuple(x.shape)}."
+            )
+
+
+class AutoencoderBase(QuantizedNet):
+    """Base of all autoencoders: images to a grid of codes and back.
+
+    A subclass calls this constructor, and sets ``encoder``, ``quantizer`` and ``decoder``, in this order: it is the
+    order of the parameters.
+
+    Attributes:
+        encoder: Float (B, in_channels, H, W) -> (B, dim, H / downsample, W / downsample).
+        quantizer: any quantizer with ``channel_dim=1``; its ``dim`` is the width of the latent.
+        decoder: the way back.
+        in_channels: of the images.
+        downsample: factor between image and latent.
+
+    Shape:
+        x: Float (B, in_channels, H, W) in [0, 1], H and W multiples of ``downsample``.
+        reconstruction: Float (B, in_channels, H, W), about [0, 1] but not clamped.
+        indices: Int64 (B, H / downsample, W / downsample); composites have a last axis more.
+
+    Returns:
+        An `AutoencoderOutput`.
+
+    Raises:
+        TypeError, ValueError: for impossible sizes, a quantizer with another ``channel_dim``, images of a wrong shape.
+    """
+
+    output = AutoencoderOutput
+    encoder: nn.Module
+    quantizer: Quantizer
+    decoder: nn.Module
+
+    @abstractmethod
+    def __init__(self, quantizer: Quantizer, in_channels: int, downsample: int) -> None:
+        super().__init__(check_part(self, "quantizer", quantizer, Quantizer), channel_dim=1, in_channels=in_channels)
+        self.downsample = downsample
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> embeddings (B, dim, h, w)."""
+        self.check_images(x)
+        if x.shape[2] % self.downsample or x.shape[3] % self.downsample:
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: height and width of `x` must be multiples of downsample={self.downsample}. "
+                f"Got {tuple(x.shape)}."
+            )
+        return self.encoder(x)
+
+    def decode(self, quantized: Tensor) -> Tensor:
+        """Quantized embeddings (B, dim, h, w) -> images (B, C, H, W)."""
+        return self.decoder(quantized)
+
+    def head(self, quantized: Tensor) -> Tensor:
+        return self.decode(quantized)
+
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        return self.encoder.parameters()
+
+    def tokenize(self, x: Tensor) -> Tensor:
+        """Images -> indices, by the quantizer's evaluation rule; changes no state of the quantizer."""
+        return self.quantizer.encode(self.encode(x))
+
+    def detokenize(self, indices: Tensor) -> Tensor:
+        """Indices -> images; together with ``tokenize`` the evaluation forward's reconstruction."""
+        return self.decode(self.quantizer.decode(indices))
+
+
+class ClassifierBase(QuantizedNet):
     """Base of all classifiers: stages in a row, with a quantizer between two of them.
 
     Whatever the later stages know has passed the quantizer. The names of the stages, and so of the parameters, do
@@ -105,7 +159,21 @@ class ClassifierBase(nn.Module, ABC):
         quantizer: what stands after the stage ``position``, or None.
         stages: by name; the last one gives the logits.
         position: name of the last stage before the quantizer.
+
+    Shape:
+        x: Float (B, in_channels, H, W), usually normalized to mean 0 and standard deviation 1.
+        logits: Float (B, num_classes).
+        indices: Int64 (B, h, w), or (B, tokens) in a transformer; composites have a last axis more.
+
+    Returns:
+        A `ClassifierOutput`.
+
+    Raises:
+        TypeError, ValueError: for impossible sizes, an unknown position, a quantizer with another ``dim`` or
+            ``channel_dim``, images of a wrong shape.
     """
+
+    output = ClassifierOutput
 
     @abstractmethod
     def __init__(
@@ -119,36 +187,21 @@ class ClassifierBase(nn.Module, ABC):
         in_channels: int,
         min_size: int = 1,
     ) -> None:
-        super().__init__()
-        if quantizer is not None:
-            check_part(self, "quantizer", quantizer, Quantizer)
-            layout = "features are (B, C, h, w)" if channel_dim == 1 else "features are (B, tokens, dim)"
-            check_channel_dim(self, quantizer, channel_dim, layout)
-            if quantizer.dim != dim:
-                raise InvalidValueError(
-                    f"`{type(self).__name__}`: `quantizer` must have dim={dim}, the width of the features at "
-                    f"{position!r}. Got {quantizer.dim}."
-                )
+        super().__init__(quantizer, channel_dim=channel_dim, in_channels=in_channels)
+        if quantizer is not None and quantizer.dim != dim:
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: `quantizer` must have dim={dim}, the width of the features at {position!r}. "
+                f"Got {quantizer.dim}."
+            )
         self.quantizer = quantizer
-        self.stages = nn.Sequential()
-        for name, stage in stages.items():
-            self.stages.add_module(name, stage)
+        self.stages = nn.Sequential(OrderedDict(stages))
         self.position = position
-        self.in_channels = in_channels
         self.min_size = min_size
         self._split = list(stages).index(position) + 1
 
-    def forward(self, x: Tensor) -> ClassifierOutput:
-        """Encodes, quantizes and classifies; see the class for shapes."""
-        z = self.encode(x)
-        if self.quantizer is None:
-            return ClassifierOutput(self.head(z), z, None)
-        out = self.quantizer(z)
-        return ClassifierOutput(self.head(out.quantized), z, out)
-
     def encode(self, x: Tensor) -> Tensor:
         """Images -> embeddings before quantization: the stages up to ``position``."""
-        check_images(self, x, self.in_channels)
+        self.check_images(x)
         if min(x.shape[2:]) < self.min_size:
             raise InvalidValueError(
                 f"`{type(self).__name__}`: height and width of `x` must be at least {self.min_size}. "
@@ -164,35 +217,28 @@ class ClassifierBase(nn.Module, ABC):
             quantized = stage(quantized)
         return quantized
 
+    def encoder_parameters(self) -> Iterator[nn.Parameter]:
+        return self.stages[: self._split].parameters()
+
     def extra_repr(self) -> str:
         return f"position={self.position!r}"
 
 
-class Rescale(nn.Module):
-    """x -> scale * x + shift, for networks that were designed for another range of pixels than [0, 1]."""
+class ConvClassifier(ClassifierBase):
+    """Base of the convolutional classifiers, whose stages are multiples of one width."""
 
-    def __init__(self, scale: float, shift: float) -> None:
-        super().__init__()
-        self.scale = scale
-        self.shift = shift
+    POSITIONS: ClassVar[dict[str, int]]  # channels after each stage that a quantizer may follow, in units of the width
+    DEFAULT_POSITION: ClassVar[str]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.scale * x + self.shift
+    @classmethod
+    def dim_at(cls, position: str | None = None, width: int = 64) -> int:
+        """Channels that the quantizer gets at a position; None is the default one.
 
-    def extra_repr(self) -> str:
-        return f"scale={self.scale:g}, shift={self.shift:g}"
-
-
-def check_channel_dim(owner: nn.Module, quantizer: Quantizer, channel_dim: int, because: str) -> None:
-    if quantizer.channel_dim != channel_dim:
-        raise InvalidValueError(
-            f"`{type(owner).__name__}`: `quantizer` must have channel_dim={channel_dim}, because {because}. "
-            f"Got {quantizer.channel_dim}."
-        )
-
-
-def check_images(owner: nn.Module, x: Tensor, in_channels: int) -> None:
-    if x.ndim != 4 or x.shape[1] != in_channels:
-        raise InvalidValueError(
-            f"`{type(owner).__name__}`: `x` must have the shape (B, {in_channels}, H, W). Got {tuple(x.shape)}."
-        )
+        Example:
+            >>> from straightvq.models import AlexNet, ResNet18
+            >>> AlexNet.dim_at("conv3"), ResNet18.dim_at("layer4", width=16)
+            (384, 128)
+        """
+        position = cls.DEFAULT_POSITION if position is None else position
+        multiple = cls.POSITIONS[check_choice(cls.__name__, "position", position, cls.POSITIONS)]
+        return multiple * check_int(cls.__name__, "width", width, 1)

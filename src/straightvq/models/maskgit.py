@@ -15,10 +15,8 @@ class MaskGIT(nn.Module):
 
     Tokens and positions are embedded, summed and normalized; a token for the class goes in front, if there are
     classes; then the blocks, in the order of BERT (normalization after the residual sum); then one more layer, and
-    the logits are its inner products with the embeddings of the codes, plus a bias per code.
-
-    Only the network: masking schedules, the loss and sampling are not its business. Training and evaluation differ in
-    the dropout.
+    the logits are its inner products with the embeddings of the codes, plus a bias per code. Training and evaluation
+    differ in the dropout.
 
     Args:
         codebook_size: number of codes.
@@ -69,10 +67,10 @@ class MaskGIT(nn.Module):
             raise InvalidValueError(f"`MaskGIT`: `grid` must be two integers >= 1, (height, width). Got {grid!r}.")
         self.grid = (check_int(self, "grid", grid[0], 1), check_int(self, "grid", grid[1], 1))
         self.num_classes = None if num_classes is None else check_int(self, "num_classes", num_classes, 1)
-        layers = check_int(self, "layers", layers, 1)
-        width = check_int(self, "width", width, 1)
-        heads = check_heads(self, width, heads)
-        dropout = check_float(self, "dropout", dropout, minimum=0, maximum=1, open_maximum=True)
+        check_int(self, "layers", layers, 1)
+        check_heads(self, check_int(self, "width", width, 1), heads)
+        check_float(self, "dropout", dropout, minimum=0, maximum=1, open_maximum=True)
+        check_bool(self, "tie_output", tie_output)
 
         # The last rows are the mask token and the null class.
         self.token_embedding = nn.Embedding(self.codebook_size + 1, width)
@@ -85,8 +83,7 @@ class MaskGIT(nn.Module):
             *(TransformerBlock(width, heads, norm_first=False, dropout=dropout, eps=_EPS) for _ in range(layers))
         )
         self.last = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, _EPS))
-        tied = check_bool(self, "tie_output", tie_output)
-        self.output = None if tied else nn.Linear(width, self.codebook_size, bias=False)
+        self.output = None if tie_output else nn.Linear(width, self.codebook_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(self.codebook_size))
         init_transformer_(self)
 
@@ -95,10 +92,9 @@ class MaskGIT(nn.Module):
         self._check(indices, labels)
         x = self.token_embedding(_last_if_negative(indices, self.codebook_size).flatten(1))
         if self.class_embedding is not None:
-            assert self.num_classes is not None
-            if labels is None:
-                labels = indices.new_full((len(indices),), -1)
-            x = torch.cat([self.class_embedding(_last_if_negative(labels, self.num_classes))[:, None], x], dim=1)
+            null = self.class_embedding.num_embeddings - 1
+            labels = indices.new_full((len(indices),), -1) if labels is None else labels
+            x = torch.cat([self.class_embedding(_last_if_negative(labels, null))[:, None], x], dim=1)
         x = self.blocks(self.dropout(self.norm(x + self.position_embedding.weight)))
         if self.class_embedding is not None:
             x = x[:, 1:]

@@ -1,9 +1,10 @@
 """The residual autoencoder of SQ-VAE with a quantizer slot."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from straightvq.errors import InvalidValueError
 from straightvq.models.base import AutoencoderBase
+from straightvq.models.blocks import Residual, conv3, double, halve
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_choice, check_int
 
@@ -20,6 +21,9 @@ class SQVAENet(AutoencoderBase):
     Batch normalization makes training differ from evaluation: in training an image's embeddings depend on its batch,
     and every forward moves the running averages, ``encode`` and ``tokenize`` included. In evaluation nothing does.
 
+    Shapes and errors are those of `AutoencoderBase`, with a ``downsample`` of 4 and reconstructions in (0, 1) by a
+    sigmoid.
+
     Args:
         quantizer: any quantizer with ``channel_dim=1`` and a ``dim`` of at least 2, which is the network's width.
         variant: "net_32", used for 32 x 32 pixels, or "net_64", used for 64 x 64 and 128 x 128. Both take any size
@@ -28,14 +32,6 @@ class SQVAENet(AutoencoderBase):
         in_channels: 3 for RGB, 1 for grey.
         blocks: residual blocks in the encoder, at least 1; None takes the published number, 2 in "net_32", 6 in
             "net_64".
-
-    Shape:
-        x: Float (B, in_channels, H, W) in [0, 1], H and W multiples of 4.
-        reconstruction: Float (B, in_channels, H, W), in (0, 1) by a sigmoid.
-        indices: Int64 (B, H / 4, W / 4); composites have a last axis more.
-
-    Raises:
-        TypeError, ValueError: for impossible sizes, a quantizer with another ``channel_dim``, images of a wrong shape.
 
     Source: arXiv 2205.07547 and its code (``EncoderVqResnet32``, ``EncoderVqResnet64`` and their decoders, with the
     blocks of the configurations for CIFAR-10 and CelebA); arXiv 2305.08842 uses them "with 64 channels" for CIFAR-10
@@ -65,37 +61,27 @@ class SQVAENet(AutoencoderBase):
             raise InvalidValueError(f"`SQVAENet`: `quantizer` must have a dim of at least 2. Got {dim}.")
         half = dim // 2
         self.encoder = nn.Sequential(
-            *_norm_relu(nn.Conv2d(self.in_channels, half, 4, stride=2, padding=1)),
-            *_norm_relu(nn.Conv2d(half, dim, 4, stride=2, padding=1)),
-            *_norm_relu(nn.Conv2d(dim, dim, 3, padding=1))[: None if is_small else 1],
-            *(_ResidualBlock(dim) for _ in range(blocks)),
+            *_norm_relu(halve(self.in_channels, half)),
+            *_norm_relu(halve(half, dim)),
+            *_norm_relu(conv3(dim, dim))[: None if is_small else 1],
+            *_residual_blocks(dim, blocks),
         )
         self.quantizer = quantizer
         self.decoder = nn.Sequential(
-            *(_ResidualBlock(dim) for _ in range(blocks if is_small else blocks - 1)),
+            *_residual_blocks(dim, blocks if is_small else blocks - 1),
             *_norm_relu(nn.ConvTranspose2d(dim, dim, 3, padding=1)),
-            *_norm_relu(nn.ConvTranspose2d(dim, half, 4, stride=2, padding=1)),
-            nn.ConvTranspose2d(half, self.in_channels, 4, stride=2, padding=1),
+            *_norm_relu(double(dim, half)),
+            double(half, self.in_channels),
             nn.Sigmoid(),
         )
 
 
-class _ResidualBlock(nn.Module):
-    """x + [ReLU, 3 x 3, norm, ReLU, 1 x 1, norm](x)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 1),
-            nn.BatchNorm2d(width),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+def _residual_blocks(width: int, number: int) -> list[nn.Module]:
+    """Each is x + [ReLU, 3 x 3, norm, ReLU, 1 x 1, norm](x)."""
+    return [
+        Residual(nn.ReLU(), *_norm_relu(conv3(width, width)), nn.Conv2d(width, width, 1), nn.BatchNorm2d(width))
+        for _ in range(number)
+    ]
 
 
 def _norm_relu(conv: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:

@@ -14,10 +14,12 @@ class ViT(ClassifierBase):
     """Patches to tokens, transformer blocks, and a quantizer after one of the blocks.
 
     The quantizer gets the tokens of the patches, in rows from the top left. The class token is never quantized: it
-    joins the sequence after the quantizer, in the quantized network and in the one without, so that nothing reaches
-    the logits around the quantizer. With ``class_token=False`` the logits come from the mean of all tokens instead.
+    joins the sequence after the quantizer, also in the network without one, so that nothing reaches the logits around
+    the quantizer. Training and evaluation differ in the quantizer only. Shapes and errors are those of
+    `ClassifierBase`, with tokens = (image_size / patch_size)^2.
 
-    Training and evaluation differ in the quantizer only.
+    The defaults are ViT-Tiny with patches of 16 pixels. For 32 x 32 pixels: ``image_size=32, patch_size=4, layers=6,
+    width=96``, with 8 x 8 tokens.
 
     Args:
         quantizer: any quantizer with ``channel_dim=-1`` and ``dim=width``; None for the network without
@@ -32,20 +34,7 @@ class ViT(ClassifierBase):
         position: "patches", or "block1" and so on: the quantizer gets the tokens after the patch embedding, or after
             this block. None is the middle: block ``layers // 2``. Where arXiv 2305.08842 put its quantizer is not
             known.
-        class_token: classify from a class token, or from the mean of the tokens.
-
-    The defaults are ViT-Tiny with patches of 16 pixels. For 32 x 32 pixels: ``image_size=32, patch_size=4, layers=6,
-    width=96``, with 8 x 8 tokens.
-
-    Shape:
-        x: Float (B, in_channels, image_size, image_size); usually normalized to mean 0 and standard deviation 1.
-        z: Float (B, tokens, width), tokens = (image_size / patch_size)^2.
-        logits: Float (B, num_classes).
-        indices: Int64 (B, tokens).
-
-    Raises:
-        TypeError, ValueError: for impossible sizes, an unknown position, a quantizer with another ``dim`` or
-            ``channel_dim``, images of a wrong shape.
+        class_token: whether to classify from a class token, or from the mean of the tokens.
 
     Source: arXiv 2010.11929, in the size Ti of arXiv 2012.12877: 5,717,416 parameters for 1,000 classes at 224
     pixels. Deviations: the class token joins after the quantizer ("patches" without a quantizer is the published
@@ -73,14 +62,12 @@ class ViT(ClassifierBase):
         position: str | None = None,
         class_token: bool = True,
     ) -> None:
-        num_classes = check_int(self, "num_classes", num_classes, 1)
-        in_channels = check_int(self, "in_channels", in_channels, 1)
-        image_size = check_int(self, "image_size", image_size, 1)
-        if image_size % check_int(self, "patch_size", patch_size, 1):
+        check_int(self, "num_classes", num_classes, 1)
+        check_int(self, "in_channels", in_channels, 1)
+        if check_int(self, "image_size", image_size, 1) % check_int(self, "patch_size", patch_size, 1):
             raise InvalidValueError(f"`ViT`: `patch_size` must divide image_size={image_size}. Got {patch_size}.")
-        layers = check_int(self, "layers", layers, 1)
         dim = self.dim_at(position, width, layers)
-        heads = check_heads(self, width, heads)
+        check_heads(self, width, heads)
         check_bool(self, "class_token", class_token)
         position = _positions(layers)[layers // 2] if position is None else position
 
@@ -92,21 +79,18 @@ class ViT(ClassifierBase):
                 stages[name] = TransformerBlock(width, heads, norm_first=True)
             if class_token and name == position:
                 stages["class_token"] = _ClassToken(width)
-        pool = _First() if class_token else _Mean()
-        stages["classifier"] = nn.Sequential(pool, nn.LayerNorm(width, 1e-6), nn.Linear(width, num_classes))
+        stages["classifier"] = nn.Sequential(
+            _First() if class_token else _Mean(), nn.LayerNorm(width, 1e-6), nn.Linear(width, num_classes)
+        )
         super().__init__(quantizer, stages, position=position, dim=dim, channel_dim=-1, in_channels=in_channels)
         init_transformer_(self.stages)
 
     @classmethod
     def dim_at(cls, position: str | None = None, width: int = 192, layers: int = 12) -> int:
-        """Channels that the quantizer gets at a position: ``width`` at all of them.
-
-        Example:
-            >>> ViT.dim_at("block6"), ViT.dim_at(width=96)
-            (192, 96)
-        """
+        """Channels that the quantizer gets at a position: ``width`` at all of them."""
+        positions = _positions(check_int("ViT", "layers", layers, 1))
         if position is not None:
-            check_choice("ViT", "position", position, _positions(check_int("ViT", "layers", layers, 1)))
+            check_choice("ViT", "position", position, positions)
         return check_int("ViT", "width", width, 1)
 
 

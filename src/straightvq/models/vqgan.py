@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from straightvq.errors import InvalidValueError
-from straightvq.models.base import AutoencoderBase, Rescale
+from straightvq.models.base import AutoencoderBase
+from straightvq.models.blocks import Rescale, Residual, conv3
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
 
@@ -18,7 +19,7 @@ class VQGANNet(AutoencoderBase):
 
     Each level but the last halves the resolution. All normalization is over 32 groups of channels of one image, and
     there is no dropout: training and evaluation differ in the quantizer only. Inside, pixels are in [-1, 1], as in
-    the source; outside in [0, 1].
+    the source; outside in [0, 1]. Shapes and errors are those of `AutoencoderBase`.
 
     Args:
         quantizer: any quantizer with ``channel_dim=1``. Its ``dim`` is the width of the latent, 256 in the source.
@@ -30,14 +31,6 @@ class VQGANNet(AutoencoderBase):
     The defaults are the source's network for 256 x 256 pixels, with 16 x 16 tokens. For 64 x 64 pixels and 16 x 16
     tokens ``hidden=64, multipliers=(1, 2, 4), blocks=1`` is a start. The attention's time grows with the square of
     the number of tokens.
-
-    Shape:
-        x: Float (B, in_channels, H, W) in [0, 1], H and W multiples of ``downsample``.
-        reconstruction: Float (B, in_channels, H, W), about [0, 1] but not clamped.
-        indices: Int64 (B, H / downsample, W / downsample); composites have a last axis more.
-
-    Raises:
-        TypeError, ValueError: for impossible sizes, a quantizer with another ``channel_dim``, images of a wrong shape.
 
     Source: arXiv 2012.09841 and its code, which has 71,879,555 parameters without codebook at the default sizes and
     a latent of 256 channels. Deviations: attention follows the residual blocks of the lowest resolution, whichever
@@ -68,55 +61,46 @@ class VQGANNet(AutoencoderBase):
             raise InvalidValueError(f"`VQGANNet`: `hidden` must be a multiple of {_GROUPS}. Got {hidden}.")
         widths = [hidden * check_int(self, "multipliers", multiplier, 1) for multiplier in multipliers]
         super().__init__(quantizer, in_channels, downsample=2 ** (len(widths) - 1))
-        blocks = check_int(self, "blocks", blocks, 1)
-        self.encoder = _encoder(self.in_channels, hidden, widths, quantizer.dim, blocks)
+        check_int(self, "blocks", blocks, 1)
+        self.encoder = _encoder(in_channels, hidden, widths, quantizer.dim, blocks)
         self.quantizer = quantizer
-        self.decoder = _decoder(self.in_channels, widths, quantizer.dim, blocks)
+        self.decoder = _decoder(in_channels, widths, quantizer.dim, blocks + 1)
 
 
 def _encoder(in_channels: int, hidden: int, widths: list[int], dim: int, blocks: int) -> nn.Sequential:
-    layers: list[nn.Module] = [Rescale(2.0, -1.0), _conv(in_channels, hidden)]
+    layers: list[nn.Module] = [Rescale(2.0, -1.0), conv3(in_channels, hidden)]
     width = hidden
-    for level, out in enumerate(widths):
-        is_lowest = level == len(widths) - 1
-        for _ in range(blocks):
-            layers.append(_ResidualBlock(width, out))
-            width = out
-            if is_lowest:
-                layers.append(_Attention(width))
-        if not is_lowest:
-            layers.append(_halve(width))
-    return nn.Sequential(*layers, *_middle(width), _norm(width), nn.SiLU(), _conv(width, dim), nn.Conv2d(dim, dim, 1))
+    for out in widths[:-1]:
+        layers += [*_blocks(width, out, blocks), _halve(out)]
+        width = out
+    lowest = widths[-1]
+    layers += [*_blocks(width, lowest, blocks, attend=True), *_middle(lowest), _norm(lowest), nn.SiLU()]
+    return nn.Sequential(*layers, conv3(lowest, dim), nn.Conv2d(dim, dim, 1))
 
 
 def _decoder(in_channels: int, widths: list[int], dim: int, blocks: int) -> nn.Sequential:
     width = widths[-1]
-    layers: list[nn.Module] = [nn.Conv2d(dim, dim, 1), _conv(dim, width), *_middle(width)]
-    for level, out in reversed(list(enumerate(widths))):
-        for _ in range(blocks + 1):
-            layers.append(_ResidualBlock(width, out))
-            width = out
-            if level == len(widths) - 1:
-                layers.append(_Attention(width))
-        if level > 0:
-            layers.append(_double(width))
-    return nn.Sequential(*layers, _norm(width), nn.SiLU(), _conv(width, in_channels), Rescale(0.5, 0.5))
+    layers: list[nn.Module] = [nn.Conv2d(dim, dim, 1), conv3(dim, width), *_middle(width)]
+    layers += _blocks(width, width, blocks, attend=True)
+    for out in widths[-2::-1]:
+        layers += [_double(width), *_blocks(width, out, blocks)]
+        width = out
+    return nn.Sequential(*layers, _norm(width), nn.SiLU(), conv3(width, in_channels), Rescale(0.5, 0.5))
+
+
+def _blocks(width: int, out: int, number: int, *, attend: bool = False) -> list[nn.Module]:
+    """Each is shortcut(x) + [norm, swish, 3 x 3, norm, swish, 3 x 3](x), followed by attention if wanted."""
+    blocks: list[nn.Module] = []
+    for before in [width, *[out] * (number - 1)]:
+        layers = [_norm(before), nn.SiLU(), conv3(before, out), _norm(out), nn.SiLU(), conv3(out, out)]
+        blocks.append(Residual(*layers, shortcut=None if before == out else nn.Conv2d(before, out, 1)))
+        if attend:
+            blocks.append(_Attention(out))
+    return blocks
 
 
 def _middle(width: int) -> list[nn.Module]:
-    return [_ResidualBlock(width, width), _Attention(width), _ResidualBlock(width, width)]
-
-
-class _ResidualBlock(nn.Module):
-    """shortcut(x) + [norm, swish, 3 x 3, norm, swish, 3 x 3](x)."""
-
-    def __init__(self, width: int, out: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(_norm(width), nn.SiLU(), _conv(width, out), _norm(out), nn.SiLU(), _conv(out, out))
-        self.shortcut = nn.Identity() if width == out else nn.Conv2d(width, out, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.shortcut(x) + self.body(x)
+    return [*_blocks(width, width, 1, attend=True), *_blocks(width, width, 1)]
 
 
 class _Attention(nn.Module):
@@ -141,11 +125,7 @@ def _halve(width: int) -> nn.Sequential:
 
 
 def _double(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Upsample(scale_factor=2), _conv(width, width))
-
-
-def _conv(width: int, out: int) -> nn.Conv2d:
-    return nn.Conv2d(width, out, 3, padding=1)
+    return nn.Sequential(nn.Upsample(scale_factor=2), conv3(width, width))
 
 
 def _norm(width: int) -> nn.GroupNorm:

@@ -1,8 +1,9 @@
 """The convolutional autoencoder of VQ-VAE with a quantizer slot."""
 
-from torch import Tensor, nn
+from torch import nn
 
-from straightvq.models.base import AutoencoderBase, Rescale
+from straightvq.models.base import AutoencoderBase
+from straightvq.models.blocks import Rescale, Residual, conv3, double, halve
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
 
@@ -11,7 +12,8 @@ class VQVAENet(AutoencoderBase):
     """Two strided convolutions, narrow residual blocks at a quarter of the resolution, and the way back.
 
     No normalization and no dropout: training and evaluation differ in the quantizer only. Inside, pixels are in
-    [-0.5, 0.5], as in the source; outside in [0, 1].
+    [-0.5, 0.5], as in the source; outside in [0, 1]. Shapes and errors are those of `AutoencoderBase`, with a
+    ``downsample`` of 4.
 
     Args:
         quantizer: any quantizer with ``channel_dim=1``. Its ``dim`` is the width of the latent, 64 in the source.
@@ -19,14 +21,6 @@ class VQVAENet(AutoencoderBase):
         hidden: channels of the network, at least 2; half as many at the highest resolution.
         residual: channels inside the residual blocks.
         blocks: residual blocks in the encoder, and again in the decoder.
-
-    Shape:
-        x: Float (B, in_channels, H, W) in [0, 1], H and W multiples of 4.
-        reconstruction: Float (B, in_channels, H, W), about [0, 1] but not clamped.
-        indices: Int64 (B, H / 4, W / 4); composites have a last axis more.
-
-    Raises:
-        TypeError, ValueError: for impossible sizes, a quantizer with another ``channel_dim``, images of a wrong shape.
 
     Source: arXiv 1711.00937, section 4.1, in the sizes of its authors' example for CIFAR-10 (hidden 128, residual 32,
     2 blocks), which later comparisons share. Deviation: weights start as torch starts them.
@@ -49,41 +43,33 @@ class VQVAENet(AutoencoderBase):
         blocks: int = 2,
     ) -> None:
         super().__init__(quantizer, in_channels, downsample=4)
-        hidden = check_int(self, "hidden", hidden, 2)
-        residual = check_int(self, "residual", residual, 1)
-        blocks = check_int(self, "blocks", blocks, 0)
+        check_int(self, "hidden", hidden, 2)
+        check_int(self, "residual", residual, 1)
+        check_int(self, "blocks", blocks, 0)
         half = hidden // 2
         self.encoder = nn.Sequential(
             Rescale(1.0, -0.5),
-            nn.Conv2d(self.in_channels, half, 4, stride=2, padding=1),
+            halve(self.in_channels, half),
             nn.ReLU(),
-            nn.Conv2d(half, hidden, 4, stride=2, padding=1),
+            halve(half, hidden),
             nn.ReLU(),
-            nn.Conv2d(hidden, hidden, 3, padding=1),
-            *(_ResidualBlock(hidden, residual) for _ in range(blocks)),
+            conv3(hidden, hidden),
+            *_residual_blocks(hidden, residual, blocks),
             nn.ReLU(),
             nn.Conv2d(hidden, quantizer.dim, 1),
         )
         self.quantizer = quantizer
         self.decoder = nn.Sequential(
-            nn.Conv2d(quantizer.dim, hidden, 3, padding=1),
-            *(_ResidualBlock(hidden, residual) for _ in range(blocks)),
+            conv3(quantizer.dim, hidden),
+            *_residual_blocks(hidden, residual, blocks),
             nn.ReLU(),
-            nn.ConvTranspose2d(hidden, half, 4, stride=2, padding=1),
+            double(hidden, half),
             nn.ReLU(),
-            nn.ConvTranspose2d(half, self.in_channels, 4, stride=2, padding=1),
+            double(half, self.in_channels),
             Rescale(1.0, 0.5),
         )
 
 
-class _ResidualBlock(nn.Module):
-    """x + [ReLU, 3 x 3, ReLU, 1 x 1](x), narrower inside."""
-
-    def __init__(self, width: int, inside: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.ReLU(), nn.Conv2d(width, inside, 3, padding=1), nn.ReLU(), nn.Conv2d(inside, width, 1)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+def _residual_blocks(width: int, inside: int, number: int) -> list[nn.Module]:
+    """Each is x + [ReLU, 3 x 3, ReLU, 1 x 1](x), narrower inside."""
+    return [Residual(nn.ReLU(), conv3(width, inside), nn.ReLU(), nn.Conv2d(inside, width, 1)) for _ in range(number)]

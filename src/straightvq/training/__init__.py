@@ -1,6 +1,7 @@
 """What is trained and how: LightningModules, callbacks, checkpoints, the training commands."""
 
 from straightvq.training.alternated import alternated_step
+from straightvq.training.base import Alternation, OptimizerSettings
 from straightvq.training.classification import Classification
 from straightvq.training.finite import NonFiniteError, StopOnNonFinite
 from straightvq.training.monitor import CodebookMonitor, CodebookWarning, HasHead
@@ -8,6 +9,7 @@ from straightvq.training.reconstruction import Reconstruction
 from straightvq.training.resume import ExactResume, LastCheckpoint
 
 __all__ = [
+    "Alternation",
     "Classification",
     "CodebookMonitor",
     "CodebookWarning",
@@ -15,6 +17,7 @@ __all__ = [
     "HasHead",
     "LastCheckpoint",
     "NonFiniteError",
+    "OptimizerSettings",
     "Reconstruction",
     "StopOnNonFinite",
     "alternated_step",

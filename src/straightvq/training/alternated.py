@@ -9,8 +9,6 @@ from torch.optim import Optimizer
 
 from straightvq.nn.part import check_int
 
-__all__ = ["alternated_step"]
-
 
 def alternated_step(
     quantizer_loss: Callable[[], Tensor],
@@ -26,16 +24,15 @@ def alternated_step(
         repeat inner_steps times:  gradients <- 0;  quantizer_loss().backward();  inner.step()
                                    gradients <- 0;  task_loss().backward();       outer.step()
 
-    Each loss is computed by a forward pass of its own, so the task sees the codes (and the encoder) that the first
-    phase left behind. What the first phase moves is what ``inner`` holds: the codebook, or the codebook and the
-    encoder. A parameter may be in both optimizers, as a codebook with a synchronised estimator is: phase one gives
-    it the commitment gradient and phase two the task's, and neither is counted twice.
+    Each loss has a forward pass of its own, so the task sees the codes (and the encoder) that the first phase left
+    behind. A parameter may be in both optimizers, as a codebook with a synchronised estimator is: phase one gives it
+    the commitment gradient and phase two the task's, and neither is counted twice.
 
     Args:
         quantizer_loss: runs a forward pass and returns the quantizer's loss, a scalar.
         task_loss: runs a forward pass and returns the task's loss, a scalar.
-        inner: optimizer of the first phase.
-        outer: optimizer of the second phase. In plain SGD terms the step is coordinate descent.
+        inner: optimizer of the first phase: it holds the codebook, or the codebook and the encoder.
+        outer: optimizer of the second phase.
         inner_steps: steps of the first phase.
         backward: what to call instead of ``loss.backward()``, such as Lightning's ``manual_backward``.
 
@@ -54,25 +51,17 @@ def alternated_step(
         >>> z.item()  # halved twice
         0.25
     """
-    inner_steps = check_int("alternated_step", "inner_steps", inner_steps, 1)
-    first = second = torch.zeros(())
-    for _ in range(inner_steps):
-        first = _phase(quantizer_loss, inner, (inner, outer), backward)
-    second = _phase(task_loss, outer, (inner, outer), backward)
-    return first, second
 
+    def phase(loss: Callable[[], Tensor], optimizer: Optimizer) -> Tensor:
+        # To None and not to zero: an optimizer skips a parameter without gradient, while a gradient of zero would
+        # still move it by momentum and weight decay.
+        inner.zero_grad(set_to_none=True)
+        outer.zero_grad(set_to_none=True)
+        value = loss()
+        backward(value)
+        optimizer.step()
+        return value.detach()
 
-def _phase(
-    loss: Callable[[], Tensor],
-    optimizer: Optimizer,
-    both: tuple[Optimizer, Optimizer],
-    backward: Callable[[Tensor], Any],
-) -> Tensor:
-    # To None and not to zero: an optimizer skips a parameter without gradient, while a gradient of zero would still
-    # move it by momentum and weight decay.
-    for each in both:
-        each.zero_grad(set_to_none=True)
-    value = loss()
-    backward(value)
-    optimizer.step()
-    return value.detach()
+    for _ in range(check_int("alternated_step", "inner_steps", inner_steps, 1)):
+        first = phase(quantizer_loss, inner)
+    return first, phase(task_loss, outer)

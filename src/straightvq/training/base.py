@@ -1,56 +1,144 @@
-"""What the tasks share: optimizer and schedule, the two-phase step, evaluation over whole sets."""
+"""What the tasks share: their optimizer, the two-phase step, evaluation over whole sets."""
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, Self, cast, get_args
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, cast
 
 import lightning
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import Metric, MetricCollection
 
 import straightvq as svq
 from straightvq.diagnostics import CodebookUsage
 from straightvq.errors import InvalidValueError
+from straightvq.models.base import QuantizedNet
 from straightvq.nn import Quantizer
-from straightvq.nn.part import check_bool, check_choice, check_float, check_int, keeping_float32
+from straightvq.nn.part import (
+    check_bool,
+    check_choice,
+    check_float,
+    check_int,
+    check_optional_float,
+    check_part,
+    keeping_float32,
+)
 from straightvq.training.alternated import alternated_step
-from straightvq.training.schedule import warm_up_and_decay
 
-Alternate = Literal["no", "codebook", "codebook_and_encoder"]
 Batch = dict[str, Tensor]
+Pass = tuple[Tensor, svq.QuantizerOutput | None]  # the task's error, and the quantizer's output
 
 
-class Pass(NamedTuple):
-    """One forward pass of the network.
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The optimizer of a task and the course of its learning rates.
 
-    Attributes:
-        loss: the task's part of the loss with its weight, a scalar.
-        values: the task's part unweighted, by the names under which it is logged.
-        quantizer: the quantizer's output; None in a network without one.
+    In files and options, what is not named keeps the default of the task; an object made in Python has those below.
+
+    Args:
+        name: "adamw", or "sgd" with momentum.
+        lr: peak learning rate.
+        codebook_lr: peak learning rate of the codebook's parameters; None takes ``lr``. Under "sgd" a codebook that is
+            trained by gradient needs one in the tens: its gradient is a mean over all vectors and channels.
+        weight_decay: of the network; never applied to the codebook.
+        betas: of AdamW.
+        momentum: of SGD; None takes 0.9. Refused with "adamw".
+        warmup_steps: optimizer steps of linear warm-up.
+        schedule: after the warm-up: "cosine" to 0 at the last step that the Trainer plans, or "constant".
+
+    Raises:
+        TypeError, ValueError: for values out of range, and for settings that contradict each other.
+
+    Source: the defaults are those of arXiv 2305.08842, Table 8, but for ``lr`` and ``warmup_steps``.
     """
 
-    loss: Tensor
-    values: dict[str, Tensor]
-    quantizer: svq.QuantizerOutput | None
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    codebook_lr: float | None = None
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float | None = None
+    warmup_steps: int = 100
+    schedule: Literal["cosine", "constant"] = "cosine"
 
-    def total(self) -> Tensor:
-        """The task's loss plus the quantizer's."""
-        return self.loss if self.quantizer is None else self.loss + self.quantizer.loss
+    def __post_init__(self) -> None:
+        check_choice(self, "name", self.name, ("adamw", "sgd"))
+        check_float(self, "lr", self.lr, minimum=0, open_minimum=True)
+        check_optional_float(self, "codebook_lr", self.codebook_lr, minimum=0)
+        check_float(self, "weight_decay", self.weight_decay, minimum=0)
+        if len(self.betas) != 2:
+            raise InvalidValueError(f"`OptimizerSettings`: `betas` must be two numbers. Got {self.betas}.")
+        for beta in self.betas:
+            check_float(self, "betas", beta, minimum=0, maximum=1, open_maximum=True)
+        check_optional_float(self, "momentum", self.momentum, minimum=0, maximum=1, open_maximum=True)
+        if self.momentum is not None and self.name == "adamw":
+            raise InvalidValueError(
+                f'`OptimizerSettings`: `momentum` belongs to "sgd". Got {self.momentum} with "adamw", whose own are '
+                "the `betas`."
+            )
+        check_int(self, "warmup_steps", self.warmup_steps, 0)
+        check_choice(self, "schedule", self.schedule, ("cosine", "constant"))
+
+    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer over parameter groups, each with its own decay and, if it differs, its own rate."""
+        if self.name == "sgd":
+            return SGD(groups, lr=self.lr, momentum=0.9 if self.momentum is None else self.momentum)
+        return AdamW(groups, lr=self.lr, betas=self.betas)
+
+    def scheduler(self, optimizer: Optimizer, total_steps: float) -> LambdaLR:
+        """Warm-up and schedule for a training of ``total_steps``; constant if these are infinite."""
+        warmup = min(self.warmup_steps, total_steps)
+        is_constant = self.schedule == "constant" or math.isinf(total_steps)
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            if is_constant:
+                return 1.0
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, total_steps - warmup))))
+
+        return LambdaLR(optimizer, factor)
 
 
-class SetMetrics(nn.Module, ABC):
-    """Values over a whole set, exact for any batches: codebook usage, and what a task adds.
+@dataclass(frozen=True)
+class Alternation:
+    """The first phase of the paper's two-phase step, which trains on the quantizer's loss alone.
 
-    Sums are over all ranks, and stay in 32 bits at least where the network is cast to fewer: a sum in half precision
-    stops growing after a few hundred images.
+    Its optimizer is AdamW without weight decay, and follows the warm-up and the schedule of the task's.
+
+    Args:
+        phase: what it moves: the "codebook", or the "codebook_and_encoder".
+        steps: optimizer steps per batch.
+        lr: peak learning rate; None takes the task's.
+    """
+
+    phase: Literal["codebook", "codebook_and_encoder"]
+    steps: int = 1
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice(self, "phase", self.phase, ("codebook", "codebook_and_encoder"))
+        check_int(self, "steps", self.steps, 1)
+        check_optional_float(self, "lr", self.lr, minimum=0)
+
+
+class SetMetrics(nn.Module):
+    """Values over a whole set and all ranks, exact for any batches: codebook usage, and what a task adds.
+
+    Sums keep at least 32 bits where the network is cast to fewer: in half precision they stop growing after a few
+    hundred images.
 
     Args:
         quantizer: whose indices are counted; None for none.
+        metrics: of the task, by name.
     """
 
-    def __init__(self, quantizer: Quantizer | None) -> None:
+    def __init__(self, quantizer: Quantizer | None, **metrics: Metric) -> None:
         super().__init__()
+        self.own = MetricCollection(dict(metrics), compute_groups=False)
         self.usage = None
         if quantizer is not None:
             levels = quantizer.num_quantizers if quantizer.is_composite else None
@@ -59,24 +147,25 @@ class SetMetrics(nn.Module, ABC):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(keeping_float32(fn), recurse)
 
-    @abstractmethod
-    def errors(self) -> dict[str, Tensor]:
-        """The task's own values."""
-
     def count(self, out: svq.QuantizerOutput | None) -> None:
         if self.usage is not None and out is not None:
             self.usage.update(out.indices)
 
+    def errors(self) -> dict[str, Tensor]:
+        """The task's own values."""
+        return dict(self.own.compute())
+
     def compute(self) -> dict[str, Tensor]:
         values = self.errors()
-        if self.usage is not None:
-            usage = self.usage.compute()
-            used = self.usage.codebook_size - usage["dead_codes"].float()
-            for name, value in (("perplexity", usage["perplexity"]), ("codes_used", used)):
-                if value.ndim == 0:
-                    values[name] = value
-                else:
-                    values |= {f"{name}_{level}": one for level, one in enumerate(value)}
+        if self.usage is None:
+            return values
+        usage = self.usage.compute()
+        used = self.usage.codebook_size - usage["dead_codes"].float()
+        for name, value in (("perplexity", usage["perplexity"]), ("codes_used", used)):
+            if value.ndim == 0:
+                values[name] = value
+            else:
+                values |= {f"{name}_{level}": one for level, one in enumerate(value)}
         return values
 
     def reset(self) -> None:
@@ -87,66 +176,52 @@ class SetMetrics(nn.Module, ABC):
 class QuantizedTask(lightning.LightningModule, ABC):
     """Base of the tasks that train one network with a quantizer inside.
 
-    A task says how a batch becomes a loss (`compute`, `latent`, `head_loss`), what its encoder is, and what is
-    measured on a set. It sets ``val_metrics`` and ``test_metrics``.
+    A task says what its own error is, and what is measured on a set.
 
     Args:
-        model: the network, with an attribute ``quantizer``.
-        lr, codebook_lr, weight_decay, betas, warmup_steps: of the optimizer; see the tasks.
-        alternate, inner_steps, inner_lr: of the two-phase step; see the tasks.
+        model: the network.
+        metrics: of the task, by name.
+        optimizer: the main optimizer.
+        alternate: the first phase of the two-phase step; None trains on the sum of both losses in one phase.
         quantize: whether the quantizer takes part.
+        loss_weight: factor of the task's error in the loss.
     """
 
-    val_metrics: SetMetrics
-    test_metrics: SetMetrics
+    model: QuantizedNet
+    error_name: ClassVar[str]  # under which the task's error is logged
 
     def __init__(
         self,
-        model: nn.Module,
+        model: QuantizedNet,
+        metrics: Mapping[str, Metric],
         *,
-        lr: float,
-        codebook_lr: float | None,
-        weight_decay: float,
-        betas: tuple[float, float],
-        warmup_steps: int,
-        alternate: Alternate,
-        inner_steps: int,
-        inner_lr: float | None,
+        optimizer: OptimizerSettings,
+        alternate: Alternation | None,
         quantize: bool,
+        loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.model = model
-        self.lr = check_float(self, "lr", lr, minimum=0, open_minimum=True)
-        self.codebook_lr = None if codebook_lr is None else check_float(self, "codebook_lr", codebook_lr, minimum=0)
-        self.weight_decay = check_float(self, "weight_decay", weight_decay, minimum=0)
-        first, second = (check_float(self, "betas", b, minimum=0, maximum=1, open_maximum=True) for b in betas)
-        self.betas = (first, second)
-        self.warmup_steps = check_int(self, "warmup_steps", warmup_steps, 0)
-        self.alternate = check_choice(self, "alternate", alternate, get_args(Alternate))
-        self.inner_steps = check_int(self, "inner_steps", inner_steps, 1)
-        self.inner_lr = self.lr if inner_lr is None else check_float(self, "inner_lr", inner_lr, minimum=0)
+        self.optimizer: OptimizerSettings = check_part(self, "optimizer", optimizer, OptimizerSettings)
         self.quantize = check_bool(self, "quantize", quantize)
-        self.automatic_optimization = alternate == "no"
-        self._check_alternate(inner_steps, inner_lr)
+        self.loss_weight = check_float(self, "loss_weight", loss_weight, minimum=0, open_minimum=True)
+        self.metrics = SetMetrics(model.quantizer if quantize else None, **metrics)
+        self.alternate = alternate
+        self.automatic_optimization = alternate is None
+        if alternate is not None:
+            self._check_alternate(check_part(self, "alternate", alternate, Alternation))
 
-    def _check_alternate(self, inner_steps: int, inner_lr: float | None) -> None:
+    def _check_alternate(self, alternate: Alternation) -> None:
         owner = type(self).__name__
-        if self.alternate == "no":
-            if inner_steps != 1 or inner_lr is not None:
-                raise InvalidValueError(
-                    f"`{owner}`: `inner_steps` and `inner_lr` belong to the first phase of `alternate`, which is "
-                    '"no". Set alternate to "codebook" or "codebook_and_encoder", or leave them out.'
-                )
-            return
         if self.model.quantizer is None or not self.quantize:
-            raise InvalidValueError(f'`{owner}`: `alternate` must be "no" without a quantizer. Got {self.alternate!r}.')
+            raise InvalidValueError(f"`{owner}`: `alternate` must be None without a quantizer. Got {alternate}.")
         books = self._codebooks()
-        if self.alternate == "codebook" and not any(book.update.loss.raw for book in books):
+        if alternate.phase == "codebook" and not any(book.update.loss.raw for book in books):
             rules = ", ".join(sorted({type(book.update).__name__ for book in books})) or "no codebook"
             raise InvalidValueError(
-                f'`{owner}`: `alternate` "codebook" needs a codebook that is trained by gradient '
-                f"(GradientUpdate). Got {rules}, which moves the codes inside the layer: leave `alternate` at "
-                '"no", or take "codebook_and_encoder".'
+                f'`{owner}`: `alternate` with the phase "codebook" needs a codebook that is trained by gradient '
+                f"(GradientUpdate). Got {rules}, which moves the codes inside the layer: leave `alternate` out, or "
+                'take "codebook_and_encoder".'
             )
 
     def _codebooks(self) -> list[svq.Codebook]:
@@ -155,133 +230,137 @@ class QuantizedTask(lightning.LightningModule, ABC):
     # --- what a task says ---------------------------------------------------------------------------------------
 
     @abstractmethod
-    def compute(self, batch: Batch) -> Pass:
-        """One forward pass over a prepared training batch."""
+    def error(self, output: Tensor, batch: Batch) -> Tensor:
+        """The task's own loss without its weight, a scalar, for what the network's head gives."""
 
     @abstractmethod
-    def latent(self, batch: Batch) -> Tensor:
-        """The embeddings of a batch as the quantizer gets them."""
-
-    @abstractmethod
-    def head_loss(self, latent: Tensor, batch: Batch) -> Tensor:
-        """The task's part of the loss, a scalar, if ``latent`` were the quantizer's output."""
-
-    @abstractmethod
-    def encoder_parameters(self) -> Iterator[nn.Parameter]:
-        """Parameters of what comes before the quantizer."""
-
-    @abstractmethod
-    def measure(self, metrics: Any, batch: Batch) -> None:
-        """Updates the metrics of an evaluation with one batch."""
+    def measure(self, batch: Batch) -> None:
+        """Updates ``metrics`` with one batch of an evaluation."""
 
     def prepare(self, batch: Batch) -> Batch:
         """What happens to a training batch before the network sees it."""
         return batch
 
+    def normalize(self, image: Tensor) -> Tensor:
+        """Pixels in [0, 1] -> what the network gets."""
+        return image
+
+    # --- the network --------------------------------------------------------------------------------------------
+
     def forward(self, x: Tensor) -> Any:
-        """Images -> the model's output."""
+        """Images (B, C, H, W) in [0, 1] -> the model's output."""
+        x = self.normalize(x)
         if self.quantize:
             return self.model(x)
         with svq.bypass(self.model):
             return self.model(x)
 
+    def compute(self, batch: Batch) -> Pass:
+        """The task's error for a prepared batch, and the quantizer's output."""
+        out = self(batch["image"])
+        return self.error(out[0], batch), out.quantizer
+
+    def latent(self, batch: Batch) -> Tensor:
+        """The embeddings of a batch as the quantizer gets them, (B, dim, h, w) or (B, tokens, dim)."""
+        return self.model.encode(self.normalize(batch["image"]))
+
+    def head_loss(self, latent: Tensor, batch: Batch) -> Tensor:
+        """The task's part of the loss, a scalar, if ``latent`` were the quantizer's output."""
+        return self.loss_weight * self.error(self.model.head(latent), batch)
+
     # --- training -----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
         batch = self.prepare(batch)
-        if not self.automatic_optimization:
-            self._alternated_step(batch)
-            return None
-        done = self.compute(batch)
-        loss = done.total()
-        self._log_training(loss, done, len(batch["image"]))
-        return loss
+        error, out = self.compute(batch) if self.alternate is None else self._alternated_step(batch, self.alternate)
+        loss, values = self.loss_weight * error, {self.error_name: error}
+        if out is not None:
+            loss, values = loss + out.loss, values | out.terms
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]))
+        logged = {f"train/{name}": value.detach() for name, value in values.items()}
+        self.log_dict(logged, batch_size=len(batch["image"]))
+        if self.automatic_optimization:
+            return loss
+        for schedule in cast(list[LambdaLR], self.lr_schedulers()):
+            schedule.step()
+        return None
 
-    def _alternated_step(self, batch: Batch) -> None:
+    def _alternated_step(self, batch: Batch, alternate: Alternation) -> Pass:
         # Lightning counts the steps of the optimizers that it wraps, and `max_steps` means steps of the task: the outer
         # one is wrapped, the inner one is not.
         outer = cast(list[Optimizer], self.optimizers())[0]
         inner = cast(list[Optimizer], self.optimizers(use_pl_optimizer=False))[1]
-        quantizer = cast(Callable[[Tensor], svq.QuantizerOutput], self.model.quantizer)
-        seen: dict[str, Pass] = {}
+        computed: list[Pass] = []
 
         def quantizer_loss() -> Tensor:
             z = self.latent(batch)
-            loss = quantizer(z if self.alternate == "codebook_and_encoder" else z.detach()).loss
+            assert self.model.quantizer is not None
+            loss = self.model.quantizer(z.detach() if alternate.phase == "codebook" else z).loss
             if not loss.requires_grad:
                 raise InvalidValueError(
-                    f'`{type(self).__name__}`: `alternate` "codebook" has nothing to train in its first phase: the '
-                    "quantizer's loss depends on no code that takes a gradient. Give it a CodebookLoss, unfreeze its "
-                    'codebook, or set `alternate` to "no".'
+                    f"`{type(self).__name__}`: `alternate` has nothing to train in its first phase: the quantizer's "
+                    "loss depends on no code that takes a gradient. Give it a CodebookLoss, unfreeze its codebook, or "
+                    "leave `alternate` out."
                 )
             return loss
 
         def task_loss() -> Tensor:
-            seen["done"] = self.compute(batch)
-            return seen["done"].loss
+            computed.append(self.compute(batch))
+            return self.loss_weight * computed[0][0]
 
         alternated_step(
-            quantizer_loss, task_loss, inner, outer, inner_steps=self.inner_steps, backward=self.manual_backward
+            quantizer_loss, task_loss, inner, outer, inner_steps=alternate.steps, backward=self.manual_backward
         )
-        done = seen["done"]
-        self._log_training(done.total(), done, len(batch["image"]))
-        for schedule in cast(list[LambdaLR], self.lr_schedulers()):
-            schedule.step()
-
-    def _log_training(self, loss: Tensor, done: Pass, size: int) -> None:
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
-        values = {**done.values, **({} if done.quantizer is None else done.quantizer.terms)}
-        self.log_dict({f"train/{name}": value.detach() for name, value in values.items()}, batch_size=size)
-
-    def build_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """The main optimizer over groups that have their own rate and decay."""
-        return AdamW(groups, lr=self.lr, betas=self.betas)
+        return computed[0]
 
     def configure_optimizers(self) -> Any:
-        groups = svq.parameter_groups(self.model, self.lr, self.weight_decay, self.codebook_lr)
-        outer = self.build_optimizer(groups)
-        if self.automatic_optimization:
-            svq.attach_optimizer(outer, self.model)
-            return {"optimizer": outer, "lr_scheduler": {"scheduler": self._schedule(outer), "interval": "step"}}
+        settings = self.optimizer
+        groups = svq.parameter_groups(self.model, settings.lr, settings.weight_decay, settings.codebook_lr)
+        optimizers = [settings.build(groups)]
+        if self.alternate is not None:
+            optimizers.append(self._first_optimizer(self.alternate))
+        for optimizer in optimizers:
+            svq.attach_optimizer(optimizer, self.model)
+        total = float(self.trainer.estimated_stepping_batches)
+        schedules = [{"scheduler": settings.scheduler(each, total), "interval": "step"} for each in optimizers]
+        return optimizers, schedules
+
+    def _first_optimizer(self, alternate: Alternation) -> Optimizer:
+        """The optimizer of the first phase."""
         if self.trainer.precision == "16-mixed":
             raise InvalidValueError(
                 f'`{type(self).__name__}`: `alternate` cannot be combined with precision "16-mixed", whose loss '
                 'scaling knows one phase only. Use "bf16-mixed" or "32-true".'
             )
         moved = [p for book in self._codebooks() for p in book.parameters()]
-        if self.alternate == "codebook_and_encoder":
+        if alternate.phase == "codebook_and_encoder":
             quantizer = cast(nn.Module, self.model.quantizer)
             others = [p for p in quantizer.parameters() if not any(p is q for q in moved)]
-            moved += [*self.encoder_parameters(), *others]
-        inner = AdamW(moved, lr=self.inner_lr, betas=self.betas, weight_decay=0.0)
-        svq.attach_optimizer(inner, self.model)
-        svq.attach_optimizer(outer, self.model)
-        return [outer, inner], [self._schedule(outer), self._schedule(inner)]
-
-    def _schedule(self, optimizer: Optimizer) -> LambdaLR:
-        return warm_up_and_decay(optimizer, float(self.trainer.estimated_stepping_batches), self.warmup_steps)
+            moved += [*self.model.encoder_parameters(), *others]
+        lr = self.optimizer.lr if alternate.lr is None else alternate.lr
+        return AdamW(moved, lr=lr, betas=self.optimizer.betas, weight_decay=0.0)
 
     # --- evaluation ---------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.measure(self.val_metrics, batch)
+        self.measure(batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.measure(self.test_metrics, batch)
+        self.measure(batch)
 
     def on_validation_epoch_start(self) -> None:
-        self.val_metrics.reset()
+        self.metrics.reset()
 
     def on_test_epoch_start(self) -> None:
-        self.test_metrics.reset()
+        self.metrics.reset()
 
     def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val", self.val_metrics)
+        self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test", self.test_metrics)
+        self._log_evaluation("test")
 
-    def _log_evaluation(self, stage: str, metrics: SetMetrics) -> None:
+    def _log_evaluation(self, stage: str) -> None:
         # Already summed over ranks.
-        values = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
+        values = {f"{stage}/{name}": value for name, value in self.metrics.compute().items()}
         self.log_dict(values, prog_bar=stage == "val", rank_zero_only=False)

@@ -130,7 +130,7 @@ class TestOtherRuns:
         assert result["cures"]
 
     def test_alternated_phases_are_stepped_too(self, tmp_path: Path) -> None:
-        run = fit(tmp_path, "two", "--model.alternate", "codebook", overlays=("plain_vq",))
+        run = fit(tmp_path, "two", "--model.alternate.phase", "codebook", overlays=("plain_vq",))
         values = analyze(run, num_images=8, device="cpu", console=silent())["checkpoints"][-1]["values"]
         assert 0 < values["gradient_sparsity"] <= 1
 

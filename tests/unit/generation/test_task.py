@@ -17,7 +17,7 @@ from straightvq.generation import Generation, Tokenizer
 from straightvq.generation import task as module
 from straightvq.generation.task import masked_cross_entropy
 from straightvq.models import Autoencoder, MaskGIT
-from straightvq.training import ExactResume
+from straightvq.training import ExactResume, OptimizerSettings
 
 CODES = 16
 
@@ -33,7 +33,8 @@ def make_task(num_classes: int | None = 10, seed: int = 0, grid: tuple[int, int]
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
     model = MaskGIT(CODES, grid=grid, num_classes=num_classes, layers=1, width=16, heads=2)
-    return Generation(model, tokenizer, **{"warmup_steps": 2, "lr": 1e-2, "steps": 3, **kwargs})
+    settings = {"optimizer": OptimizerSettings(lr=1e-2, warmup_steps=2), "steps": 3}
+    return Generation(model, tokenizer, **{**settings, **kwargs})
 
 
 def make_data(kind: type[Images] = Tokens, **kwargs: Any) -> Images:
@@ -115,7 +116,7 @@ def test_values_of_a_set_stay_exact_in_a_network_of_half_precision() -> None:
 
 
 def test_a_small_set_is_learnt() -> None:
-    task = make_task(lr=1e-2, label_smoothing=0.0)
+    task = make_task(label_smoothing=0.0)
     trainer = make_trainer(150)
     trainer.fit(task, make_data(num_train=8, val_fraction=0.0))
     (measured,) = make_trainer(1).validate(task, make_loader(task, 8), verbose=False)
@@ -145,7 +146,7 @@ def test_only_the_transformer_is_trained() -> None:
 
 
 def test_weights_of_linear_layers_alone_decay() -> None:
-    task = make_task(weight_decay=0.1)
+    task = make_task(optimizer=OptimizerSettings(weight_decay=0.1))
     trainer = make_trainer(1)
     trainer.fit(task, make_data())
     decayed, others = trainer.optimizers[0].param_groups
@@ -159,9 +160,9 @@ def test_weights_of_linear_layers_alone_decay() -> None:
 
 
 @pytest.mark.parametrize(("schedule", "end"), [("cosine", 0.0), ("constant", 1.0)])
-def test_rate_warms_up_and_then_follows_the_schedule(schedule: str, end: float) -> None:
+def test_rate_warms_up_and_then_follows_the_schedule(schedule: Any, end: float) -> None:
     trainer = make_trainer(10)
-    trainer.fit(make_task(schedule=schedule, warmup_steps=4), make_data())
+    trainer.fit(make_task(optimizer=OptimizerSettings(warmup_steps=4, schedule=schedule)), make_data())
     (config,) = trainer.lr_scheduler_configs
     rates = [config.scheduler.lr_lambdas[0](step) for step in range(11)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
@@ -303,11 +304,8 @@ def test_sampling_leaves_the_mode_and_the_global_random_state_alone() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lr": 0.0}, r"`Generation`: `lr` must be a finite number"),
-        ({"weight_decay": -1.0}, r"`weight_decay` must be a finite number"),
-        ({"betas": (0.9, 1.0)}, r"`betas` must be a finite number"),
-        ({"warmup_steps": -1}, r"`warmup_steps` must be an integer >= 0"),
-        ({"schedule": "linear"}, r"`schedule` must be one of 'cosine', 'constant'. Got 'linear'"),
+        ({"optimizer": {"lr": 1e-3}}, r"`Generation`: `optimizer` must be an instance of OptimizerSettings"),
+        ({"optimizer": OptimizerSettings(codebook_lr=0.1)}, r"`codebook_lr` of the optimizer must be None"),
         ({"label_smoothing": 1.0}, r"`label_smoothing` must be a finite number in \[0, 1\)"),
         ({"class_dropout": 1.0}, r"`class_dropout` must be a finite number in \[0, 1\)"),
         ({"steps": 0}, r"`steps` must be an integer >= 1"),

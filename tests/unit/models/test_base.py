@@ -18,7 +18,7 @@ from straightvq.models import (
     VQGANNet,
     VQVAENet,
 )
-from straightvq.models.base import Rescale
+from straightvq.models.blocks import Rescale
 
 CLASSES = 5
 

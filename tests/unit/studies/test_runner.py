@@ -307,7 +307,7 @@ def test_results_of_other_settings_stay_out_of_the_report(study: Callable[..., i
     """Of rows that are not run now, and so are not refused."""
     content = edited(tune={"by": "val/accuracy", "settings": {}})
     assert study("--seeds", "1", content=content) == 0
-    changed = edited(tune=content["tune"], rows__unquantized__config={"model.init_args.lr": 0.5})
+    changed = edited(tune=content["tune"], rows__unquantized__config={"model.init_args.optimizer.lr": 0.5})
     assert study("--seeds", "1", "--rows", "VQ", content=changed) == 0
     page = Path("out/report.md").read_text()
     assert "1 of 2 runs are finished" in page
@@ -407,7 +407,7 @@ def test_precision_is_a_setting_of_every_run_and_the_report_names_it(
 def test_a_training_that_diverges_is_recorded_and_the_study_goes_on(
     study: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = edited(tune={"by": "val/accuracy", "settings": {}}, base__model__init_args__lr=1e30)
+    content = edited(tune={"by": "val/accuracy", "settings": {}}, base__model__init_args__optimizer__lr=1e30)
     assert study("--seeds", "1", content=content) == 0
     errors = {row["row"]: row["error"] for row in table()}
     assert errors["VQ"].startswith("`VectorQuantizer`: `z` must be finite")
@@ -617,7 +617,7 @@ def built_upon(study: Callable[..., int]) -> Callable[..., int]:
 
     def run(*options: str, lr: float = 1e-2, follows: str = "same.yaml") -> int:
         contents = {
-            "same": edited(tune={}, base__model__init_args__lr=lr),
+            "same": edited(tune={}, base__model__init_args__optimizer__lr=lr),
             "single": edited(tune={}, rows={"classifier": STUDY["rows"]["unquantized"]}),
             "mine": edited(tune={}),
         }

@@ -74,7 +74,7 @@ def test_results_of_other_settings_stay_where_they_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     content = edited()
-    content["rows"]["VQ"]["config"]["model.init_args.lr"] = 0.02
+    content["rows"]["VQ"]["config"]["model.init_args.optimizer.lr"] = 0.02
     assert study("--known", str(elsewhere), content=content) == 0
     assert {run.cell.row for run in trained} == {"VQ"}
     assert "4 finished runs taken over" in capsys.readouterr().out

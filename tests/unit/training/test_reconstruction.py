@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import straightvq as svq
 from straightvq.data import Images
 from straightvq.models import Autoencoder
-from straightvq.training import ExactResume, Reconstruction
+from straightvq.training import Alternation, ExactResume, OptimizerSettings, Reconstruction
 
 
 class Noisy(nn.Module):
@@ -27,7 +27,7 @@ def make_task(preset: str = "straight", **kwargs: Any) -> Reconstruction:
     quantizer = getattr(svq.presets, preset)(4, 8, channel_dim=1)
     model = Autoencoder(quantizer, hidden=8, blocks=1)
     model.encoder.append(Noisy())
-    return Reconstruction(model, **{"warmup_steps": 2, "lr": 1e-2, **kwargs})
+    return Reconstruction(model, **{"optimizer": OptimizerSettings(lr=1e-2, warmup_steps=2), **kwargs})
 
 
 def make_loader(count: int = 32) -> DataLoader[Any]:
@@ -61,8 +61,8 @@ def test_every_preset_learns(preset: str) -> None:
     assert last < 0.1  # the variance of the images is 1/12 and a random decoder is far worse
 
 
-@pytest.mark.parametrize("alternate", ["no", "codebook", "codebook_and_encoder"])
-def test_training_moves_encoder_codebook_and_decoder(alternate: str) -> None:
+@pytest.mark.parametrize("alternate", [None, Alternation("codebook"), Alternation("codebook_and_encoder")])
+def test_training_moves_encoder_codebook_and_decoder(alternate: Alternation | None) -> None:
     task = make_task("vq_vae", alternate=alternate)
     before = state(task)
     make_trainer(3).fit(task, make_loader())
@@ -72,10 +72,14 @@ def test_training_moves_encoder_codebook_and_decoder(alternate: str) -> None:
     assert any(name.startswith("model.decoder") for name in moved)
 
 
-@pytest.mark.parametrize(("alternate", "encoder_moves"), [("codebook", False), ("codebook_and_encoder", True)])
-def test_first_phase_moves_what_its_name_says(alternate: str, encoder_moves: bool) -> None:
+@pytest.mark.parametrize(("phase", "encoder_moves"), [("codebook", False), ("codebook_and_encoder", True)])
+def test_first_phase_moves_what_its_name_says(phase: Any, encoder_moves: bool) -> None:
     """With a main learning rate of next to nothing only the first phase is left."""
-    task = make_task("vq_vae", alternate=alternate, lr=1e-30, inner_lr=1e-2, weight_decay=0.0)
+    task = make_task(
+        "vq_vae",
+        alternate=Alternation(phase, lr=1e-2),
+        optimizer=OptimizerSettings(lr=1e-30, weight_decay=0.0, warmup_steps=2),
+    )
     task.model.quantizer.set_codes(torch.randn(8, 4))
     before = state(task)
     make_trainer(3).fit(task, make_loader())
@@ -90,7 +94,7 @@ def test_first_phase_moves_what_its_name_says(alternate: str, encoder_moves: boo
 
 
 def test_inner_steps_are_not_counted_as_steps_of_training() -> None:
-    task = make_task("vq_vae", alternate="codebook_and_encoder", inner_steps=3)
+    task = make_task("vq_vae", alternate=Alternation("codebook_and_encoder", steps=3))
     trainer = make_trainer(5)
     trainer.fit(task, make_loader(80))
     assert trainer.global_step == 5
@@ -143,12 +147,12 @@ def test_a_first_phase_with_nothing_to_train_is_refused(why: str) -> None:
     model = Autoencoder(quantizer, hidden=8, blocks=1)
     if why == "frozen":
         model.quantizer.codebook.freeze()
-    with pytest.raises(ValueError, match='`alternate` "codebook" has nothing to train in its first phase'):
-        make_trainer(2).fit(Reconstruction(model, alternate="codebook"), make_loader())
+    with pytest.raises(ValueError, match="`alternate` has nothing to train in its first phase"):
+        make_trainer(2).fit(Reconstruction(model, alternate=Alternation("codebook")), make_loader())
 
 
 def test_rate_warms_up_and_falls_to_zero() -> None:
-    task = make_task(lr=1e-2, warmup_steps=4, codebook_lr=1e-3)
+    task = make_task(optimizer=OptimizerSettings(lr=1e-2, warmup_steps=4, codebook_lr=1e-3))
     trainer = make_trainer(10)
     trainer.fit(task, make_loader(80))
     (schedule,) = trainer.lr_scheduler_configs
@@ -159,7 +163,8 @@ def test_rate_warms_up_and_falls_to_zero() -> None:
 
 
 def test_codebook_has_its_own_rate_and_no_decay() -> None:
-    task = make_task("vq_vae", lr=1e-2, codebook_lr=1e-3, weight_decay=0.1, warmup_steps=0)
+    optimizer = OptimizerSettings(lr=1e-2, codebook_lr=1e-3, weight_decay=0.1, warmup_steps=0)
+    task = make_task("vq_vae", optimizer=optimizer)
     trainer = make_trainer(1)
     trainer.fit(task, make_loader())
     groups = {group["name"]: group for group in trainer.optimizers[0].param_groups}
@@ -169,10 +174,11 @@ def test_codebook_has_its_own_rate_and_no_decay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "alternate"), [("straight", "no"), ("vq_ste_pp", "no"), ("vq_vae", "codebook_and_encoder")]
+    ("preset", "alternate"),
+    [("straight", None), ("vq_ste_pp", None), ("vq_vae", Alternation("codebook_and_encoder"))],
 )
 @pytest.mark.parametrize("stop", [3, 4, 5])
-def test_resume_is_exact(preset: str, alternate: str, stop: int, tmp_path: Path) -> None:
+def test_resume_is_exact(preset: str, alternate: Alternation | None, stop: int, tmp_path: Path) -> None:
     """Stopped within an epoch of four batches, at its end, and at the beginning of the next."""
 
     class Keep(lightning.Callback):
@@ -197,19 +203,11 @@ def test_resume_is_exact(preset: str, alternate: str, stop: int, tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lr": 0.0}, r"`Reconstruction`: `lr` must be a finite number in \(0, inf\]"),
-        ({"lr": "high"}, r"`lr` must be a number"),
-        ({"codebook_lr": -1.0}, r"`codebook_lr` must be a finite number"),
-        ({"weight_decay": -1.0}, r"`weight_decay` must be a finite number"),
-        ({"betas": (0.9, 1.0)}, r"`betas` must be a finite number"),
-        ({"warmup_steps": -1}, r"`warmup_steps` must be an integer >= 0"),
+        ({"optimizer": {"lr": 1e-3}}, r"`Reconstruction`: `optimizer` must be an instance of OptimizerSettings"),
         ({"loss": "l3"}, r"`loss` must be one of 'mse', 'l1'. Got 'l3'"),
         ({"loss_weight": 0.0}, r"`loss_weight` must be a finite number"),
-        ({"alternate": "yes"}, r"`alternate` must be one of"),
-        ({"inner_steps": 0, "alternate": "codebook_and_encoder"}, r"`inner_steps` must be an integer >= 1"),
-        ({"inner_steps": 2}, r"`inner_steps` and `inner_lr` belong to the first phase"),
-        ({"inner_lr": 0.1}, r"`inner_steps` and `inner_lr` belong to the first phase"),
-        ({"alternate": "codebook"}, r'`alternate` "codebook" needs a codebook that is trained by gradient'),
+        ({"alternate": "codebook"}, r"`alternate` must be an instance of Alternation"),
+        ({"alternate": Alternation("codebook")}, r"needs a codebook that is trained by gradient.*Got AlternatedUpdate"),
     ],
 )
 def test_bad_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
