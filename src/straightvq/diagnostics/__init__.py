@@ -32,7 +32,15 @@ from straightvq.diagnostics.functional import (
     usage,
     usage_counts,
 )
-from straightvq.diagnostics.metrics import CodebookUsage, MomentDistance, QuantizationError
+from straightvq.diagnostics.metrics import (
+    CodebookDelay,
+    CodebookUsage,
+    EstimatorGap,
+    GradientSparsity,
+    MomentDistance,
+    QuantizationError,
+    SlidingUsage,
+)
 from straightvq.diagnostics.pictures import (
     Arm,
     codebook_scatter,
@@ -42,7 +50,6 @@ from straightvq.diagnostics.pictures import (
     usage_histogram,
     usage_over_time,
 )
-from straightvq.diagnostics.step_metrics import CodebookDelay, EstimatorGap, GradientSparsity, SlidingUsage
 
 __all__ = [
     "Arm",

@@ -58,6 +58,15 @@ def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def pixels(figure: "Figure") -> np.ndarray:
+    """The figure as an image, UInt8 (height, width, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
 @dataclass(frozen=True)
 class Arm:
     """One run in a comparison.

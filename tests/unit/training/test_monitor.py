@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 import straightvq as svq
 from straightvq import diagnostics as dx
-from straightvq.training.concerns import list_cures
-from straightvq.training.evaluation import measure_gradient_gap
-from straightvq.training.monitor import CodebookMonitor, CodebookWarning, HasHead
+from straightvq.diagnostics.concerns import list_cures
+from straightvq.diagnostics.task import measure_gradient_gap
+from straightvq.training import CodebookMonitor, CodebookWarning, HasHead
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from straightvq.diagnostics.functional.vectors import (
+    check_codes,
+    check_shape,
     deviations,
     flatten,
     mean_and_variance,
@@ -13,7 +15,6 @@ from straightvq.diagnostics.functional.vectors import (
     result_dtype,
     wide_dtype,
 )
-from straightvq.errors import InvalidValueError
 
 
 class MomentGap(NamedTuple):
@@ -50,11 +51,7 @@ def normalized_quantization_error(z: Tensor, quantized: Tensor) -> Tensor:
         >>> normalized_quantization_error(z, torch.tensor([[1.0], [1.0], [5.0], [5.0]]))  # error 1
         tensor(0.2000)
     """
-    if z.shape != quantized.shape:
-        raise InvalidValueError(
-            f"`normalized_quantization_error`: `quantized` must have the shape of `z`, {tuple(z.shape)}. "
-            f"Got {tuple(quantized.shape)}."
-        )
+    check_shape("normalized_quantization_error", "quantized", quantized, "z", z)
     flat = flatten(z, "normalized_quantization_error")
     error = (flat - quantized.reshape(flat.shape).to(flat.dtype)).square().sum(-1).mean()
     spread = mean_and_variance(flat)[1].sum()
@@ -228,11 +225,7 @@ def moment_distance(z: Tensor, codes: Tensor) -> MomentGap:
         >>> moment_distance(torch.tensor([[-1.0], [1.0]]), torch.tensor([[2.0], [6.0]])).mean  # (4 - 0) / 1
         tensor(4.)
     """
-    if z.ndim == 0 or codes.ndim != 2 or z.shape[-1] != codes.shape[-1]:
-        raise InvalidValueError(
-            f"`moment_distance`: `codes` must have the shape (codebook_size, dim) with the last axis of `z`, "
-            f"{tuple(z.shape)}. Got {tuple(codes.shape)}."
-        )
+    check_codes("moment_distance", z, codes)
     embedding = mean_and_variance(flatten(z, "moment_distance"))
     gap = compare_moments(*embedding, *mean_and_variance(flatten(codes, "moment_distance")))
     return MomentGap(*(value.to(result_dtype(z)) for value in gap))

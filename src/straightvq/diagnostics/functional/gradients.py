@@ -6,7 +6,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from straightvq.diagnostics.functional.vectors import flatten, mean_and_variance, ratio, result_dtype, wide_dtype
+from straightvq.diagnostics.functional.vectors import (
+    check_shape,
+    flatten,
+    mean_and_variance,
+    ratio,
+    result_dtype,
+    wide_dtype,
+)
 from straightvq.errors import InvalidValueError
 from straightvq.functional import nearest_code
 
@@ -58,11 +65,7 @@ def gradient_gap(grad_at_z: Tensor, grad_at_quantized: Tensor) -> GradientGap:
         >>> gradient_gap(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 0.0])).norm  # L = |u|^2 / 2, q = 0
         tensor(5.)
     """
-    if grad_at_z.shape != grad_at_quantized.shape:
-        raise InvalidValueError(
-            f"`gradient_gap`: `grad_at_quantized` must have the shape of `grad_at_z`, "
-            f"{tuple(grad_at_z.shape)}. Got {tuple(grad_at_quantized.shape)}."
-        )
+    check_shape("gradient_gap", "grad_at_quantized", grad_at_quantized, "grad_at_z", grad_at_z)
     a = grad_at_z.flatten().to(wide_dtype(grad_at_z))
     b = grad_at_quantized.flatten().to(a.dtype)
     norm, norm_a, norm_b = (a - b).norm(), a.norm(), b.norm()
@@ -100,10 +103,7 @@ def estimator_gap(head: Callable[[Tensor], Tensor], z: Tensor, quantized: Tensor
         >>> gap.norm, estimator_gap(torch.sum, torch.tensor([3.0, 4.0]), torch.zeros(2)).norm
         (tensor(5.), tensor(0.))
     """
-    if z.shape != quantized.shape:
-        raise InvalidValueError(
-            f"`estimator_gap`: `quantized` must have the shape of `z`, {tuple(z.shape)}. Got {tuple(quantized.shape)}."
-        )
+    check_shape("estimator_gap", "quantized", quantized, "z", z)
     return gradient_gap(_head_gradient(head, z), _head_gradient(head, quantized))
 
 
