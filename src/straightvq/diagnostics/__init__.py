@@ -1,13 +1,8 @@
 """What is measured on a quantizer: pure functions, accumulators for whole data sets, and pictures."""
 
-from straightvq.diagnostics.evolution import (
-    CurvePanel,
-    Snapshot,
-    curves_over_time,
-    divergence_over_time,
-    joint_tsne,
-    tsne_map,
-)
+from straightvq.diagnostics.codebooks import codebook_scatter, usage_histogram
+from straightvq.diagnostics.curves import CurvePanel, curves_over_time, usage_over_time
+from straightvq.diagnostics.evolution import Snapshot, divergence_over_time, joint_tsne, tsne_map
 from straightvq.diagnostics.functional import (
     GradientGap,
     MomentGap,
@@ -41,15 +36,7 @@ from straightvq.diagnostics.metrics import (
     QuantizationError,
     SlidingUsage,
 )
-from straightvq.diagnostics.pictures import (
-    Arm,
-    codebook_scatter,
-    comparison,
-    reconstruction_grid,
-    save,
-    usage_histogram,
-    usage_over_time,
-)
+from straightvq.diagnostics.pictures import Arm, comparison, reconstruction_grid, save
 
 __all__ = [
     "Arm",

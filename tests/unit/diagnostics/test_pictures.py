@@ -1,8 +1,6 @@
 """Rows of images, the comparison page and atomic saving."""
 
 import dataclasses
-import runpy
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +8,8 @@ import torch
 from matplotlib.figure import Figure
 
 from straightvq import diagnostics as dx
-from straightvq.diagnostics import panels, pictures
+from straightvq.diagnostics import panels
+from straightvq.diagnostics.pictures import pixels
 
 
 @pytest.fixture
@@ -34,21 +33,6 @@ def arm(images, name="plain VQ", dim=4, size=16):
         codes_used=size - 1,
         perplexity=float(dx.perplexity(counts)),
     )
-
-
-def overlaps(figure):
-    """What covers something else: plots with all their labels, texts of the page, titles and their legends."""
-    figure.draw_without_rendering()
-    plots = [ax for ax in figure.axes if not ax.images]
-    boxes = [(ax.get_title(loc="left"), ax.get_tightbbox()) for ax in plots]
-    boxes += [("image", ax.get_window_extent()) for ax in figure.axes if ax.images]
-    boxes += [(text.get_text(), text.get_window_extent()) for text in figure.texts]
-    found = [(a, b) for i, (a, x) in enumerate(boxes) for b, y in boxes[i + 1 :] if x.overlaps(y)]
-    for ax in plots:
-        (title,) = [c for c in ax.get_children() if getattr(c, "get_text", str)() == ax.get_title(loc="left")]
-        if title.get_window_extent().overlaps(ax.get_legend().get_window_extent()):
-            found.append((title.get_text(), "its legend"))
-    return found
 
 
 class TestReconstructionGrid:
@@ -80,10 +64,10 @@ class TestReconstructionGrid:
 
 class TestComparison:
     @pytest.mark.parametrize("count", [1, 2, 3, 6])
-    def test_has_a_page_for_every_number_of_arms(self, images, count, tmp_path):
+    def test_has_a_page_for_every_number_of_arms(self, images, count, tmp_path, overlapping):
         figure = dx.comparison(images, [arm(images, f"arm {i}") for i in range(count)])
         assert len(figure.axes) == (count + 1) * 4 + count + 1
-        assert overlaps(figure) == []
+        assert overlapping(figure) == []
         assert figure.get_size_inches()[0] * figure.dpi == 1600
         assert dx.save(figure, tmp_path / "page.png").stat().st_size < 1_000_000
 
@@ -100,21 +84,21 @@ class TestComparison:
         assert texts[0] == "first uses 15 of 16 codes, second uses 15"
         assert "test MSE 0.0123, 19.1 dB" in texts
 
-    def test_long_names_stay_in_their_places(self, images):
+    def test_long_names_stay_in_their_places(self, images, overlapping):
         names = [f"codebook number {i} with quite a long name" for i in range(3)]
         figure = dx.comparison(images, [arm(images, name) for name in names])
-        assert overlaps(figure) == []
+        assert overlapping(figure) == []
         assert figure.texts[0].get_window_extent().x1 < figure.bbox.x1
         strips = figure.axes[0].get_window_extent().x0
         assert all(text.get_window_extent().x1 < strips for text in figure.texts[1:])
 
-    def test_degenerate_arms_are_drawn(self, images, tmp_path):
+    def test_degenerate_arms_are_drawn(self, images, tmp_path, overlapping):
         one = arm(images[:, :1], "one channel", dim=1, size=1)
         flat = dataclasses.replace(
             arm(images[:, :1], "all equal"), z=torch.full((5, 4), 0.1), usage_steps=[], usage_values=[]
         )
         figure = dx.comparison(images[:, :1], [one, flat])
-        assert overlaps(figure) == []
+        assert overlapping(figure) == []
         dx.save(figure, tmp_path / "page.png")
 
     def test_no_arm_or_two_of_one_name_are_refused(self, images):
@@ -151,9 +135,7 @@ class TestSave:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_modules_import_without_matplotlib(monkeypatch):
-    # A fresh copy of each module, run where every import of matplotlib fails.
-    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-        monkeypatch.setitem(sys.modules, name, None)
-    for module in (panels, pictures):
-        assert "Axes" not in runpy.run_path(module.__file__)
+def test_pixels_are_those_of_the_figure():
+    figure = Figure(figsize=(2, 1), dpi=50, facecolor="#112233")
+    assert pixels(figure).shape == (50, 100, 3)
+    assert (pixels(figure) == [0x11, 0x22, 0x33]).all()

@@ -74,3 +74,9 @@ def principal_plane(z: Tensor, k: int = 2) -> tuple[Tensor, Tensor]:
     leading = (size >= size.amax(0) * (1 - 1e-6)).int().argmax(0, keepdim=True)
     basis = basis * basis.gather(0, leading).sign()
     return mean.to(result_dtype(z)), basis.to(result_dtype(z))
+
+
+def explained_variance(z: Tensor, basis: Tensor) -> Tensor:
+    """Share of the variance of the vectors (*batch, dim) along each column of ``basis`` (dim, k): Float (k,)."""
+    centred = deviations(flatten(z, "explained_variance"))[1]
+    return ratio((centred @ basis.to(centred.dtype)).square().sum(0), centred.square().sum())
