@@ -35,16 +35,11 @@ def codebook_scatter(
 
     Args:
         target: axes to draw into, a figure to fill, or None for a new figure.
-        z: embeddings; of more than a few thousand an even selection is drawn.
-        codes: effective codes.
-        counts: how often each code was assigned, for example to these embeddings.
+        z: embeddings, Float (*batch, dim); of more than a few thousand an even selection is drawn.
+        codes: effective codes, Float (k, dim).
+        counts: how often each code was assigned, for example to these embeddings, Int (k,).
         color: colour of the codes.
         title: headline of the panel.
-
-    Shape:
-        z: Float (*batch, dim).
-        codes: Float (k, dim).
-        counts: Int (k,).
 
     Raises:
         ValueError: if shapes do not fit or there is no embedding.
@@ -127,12 +122,9 @@ def usage_histogram(
 
     Args:
         target: axes to draw into, a figure to fill, or None for a new figure.
-        counts: how often each code was assigned.
+        counts: how often each code was assigned, Int (k,).
         color: colour of the curve.
         title: headline of the panel.
-
-    Shape:
-        counts: Int (k,).
 
     Raises:
         ValueError: if `counts` is not a vector of at least one code.

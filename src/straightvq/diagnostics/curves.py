@@ -74,11 +74,7 @@ def curves_over_time(plots: Sequence[CurvePanel], *, title: str | None = None) -
 
 
 def usage_over_time(
-    target: "Axes | Figure | None",
-    series: Lines,
-    *,
-    colors: Sequence[str] = panels.PALETTE,
-    title: str | None = None,
+    target: "Axes | Figure | None", series: Lines, *, colors: Sequence[str] = panels.PALETTE, title: str | None = None
 ) -> "Figure":
     """Codebook usage in the course of training, one line per name.
 

@@ -33,14 +33,9 @@ class Snapshot:
 
     Args:
         step: training steps done.
-        z: embeddings of a fixed set of inputs, the distribution P.
-        codes: effective codes, the distribution C.
-        counts: how often each code was assigned to inputs of that set; the codes with a count are Q.
-
-    Shape:
-        z: Float (n, dim), n >= 1.
-        codes: Float (k, dim).
-        counts: Int (k,).
+        z: embeddings of a fixed set of inputs, the distribution P, Float (n, dim), n >= 1.
+        codes: effective codes, the distribution C, Float (k, dim).
+        counts: how often each code was assigned to inputs of that set, Int (k,); the codes with a count are Q.
 
     Raises:
         ValueError: if shapes do not fit or there is no embedding.
@@ -70,9 +65,6 @@ class Snapshot:
         return self.codes[self.counts > 0]
 
 
-# -- distributions along a line ------------------------------------------------------------------------------
-
-
 def divergence_over_time(snapshots: Sequence[Snapshot], *, title: str | None = None) -> "Figure":
     """Densities of embeddings, whole codebook and assigned codes along one line, in the course of training.
 
@@ -80,10 +72,6 @@ def divergence_over_time(snapshots: Sequence[Snapshot], *, title: str | None = N
     One panel for each distribution, one curve for each snapshot, from the first (light, at the back) to the last
     (dark, in front), each scaled to the same height. The shaded band is where nine tenths of the last embeddings
     lie. Codes far outside the view are left out, and counted in a note.
-
-    Args:
-        snapshots: at least one, in the order of training, all of one width.
-        title: headline of the figure.
 
     Raises:
         ValueError: if there is no snapshot or their widths differ.
@@ -159,9 +147,6 @@ def _density(values: Floats, view: tuple[float, float]) -> Floats:
     return smooth / smooth.max() if smooth.max() > 0 else smooth
 
 
-# -- neighbourhoods ------------------------------------------------------------------------------------------
-
-
 def joint_tsne(z: Tensor, codes: Tensor, *, perplexity: float = 30.0, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Places embeddings and codes together in the plane so that neighbours stay neighbours (t-SNE).
 
@@ -170,13 +155,10 @@ def joint_tsne(z: Tensor, codes: Tensor, *, perplexity: float = 30.0, seed: int 
     5 s for 1,500 vectors on one core.
 
     Args:
-        z: embeddings, P.
-        codes: effective codes, C; the assigned ones among them, Q, are at the same places.
-        perplexity: of t-SNE: how many neighbours each vector has, lowered if there are too few vectors.
+        z: embeddings, Float (n, dim).
+        codes: effective codes, Float (k, dim).
+        perplexity: number of neighbours that each vector has, lowered if there are too few vectors.
         seed: of what scikit-learn draws.
-
-    Shape:
-        z: Float (n, dim); codes: Float (k, dim).
 
     Returns:
         Float (n, 2) and (k, 2), the places of embeddings and codes.
@@ -222,7 +204,7 @@ def tsne_map(
     Args:
         snapshots: one to three; panels are laid out by themselves, and their places cannot be compared.
         max_vectors: of more embeddings an even selection is shown, and so of more codes than that.
-        seed: of the t-SNE.
+        seed: of `joint_tsne`.
         title: headline of the figure.
 
     Raises:

@@ -4,8 +4,10 @@ Each keeps sums and computes at the end, so that the value over a data set is th
 gives: for any batch size, any number of ranks, uneven and empty shards. Update on every rank, call `compute` on every
 rank. Sums keep their precision under `.half()`, `.to(dtype)` and `set_dtype`.
 
-Vectors are channels-last, `(*batch, dim)`; a mask is True where a position takes part. Values are Float32 `()` unless
-stated otherwise, and nan until something was seen.
+Vectors are channels-last, Float `(*batch, dim)`; a mask, Bool `(*batch)`, is True where a position takes part. Values
+are Float32 `()` unless stated otherwise, and nan until something was seen. The functions that the classes name say what
+the values mean. Shapes that do not fit each other or earlier batches, and sizes below 1, raise `ValueError`; sizes and
+indices that are not integers raise `TypeError`. What is refused changes nothing.
 """
 
 import torch
@@ -21,10 +23,9 @@ from straightvq.nn.part import check_choice, check_int
 
 
 class CodebookUsage(ExactMetric):
-    """Usage, perplexity and dead codes over everything seen since the last `reset`.
+    """`usage`, `perplexity` and `dead_codes` over everything seen since the last `reset`.
 
-    The values are those of the summed counts, never a mean of batch values; until something was counted, usage and
-    perplexity are 0. See `usage`, `perplexity` and `dead_codes` for units and what is normal.
+    The values are those of the summed counts; until something was counted, usage and perplexity are 0.
 
     Args:
         codebook_size: number of codes k, the maximum of the perplexity.
@@ -32,15 +33,10 @@ class CodebookUsage(ExactMetric):
             groups); every value then has one entry per codebook. None: one codebook, no such axis.
 
     Shape:
-        indices: Int (*batch), or (*batch, num_quantizers). Negative ones, which mark masked positions, are
-        ignored.
+        indices: Int (*batch), or (*batch, num_quantizers). Negative ones, which mark masked positions, are ignored.
 
     Returns:
         `compute()`: {"usage", "perplexity", "dead_codes"}, each (), or (num_quantizers,).
-
-    Raises:
-        ValueError: on impossible sizes, an index out of range or a last axis of another length.
-        TypeError: if sizes or `indices` are not integers.
 
     Example:
         >>> metric = CodebookUsage(codebook_size=4)
@@ -62,16 +58,15 @@ class CodebookUsage(ExactMetric):
 
     def update(self, indices: Tensor) -> None:
         """Count a batch of indices."""
-        if self.num_quantizers is None:
-            self.counts += functional.usage_counts(indices, self.codebook_size)
-            return
-        if indices.ndim == 0 or indices.shape[-1] != self.num_quantizers:
+        levels = self.num_quantizers
+        if levels is not None and (indices.ndim == 0 or indices.shape[-1] != levels):
             raise InvalidValueError(
-                f"`CodebookUsage`: `indices` must have a last axis of num_quantizers={self.num_quantizers}. "
+                f"`CodebookUsage`: `indices` must have a last axis of num_quantizers={levels}. "
                 f"Got the shape {tuple(indices.shape)}."
             )
-        levels = [functional.usage_counts(level, self.codebook_size) for level in indices.unbind(-1)]
-        self.counts += torch.stack(levels)
+        parts = [indices] if levels is None else indices.unbind(-1)
+        counts = torch.stack([functional.usage_counts(part, self.codebook_size) for part in parts])
+        self.counts += counts.view_as(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
         """Return the values of the summed counts."""
@@ -83,28 +78,17 @@ class CodebookUsage(ExactMetric):
 
 
 class SlidingUsage(ExactMetric):
-    """`usage` of the codes within the last `window` steps: the index collapse of a training, as it happens.
+    """The last entry of `sliding_usage` over all steps: the index collapse of a training, as it happens.
 
-    Usage over everything so far cannot shrink; this can. An update is a step: call it once per step on every rank,
-    with no indices where a rank has none, so that the same steps are added up. Until a step was seen it is 0.
+    An update is a step: call it once per step on every rank, with no indices where a rank has none, so that the same
+    steps are added up. Until a step was seen it is 0.
 
     Args:
         codebook_size: number of codes k.
-        window: number of steps, at least 1; enough to hold four vectors per code. The state has `window` rows of k
-            counts.
+        window: number of steps; enough to hold four vectors per code. The state has `window` rows of k counts.
 
     Shape:
         indices: Int (*batch); negative ones, which mark masked positions, are ignored.
-
-    Returns:
-        `compute()`: Float32 (), the last entry of `sliding_usage` over all steps.
-
-    Raises:
-        ValueError: if a size is below 1 or an index out of range.
-        TypeError: if sizes or `indices` are not integers.
-
-    Source:
-        "The set of assigned code-vectors continuously shrinks", the paper's index collapse.
 
     Example:
         >>> metric = SlidingUsage(codebook_size=2, window=2)
@@ -138,19 +122,9 @@ class SlidingUsage(ExactMetric):
 class QuantizationError(PooledMoments):
     """Quantization error over everything seen since the last `reset`, absolute and relative to the spread of z.
 
-    mse = mean (z - q)^2 over all unmasked elements, in squared units of z, as in the losses;
-    normalized = mean ||z - q||^2 / mean ||z - mean z||^2 with the mean of *all* z seen; see
-    `normalized_quantization_error` for what is normal.
-
-    Shape:
-        z, quantized: Float (*batch, dim).
-        mask: Bool (*batch).
-
     Returns:
-        `compute()`: {"mse", "normalized"}.
-
-    Raises:
-        ValueError: if shapes do not fit each other or earlier batches.
+        `compute()`: {"mse": mean (z - q)^2 over all unmasked elements, in squared units of z, as in the losses,
+        "normalized": `normalized_quantization_error` with the mean of *all* z seen}.
 
     Example:
         >>> metric = QuantizationError()
@@ -182,20 +156,12 @@ class QuantizationError(PooledMoments):
 class MomentDistance(PooledMoments):
     """`moment_distance` between the embeddings seen since the last `reset` and the codebook they met.
 
-    Each update also takes the codes of that moment, so the metric needs no hold on the quantizer. In evaluation the
-    codebook stands still and the values are those of `moment_distance` on all embeddings at once. In training the
-    codes of all updates are pooled just as the embeddings are.
-
-    Shape:
-        z: Float (*batch, dim).
-        codes: Float (codebook_size, dim), effective codes.
-        mask: Bool (*batch).
+    Each update also takes the codes (k, dim) of that moment. In evaluation the codebook stands still and the values are
+    those of `moment_distance` on all embeddings at once; in training the codes of all updates are pooled just as the
+    embeddings are.
 
     Returns:
         `compute()`: {"mean", "std", "wasserstein"} in standard deviations of z and {"symmetric_kl"} in nats.
-
-    Raises:
-        ValueError: if shapes do not fit each other or earlier batches.
 
     Example:
         >>> metric = MomentDistance()
@@ -240,18 +206,8 @@ class CodebookDelay(PooledMoments):
     Args:
         distance: by which codes are assigned; see `straightvq.functional.nearest_code`.
 
-    Shape:
-        z_before, z_after: Float (*batch, dim), embeddings of the same inputs before and after a step.
-        codes_before, codes_after: Float (k, dim), effective codes.
-
     Returns:
         `compute()`: {"before", "aimed", "after", "delay"} over the variance of the embeddings before the step.
-
-    Raises:
-        ValueError: if shapes do not fit each other or earlier batches.
-
-    Source:
-        The paper: the codebook "is always delayed by a single iteration". The measure is ours.
 
     Example:
         >>> z, before, after = torch.tensor([[-1.0], [1.0]]), torch.tensor([[2.0]]), torch.tensor([[1.0]])
@@ -293,13 +249,7 @@ class EstimatorGap(ExactMetric):
         grad_at_z, grad_at_quantized: Float, any one shape, which may change between updates.
 
     Returns:
-        `compute()`: {"norm", "relative", "cosine"}; see `gradient_gap` for zero gradients.
-
-    Raises:
-        ValueError: if the shapes differ.
-
-    Source:
-        The gradient gap of the paper's analysis of the straight-through estimator.
+        `compute()`: {"norm", "relative", "cosine"}.
 
     Example:
         >>> metric = EstimatorGap()
@@ -349,10 +299,6 @@ class GradientSparsity(ExactMetric):
 
     Returns:
         `compute()`: {"per_step": mean fraction of codes with a gradient, "ever": fraction that had one in any step}.
-
-    Raises:
-        ValueError: if `codebook_size` is below 1 or `grad` is not a table of that many rows.
-        TypeError: if `codebook_size` is not an integer.
 
     Example:
         >>> metric = GradientSparsity(codebook_size=4)

@@ -91,16 +91,10 @@ def grid(
     left: float = 1.0,
     between: float = 1.0,
 ) -> list["Axes"]:
-    """Axes for ``count`` panels, row by row, in all of the page but its ``top``.
+    """Axes for ``count`` panels in rows of ``columns``, in all of the page but its ``top``; lengths in inches.
 
-    Args:
-        figure: the page.
-        count: number of panels.
-        columns: number of them in a row.
-        top: inches that the panels leave free on the page.
-        above, below: inches that each plot leaves free in its row, for title, legend and labels.
-        left: inches in front of the first plot of a row.
-        between: inches from one plot of a row to the next.
+    ``above`` and ``below`` are what each plot leaves free in its row for title, legend and labels, ``left`` is in front
+    of the first plot of a row, ``between`` from one to the next.
     """
     page_width, page_height = figure.get_size_inches()
     rows = -(-count // columns)
@@ -143,22 +137,12 @@ def figure_of(ax: "Axes") -> "Figure":
 
 
 def clip(text: str, length: int) -> str:
-    """Shorten a text to that many letters.
-
-    Example:
-        >>> clip("straight-through", 9)
-        'straight…'
-    """
+    """Shorten a text to that many letters, the last of them an ellipsis."""
     return text if len(text) <= length else text[: max(length - 1, 1)].rstrip() + "…"
 
 
 def lighten(color: str, amount: float) -> str:
-    """Mix a colour with white: 0 leaves it, 1 is white.
-
-    Example:
-        >>> lighten("#0072B2", 0.5)
-        '#80b8d8'
-    """
+    """Mix a colour with white: 0 leaves it, 1 is white."""
     from matplotlib.colors import to_hex, to_rgb
 
     return to_hex(tuple(np.asarray(to_rgb(color)) * (1 - amount) + amount))
@@ -173,10 +157,11 @@ def finish(ax: "Axes", handles: "Mapping[str, Artist]", title: str | None) -> No
     # Names that do not fit side by side are stacked, many of them in two columns.
     one_line = sum(len(name) + 4 for name in names) <= letters
     columns = max(len(names), 1) if one_line else 1 if len(names) <= 3 else 2
+    shown = names if one_line else [clip(name, letters // columns - 4) for name in names]
     legend = ax.legend(
         list(handles.values()),
         # matplotlib leaves out what starts with an underscore.
-        [" " * name.startswith("_") + (name if one_line else clip(name, letters // columns - 4)) for name in names],
+        [" " * name.startswith("_") + name for name in shown],
         loc="lower left",
         bbox_to_anchor=(-0.01, 1.0),
         ncols=columns,
@@ -196,16 +181,9 @@ def finish(ax: "Axes", handles: "Mapping[str, Artist]", title: str | None) -> No
         if isinstance(handle, PathCollection):
             handle.set(sizes=[45], alpha=1)
     if title:
-        lines = -(-len(names) // columns)
-        ax.set_title(
-            title,
-            loc="left",
-            pad=14 + 1.5 * TEXT_SIZE * lines,
-            fontsize=TITLE_SIZE,
-            fontweight="bold",
-            color=INK,
-            parse_math=False,
-        )
+        pad = 14 + 1.5 * TEXT_SIZE * -(-len(names) // columns)
+        style: dict[str, Any] = {"fontsize": TITLE_SIZE, "fontweight": "bold", "color": INK, "parse_math": False}
+        ax.set_title(title, loc="left", pad=pad, **style)
 
 
 def note(ax: "Axes", text: str) -> None:

@@ -29,16 +29,9 @@ LABEL_LETTERS = 18
 
 
 def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
-    """Write a figure so that `path` holds either the whole picture or what was there before.
+    """Write a figure so that `path`, which is returned, holds either the whole picture or what was there before.
 
-    The picture is written under another name in the same folder and renamed. Missing folders are made.
-
-    Args:
-        figure: what to write.
-        path: where; the suffix chooses the format (.png, .pdf, .svg).
-
-    Returns:
-        The path.
+    Missing folders are made. The suffix chooses the format (.png, .pdf, .svg).
 
     Raises:
         ValueError: if `path` has no suffix or one that matplotlib cannot write.
@@ -68,22 +61,16 @@ class Arm:
 
     Args:
         name: what the pictures call it; a few words.
-        reconstructions: of the images that all arms share, float in [0, 1] or uint8.
+        reconstructions: of the images that all arms share, as `reconstruction_grid` takes them.
         usage_steps: training steps at which usage was measured.
         usage_values: the usage there, a fraction in [0, 1].
-        z: embeddings of a test sample.
-        codes: effective codes at the end.
-        counts: assignments of the test set to each code.
+        z: embeddings of a test sample, Float (*batch, dim).
+        codes: effective codes at the end, Float (k, dim).
+        counts: assignments of the test set to each code, Int (k,).
         test_mse: mean squared error per element on the test set, for images in [0, 1].
         psnr: peak signal-to-noise ratio on the test set, in dB.
         codes_used: number of codes assigned at least once on the test set.
         perplexity: of the test set's assignments, in codes.
-
-    Shape:
-        reconstructions: Float (n, channels, height, width).
-        z: Float (*batch, dim).
-        codes: Float (k, dim).
-        counts: Int (k,).
     """
 
     name: str
@@ -102,19 +89,13 @@ class Arm:
 def comparison(originals: Tensor, arms: Sequence[Arm], *, title: str | None = None, max_images: int = 10) -> "Figure":
     """One page: originals and reconstructions, usage over training, and every arm's codebook.
 
-    An arm keeps its colour in all panels. At most six arms, of which the first three look best.
+    An arm keeps its colour in all panels. The page is 1600 pixels wide at its own resolution.
 
     Args:
-        originals: images in [0, 1].
-        arms: the runs, baseline first.
+        originals: images, as `reconstruction_grid` takes them.
+        arms: one to six runs, baseline first; up to three look best.
         title: headline; by default how many codes each arm uses.
         max_images: at most this many columns of images.
-
-    Shape:
-        originals: Float or UInt8 (n, channels, height, width), 1 or 3 channels.
-
-    Returns:
-        A figure 1600 pixels wide at its own resolution.
 
     Raises:
         ValueError: if there is no arm, more than six, two of one name, or shapes do not fit.
@@ -143,20 +124,13 @@ def comparison(originals: Tensor, arms: Sequence[Arm], *, title: str | None = No
 
 
 def _label(arm: Arm) -> str:
-    return "\n".join(
-        (
-            arm.name,
-            f"test MSE {arm.test_mse:.4g}, {arm.psnr:.1f} dB",
-            f"{arm.codes_used:,} of {len(arm.codes):,} codes used",
-            f"perplexity {arm.perplexity:,.1f}",
-        )
-    )
+    used = f"{arm.codes_used:,} of {len(arm.codes):,} codes used"
+    return f"{arm.name}\ntest MSE {arm.test_mse:.4g}, {arm.psnr:.1f} dB\n{used}\nperplexity {arm.perplexity:,.1f}"
 
 
 def _headline(arms: Sequence[Arm]) -> str:
-    parts = [f"{panels.clip(arm.name, LABEL_LETTERS)} uses {arm.codes_used:,}" for arm in arms[:3]]
-    first = f"{parts[0]} of {len(arms[0].codes):,} codes"
-    return ", ".join([first, *parts[1:]])
+    first, *others = (f"{panels.clip(arm.name, LABEL_LETTERS)} uses {arm.codes_used:,}" for arm in arms[:3])
+    return ", ".join([f"{first} of {len(arms[0].codes):,} codes", *others])
 
 
 def reconstruction_grid(
@@ -165,13 +139,11 @@ def reconstruction_grid(
     """Originals in the first row, under each what became of it.
 
     Args:
-        originals: images, float in [0, 1] (values outside are clipped) or uint8.
-        rows: a title and the images for each further row, in the same order.
+        originals: images (n, channels, height, width), 1 or 3 channels, Float in [0, 1] (values outside are clipped)
+            or UInt8.
+        rows: a title and such images for each further row, in the same order.
         max_images: at most this many columns, from the front.
         title: headline of the figure.
-
-    Shape:
-        originals and every row's images: Float or UInt8 (n, channels, height, width), 1 or 3 channels.
 
     Raises:
         ValueError: if there is no image or the shapes differ.

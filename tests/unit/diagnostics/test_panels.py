@@ -9,9 +9,15 @@ import pytest
 from straightvq.diagnostics import codebooks, curves, evolution, panels, pictures
 
 
+def test_texts_are_clipped_to_a_number_of_letters():
+    assert panels.clip("straight-through", 9) == "straight…"
+    assert panels.clip("straight", 8) == "straight"
+
+
 def test_colours_are_lightened_towards_white():
     assert panels.lighten("#000000", 0.0) == "#000000"
     assert panels.lighten("#000000", 1.0) == "#ffffff"
+    assert panels.lighten("#0072B2", 0.5) == "#80b8d8"
     assert {evolution.P_COLOR, evolution.C_COLOR, evolution.Q_COLOR} >= {panels.PALETTE[0], panels.PALETTE[1]}
 
 

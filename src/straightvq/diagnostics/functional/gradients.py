@@ -1,7 +1,7 @@
 """What reaches encoder and codes in a step: gradient gap, sparsity, delay."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from straightvq.diagnostics.functional.vectors import (
     wide_dtype,
 )
 from straightvq.errors import InvalidValueError
-from straightvq.functional import nearest_code
+from straightvq.functional.nearest import Distance, nearest_code
 
 
 class GradientGap(NamedTuple):
@@ -43,14 +43,13 @@ def gradient_gap(grad_at_z: Tensor, grad_at_quantized: Tensor) -> GradientGap:
     """Error of the straight-through gradient.
 
     norm = ||g_z - g_q||,  relative = norm / ||g_z||,  cosine = <g_z, g_q> / (||g_z|| ||g_q||),
-    with g_z = dL(G(z))/dz, the head G run on the embeddings, and g_q = dL(G(q))/dq, the same head, target and
-    loss run on the quantized vectors; `estimator_gap` computes both.
+    with g_z = dL(G(z))/dz, the head G run on the embeddings, and g_q = dL(G(q))/dq, the same head, target and loss run
+    on the quantized vectors; `estimator_gap` computes both.
 
-    norm has the unit of the gradient and depends on how the loss averages; relative (0 is exact, no maximum)
-    and cosine (1 is exact, minimum -1) do not, and are the ones to compare between runs. It vanishes if the
-    quantizer is exact or the head is linear in L; for a smooth head it is bounded by its smoothness times ||z
-    - q||. If both gradients are zero it is (0, 0, 1), if only g_z is, relative is infinite; a single zero
-    gradient has cosine 0.
+    norm has the unit of the gradient and depends on how the loss averages; relative (0 is exact, no maximum) and cosine
+    (1 is exact, minimum -1) do not, and are the ones to compare between runs. It vanishes if the quantizer is exact or
+    the head is linear in L; for a smooth head it is bounded by its smoothness times ||z - q||. If both gradients are
+    zero it is (0, 0, 1), if only g_z is, relative is infinite; a single zero gradient has cosine 0.
 
     Shape:
         grad_at_z, grad_at_quantized: Float, any one shape.
@@ -79,18 +78,15 @@ def gradient_gap(grad_at_z: Tensor, grad_at_quantized: Tensor) -> GradientGap:
 def estimator_gap(head: Callable[[Tensor], Tensor], z: Tensor, quantized: Tensor) -> GradientGap:
     """`gradient_gap` of a head: runs it at the embeddings and at the quantized vectors, on the same target.
 
-    Gradients are taken with respect to the latent only: none is left in a parameter, and whatever made `z` and
-    `quantized` is not asked. A head that draws random numbers, as dropout does, draws the same ones both times, and
-    the random state is left as it was found. Put the head in evaluation mode if that is what is to be measured.
+    Gradients are taken with respect to the latent only; none is left in a parameter. A head that draws random numbers,
+    as dropout does, draws the same ones both times, and the random state is left as it was found. Put the head in
+    evaluation mode if that is what is to be measured.
 
     Args:
         head: maps a latent to the task loss, a scalar: the rest of the network, target and loss included.
-        z: embeddings, in the layout that the head takes. If the layer transforms them, as unit norm and projections do,
-            pass ``layer.unquantized(z)``: otherwise the gap is that of the transform, too.
-        quantized: what the quantizer makes of them.
-
-    Shape:
-        z, quantized: Float, any one shape.
+        z: embeddings, Float of any shape that the head takes. If the layer transforms them, as unit norm and
+            projections do, pass ``layer.unquantized(z)``: otherwise the gap is that of the transform, too.
+        quantized: what the quantizer makes of them, of the same shape.
 
     Raises:
         ValueError: if the shapes differ or the head's loss is not a scalar that depends on the latent.
@@ -120,18 +116,14 @@ def _head_gradient(head: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
 
 
 def gradient_sparsity(grad: Tensor) -> Tensor:
-    """Fraction of the codes that receive a gradient in a step: rows with a non-zero entry.
+    """Fraction of the codes that receive a gradient in a step: rows with a non-zero entry, 0 to 1.
 
-    Without a unit; from 0 to its maximum 1. A plain codebook gets (assigned codes)/k, which cannot exceed
-    n/k; with shared affine parameters every *effective* code moves although the raw table's gradient stays
-    this sparse. That shows in the codes themselves: given `codes_after - codes_before` instead of a gradient, it is
-    the fraction of the codes that a step moved, by whatever rule.
+    A plain codebook gets (assigned codes)/k, which cannot exceed n/k; with shared affine parameters every *effective*
+    code moves although the raw table's gradient stays this sparse. Given `codes_after - codes_before` instead of a
+    gradient, it is the fraction of the codes that a step moved, by whatever rule.
 
     Shape:
-        grad: Float (k, dim), the gradient of the code table, or its change.
-
-    Returns:
-        Float ().
+        grad: Float (k, dim), the gradient of the code table, or its change; the result is Float ().
 
     Raises:
         ValueError: if `grad` is not a table of at least one row.
@@ -154,7 +146,7 @@ def update_delay(
     codes_before: Tensor,
     codes_after: Tensor,
     *,
-    distance: Literal["euclidean", "cosine"] = "euclidean",
+    distance: Distance = "euclidean",
 ) -> UpdateDelay:
     """How far the codebook lags behind the encoder: quantization errors of the same inputs around a training step.
 
@@ -162,20 +154,15 @@ def update_delay(
     d(z, C) = mean ||z - nearest code||^2 / mean ||z^t - mean z^t||^2.
 
     Codes are trained against the embeddings of the step, `aimed` for them, and are used with those that the encoder
-    makes once it has stepped too. `delay = after - aimed` is what that costs: near 0 is normal, negative means
-    that the commitment pulls the embeddings towards their codes faster than the task moves them away, and a
-    positive delay larger than `before - aimed`, which is what the codebook's own step gained, means that the step
-    left the codebook worse off than it was. Without a unit; unchanged when vectors and codes are shifted or
-    scaled together.
+    makes once it has stepped too. `delay = after - aimed` is what that costs: near 0 is normal, negative means that the
+    commitment pulls the embeddings towards their codes faster than the task moves them away, and a delay larger than
+    `before - aimed`, which is what the codebook's own step gained, means that the step left the codebook worse off than
+    it was. Without a unit; unchanged when vectors and codes are shifted or scaled together.
 
     Args:
-        z_before, z_after: embeddings of a fixed set of inputs before and after the step.
-        codes_before, codes_after: effective codes.
+        z_before, z_after: embeddings of a fixed set of inputs before and after the step, Float (*batch, dim).
+        codes_before, codes_after: effective codes, Float (k, dim).
         distance: by which codes are assigned; see `straightvq.functional.nearest_code`.
-
-    Shape:
-        z_before, z_after: Float (*batch, dim).
-        codes_before, codes_after: Float (k, dim).
 
     Raises:
         ValueError: if the shapes do not fit or there is no vector.
@@ -197,12 +184,7 @@ def update_delay(
 
 
 def step_misses(
-    owner: str,
-    z_before: Tensor,
-    z_after: Tensor,
-    codes_before: Tensor,
-    codes_after: Tensor,
-    distance: Literal["euclidean", "cosine"],
+    owner: str, z_before: Tensor, z_after: Tensor, codes_before: Tensor, codes_after: Tensor, distance: Distance
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Vectors minus their nearest codes, wide (n, dim): before the step, with the new codes, and with both new."""
     if z_after.shape != z_before.shape or codes_after.shape != codes_before.shape or codes_before.ndim != 2:
