@@ -27,14 +27,13 @@ class CodebookWarning(UserWarning):
 class CodebookMonitor(Callback):
     """Follows every `straightvq.Quantizer` inside a LightningModule: numbers, warnings, pictures, a history.
 
-    The quantizers are found when fitting starts and followed by forward hooks until it ends; composites are
-    followed part by part. A forward costs a few sums on the device, which is read once per window. Nothing that
-    training computes changes, and no random number is drawn. All numbers are those of the summed counts of all
-    ranks, without masked positions.
+    Quantizers are followed by forward hooks from the start of fitting to its end, composites part by part. A forward
+    costs a few sums on the device, which is read once per window. Nothing that training computes changes, and no random
+    number is drawn. All numbers are those of the summed counts of all ranks, without masked positions; embeddings and
+    codes are compared in the codebook's space, behind the transform. ``docs/collapse.md`` says what is normal.
 
     Logged per window of training, as ``codebook/...``, and per evaluation over the whole set, as
-    ``val/codebook/...`` and ``test/codebook/...``; with several quantizers each name is preceded by that of the
-    quantizer, its path in the module:
+    ``val/codebook/...`` and ``test/codebook/...``; with several quantizers the path of each comes first:
 
     - ``usage``: fraction of the codes assigned at least once, 0 to 1;
     - ``perplexity``: effective number of codes, 1 to the size of the codebook;
@@ -48,8 +47,6 @@ class CodebookMonitor(Callback):
       on each rank's first batch.
 
     Under ``torch.compile`` training forwards stay in the graph and evaluation forwards break it behind the quantizer.
-    Embeddings and codes are compared in the codebook's space, behind the quantizer's transform. The page
-    ``docs/collapse.md`` says what is normal.
 
     Warns once per run and quantizer with `CodebookWarning`: of a collapse; of codes that nothing moves; of a
     commitment term that grows together with the relative error.
@@ -232,7 +229,7 @@ class CodebookMonitor(Callback):
                 norm, relative, cosine = self._gap
                 values |= {"gradient_gap_norm": norm, "gradient_gap": relative, "gradient_cosine": cosine}
             plain = {name: value.item() for name, value in values.items()}
-            # The totals are equal on all ranks, so their mean is they; the gap's is the mean of the first batches.
+            # The totals are the same on all ranks; the gap is averaged over their first batches.
             logged = {f"{stage}/{name}": float(value) for name, value in subject.named(plain).items()}
             pl_module.log_dict(logged, sync_dist=True)
             self.history.append({"stage": stage, "step": _step(trainer), "name": subject.name, **plain})

@@ -223,7 +223,7 @@ class TestMomentDistance:
         assert all(math.isnan(value) for value in metric.compute().values())
 
     def test_of_other_widths_is_refused(self):
-        with pytest.raises(ValueError, match=r"of `z`, \(4, 3\)\. Got \(2, 5\)"):
+        with pytest.raises(ValueError, match=r"of the embeddings, \(4, 3\)\. Got \(2, 5\)"):
             dx.MomentDistance().update(torch.zeros(4, 3), torch.zeros(2, 5))
 
 
@@ -324,7 +324,7 @@ class TestCodebookDelay:
         assert all(math.isnan(value) for value in metric.compute().values())
 
     def test_what_does_not_fit_is_refused(self):
-        with pytest.raises(ValueError, match=r"`CodebookDelay`: codes must have the last axis"):
+        with pytest.raises(ValueError, match=r"`CodebookDelay`: the codes must have .* Got \(2, 5\)"):
             dx.CodebookDelay().update(torch.zeros(4, 3), torch.zeros(4, 3), torch.zeros(2, 5), torch.zeros(2, 5))
         with pytest.raises(ValueError, match=r"`distance` must be one of 'euclidean', 'cosine'\. Got 'manhattan'"):
             dx.CodebookDelay(distance="manhattan")

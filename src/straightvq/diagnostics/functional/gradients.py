@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from straightvq.diagnostics.functional.vectors import (
+    check_codes,
     check_shape,
     flatten,
     mean_and_variance,
@@ -187,17 +188,9 @@ def step_misses(
     owner: str, z_before: Tensor, z_after: Tensor, codes_before: Tensor, codes_after: Tensor, distance: Distance
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Vectors minus their nearest codes, wide (n, dim): before the step, with the new codes, and with both new."""
-    if z_after.shape != z_before.shape or codes_after.shape != codes_before.shape or codes_before.ndim != 2:
-        raise InvalidValueError(
-            f"`{owner}`: `z_after` and `codes_after` must have the shapes of `z_before` (*batch, dim) and "
-            f"`codes_before` (k, dim). Got {tuple(z_after.shape)} and {tuple(z_before.shape)}, "
-            f"{tuple(codes_after.shape)} and {tuple(codes_before.shape)}."
-        )
-    if z_before.ndim == 0 or z_before.shape[-1] != codes_before.shape[1]:
-        raise InvalidValueError(
-            f"`{owner}`: codes must have the last axis of `z_before`, {tuple(z_before.shape)}. "
-            f"Got {codes_before.shape[1]}."
-        )
+    check_shape(owner, "z_after", z_after, "z_before", z_before)
+    check_shape(owner, "codes_after", codes_after, "codes_before", codes_before)
+    check_codes(owner, z_before, codes_before)
 
     def missed(z: Tensor, codes: Tensor) -> Tensor:
         flat = z.detach().reshape(-1, z.shape[-1]).to(wide_dtype(z))

@@ -38,7 +38,7 @@ def check_codes(owner: str, z: Tensor, codes: Tensor) -> None:
     """Raise the house's sentence unless ``codes`` is a table as wide as ``z``."""
     if z.ndim == 0 or codes.ndim != 2 or z.shape[-1] != codes.shape[-1]:
         raise InvalidValueError(
-            f"`{owner}`: `codes` must have the shape (codebook_size, dim) with the last axis of `z`, "
+            f"`{owner}`: the codes must have the shape (k, dim) with the last axis of the embeddings, "
             f"{tuple(z.shape)}. Got {tuple(codes.shape)}."
         )
 
