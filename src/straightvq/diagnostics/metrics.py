@@ -69,7 +69,6 @@ class CodebookUsage(ExactMetric):
         self.counts += counts.view_as(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the values of the summed counts."""
         return {
             "usage": functional.usage(self.counts),
             "perplexity": functional.perplexity(self.counts),
@@ -115,7 +114,6 @@ class SlidingUsage(ExactMetric):
         self.step += 1
 
     def compute(self) -> Tensor:
-        """Return the fraction of the codes that were assigned within the window."""
         return functional.usage(self.counts.sum(0))
 
 
@@ -147,7 +145,6 @@ class QuantizationError(PooledMoments):
         self.pool("table", flat, (flat - self.select(quantized, mask)).square().sum(0))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the two errors over all vectors seen."""
         count, _, deviations, error = self.table.sum(-1)
         normalized = torch.where(count > 0, functional.ratio(error, deviations), torch.nan)
         return {"mse": (error / count).float(), "normalized": normalized.float()}
@@ -162,14 +159,6 @@ class MomentDistance(PooledMoments):
 
     Returns:
         `compute()`: {"mean", "std", "wasserstein"} in standard deviations of z and {"symmetric_kl"} in nats.
-
-    Example:
-        >>> metric = MomentDistance()
-        >>> codes = torch.tensor([[2.0], [6.0]])
-        >>> metric.update(torch.tensor([[-1.0]]), codes)
-        >>> metric.update(torch.tensor([[1.0]]), codes)
-        >>> metric.compute()["symmetric_kl"]
-        tensor(11.1250)
     """
 
     embeddings: Tensor
@@ -187,7 +176,6 @@ class MomentDistance(PooledMoments):
         self.pool("codebook", self.select(codes))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the distances between the pooled moments."""
         # Without columns there is nothing to compare, although `all` of nothing is True.
         if not self.embeddings.shape[1] or not (self.embeddings[0] * self.codebook[0] > 0).all():
             nothing = self.embeddings.new_full((), torch.nan, dtype=torch.float32)
@@ -208,14 +196,6 @@ class CodebookDelay(PooledMoments):
 
     Returns:
         `compute()`: {"before", "aimed", "after", "delay"} over the variance of the embeddings before the step.
-
-    Example:
-        >>> z, before, after = torch.tensor([[-1.0], [1.0]]), torch.tensor([[2.0]]), torch.tensor([[1.0]])
-        >>> metric = CodebookDelay()
-        >>> for one in z.split(1):
-        ...     metric.update(one, one - 1, before, after)
-        >>> metric.compute()
-        {'before': tensor(5.), 'aimed': tensor(2.), 'after': tensor(5.), 'delay': tensor(3.)}
     """
 
     table: Tensor
@@ -232,7 +212,6 @@ class CodebookDelay(PooledMoments):
         self.pool("table", self.select(z_before), *(part.square().sum(0) for part in missed))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the errors and the delay over all vectors seen."""
         count, _, deviations, *errors = self.table.sum(-1)
         ratios = [torch.where(count > 0, functional.ratio(error, deviations), torch.nan) for error in errors]
         delay = functional.UpdateDelay(*ratios)
@@ -250,13 +229,6 @@ class EstimatorGap(ExactMetric):
 
     Returns:
         `compute()`: {"norm", "relative", "cosine"}.
-
-    Example:
-        >>> metric = EstimatorGap()
-        >>> metric.update(torch.tensor([3.0]), torch.tensor([0.0]))
-        >>> metric.update(torch.tensor([4.0]), torch.tensor([4.0]))
-        >>> metric.compute()  # ||(3, 0)|| over ||(3, 4)||
-        {'norm': tensor(3.), 'relative': tensor(0.6000), 'cosine': tensor(0.8000)}
     """
 
     full_state_update = False
@@ -276,7 +248,6 @@ class EstimatorGap(ExactMetric):
         self.squares = self.squares + torch.stack([seen, (a - b) @ (a - b), a @ a, b @ b, a @ b])
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the gap of all gradients seen."""
         seen, apart, at_z, at_quantized, inner = self.squares
         norm, norm_a, norm_b = apart.sqrt(), at_z.sqrt(), at_quantized.sqrt()
         cosine = functional.ratio(functional.ratio(inner, norm_a), norm_b).clamp(-1, 1)
@@ -299,13 +270,6 @@ class GradientSparsity(ExactMetric):
 
     Returns:
         `compute()`: {"per_step": mean fraction of codes with a gradient, "ever": fraction that had one in any step}.
-
-    Example:
-        >>> metric = GradientSparsity(codebook_size=4)
-        >>> metric.update(torch.tensor([[1.0], [0.0], [0.0], [0.0]]))
-        >>> metric.update(torch.tensor([[0.0], [2.0], [0.0], [0.0]]))
-        >>> metric.compute()
-        {'per_step': tensor(0.2500), 'ever': tensor(0.5000)}
     """
 
     full_state_update = False
@@ -329,7 +293,6 @@ class GradientSparsity(ExactMetric):
         self.steps += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the two fractions."""
         per_step = self.with_gradient.to(wide_dtype(self.with_gradient)).mean().float() / self.steps
         ever = torch.where(self.steps > 0, (self.with_gradient > 0).float().mean(), torch.nan)
         return {"per_step": per_step, "ever": ever}

@@ -20,6 +20,7 @@ from straightvq.errors import InvalidValueError
 from straightvq.io import replacing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PAGE_WIDTH = 16.0  # inches
@@ -189,16 +190,17 @@ class _Strips:
 
     def draw(self, figure: "Figure", top: float, colors: Sequence[str]) -> None:
         """Draw the rows from ``top`` below the upper edge, each with its label in the colour of its row."""
-        page_width, page_height = figure.get_size_inches()
-        size = (self.cell_width / page_width, self.cell_height / page_height)
+        page_height = figure.get_size_inches()[1]
+        ax = figure.add_axes((0, (page_height - top - self.height) / page_height, 1, self.height / page_height))
+        ax.set(xlim=(0, PAGE_WIDTH), ylim=(self.height, 0))
+        ax.set_axis_off()
         for row, ((label, images), color) in enumerate(zip(self.rows, colors, strict=True)):
-            bottom = page_height - top - (row + 1) * self.cell_height - row * self.gap
+            y = row * (self.cell_height + self.gap)
             for column, image in enumerate(images):
-                left = self.left + column * (self.cell_width + self.gap)
-                ax = figure.add_axes((left / page_width, bottom / page_height, *size), xticks=[], yticks=[])
-                ax.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1)
-                ax.set_axis_off()
-            _write_label(figure, label, bottom + self.cell_height / 2, color)
+                x = self.left + column * (self.cell_width + self.gap)
+                place = (x, x + self.cell_width, y + self.cell_height, y)
+                ax.imshow(image, extent=place, aspect="auto", cmap="gray", vmin=0, vmax=1)
+            _write_label(ax, label, y + self.cell_height / 2, color)
 
 
 def _drawable(images: Tensor) -> np.ndarray:
@@ -208,15 +210,12 @@ def _drawable(images: Tensor) -> np.ndarray:
     return scaled.permute(0, 2, 3, 1).numpy()
 
 
-def _write_label(figure: "Figure", label: str, middle: float, color: str) -> None:
-    """Lines of text around a height in inches, the first of them large and in the colour."""
-    width, height = figure.get_size_inches()
+def _write_label(ax: "Axes", label: str, middle: float, color: str) -> None:
+    """Lines of text around a height, the first of them large and in the colour."""
     first, *others = label.split("\n")
+    title: dict[str, Any] = {"size": panels.TITLE_SIZE, "weight": "bold", "color": color}
+    detail: dict[str, Any] = {"size": panels.TEXT_SIZE, "color": panels.FAINT_INK}
     line = panels.TEXT_SIZE * 1.45 / 72  # points to inches
-    at = middle + len(others) / 2 * line
-    style: dict[str, Any] = {"va": "center", "parse_math": False}
-    title = panels.clip(first, LABEL_LETTERS)
-    figure.text(0.45 / width, at / height, title, fontsize=panels.TITLE_SIZE, fontweight="bold", color=color, **style)
-    for number, text in enumerate(others, 1):
-        y = (at - number * line) / height
-        figure.text(0.45 / width, y, text, fontsize=panels.TEXT_SIZE, color=panels.FAINT_INK, **style)
+    for number, text in enumerate((panels.clip(first, LABEL_LETTERS), *others)):
+        y = middle + (number - len(others) / 2) * line
+        ax.text(0.45, y, text, va="center", parse_math=False, **(detail if number else title))

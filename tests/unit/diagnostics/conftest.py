@@ -10,8 +10,9 @@ def overlapping(figure):
     figure.draw_without_rendering()
     plots = [ax for ax in figure.axes if not ax.images]
     boxes = [(ax.get_title(loc="left"), ax.get_tightbbox()) for ax in plots]
-    boxes += [("image", ax.get_window_extent()) for ax in figure.axes if ax.images]
-    boxes += [(text.get_text(), text.get_window_extent()) for text in figure.texts]
+    boxes += [("image", image.get_window_extent()) for ax in figure.axes for image in ax.images]
+    texts = [*figure.texts, *(text for ax in figure.axes if ax.images for text in ax.texts)]
+    boxes += [(text.get_text(), text.get_window_extent()) for text in texts]
     found = [name for name, box in boxes if box.x1 > figure.bbox.x1 or box.y1 > figure.bbox.y1 or box.x0 < 0]
     found += [(a, b) for (a, x), (b, y) in itertools.combinations(boxes, 2) if x.overlaps(y)]
     for ax in (ax for ax in plots if ax.get_legend().get_texts()):
