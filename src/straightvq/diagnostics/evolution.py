@@ -148,7 +148,7 @@ def _density(values: Floats, view: tuple[float, float]) -> Floats:
 
 
 def joint_tsne(z: Tensor, codes: Tensor, *, perplexity: float = 30.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Places embeddings and codes together in the plane so that neighbours stay neighbours (t-SNE).
+    """Place embeddings and codes together in the plane so that neighbours stay neighbours (t-SNE).
 
     Deterministic: the start is the plane of the first two principal components, and scikit-learn runs in one thread.
     Distances within a neighbourhood mean something, distances between far clusters and cluster sizes do not. About
@@ -226,8 +226,8 @@ def tsne_map(
         handles = panels.draw_clouds(ax, points, places[~used], places[used], names=names, colors=(C_COLOR, Q_COLOR))
         ax.set(xticks=[], yticks=[])
         ax.margins(0.04)
-        title = f"Step {snapshot.step:,}: {len(snapshot.assigned):,} of {len(snapshot.codes):,} codes assigned"
-        panels.finish(ax, handles, title)
+        assigned = f"{len(snapshot.assigned):,} of {len(snapshot.codes):,} codes assigned"
+        panels.finish(ax, handles, f"Step {snapshot.step:,}: {assigned}")
     return figure
 
 

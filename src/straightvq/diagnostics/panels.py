@@ -121,12 +121,12 @@ def draw_clouds(
 ) -> "dict[str, Artist]":
     """Draw embeddings as light dots, unused codes as crosses and used ones as discs of that area; all Float (n, 2)."""
     styles: tuple[dict[str, Any], ...] = (
-        {"s": 7 if len(embeddings) > 500 else 14, "color": POINT, "alpha": 0.6, "linewidths": 0},
+        {"s": 7 if len(embeddings) > 500 else 14, "color": POINT, "alpha": 0.6, "linewidths": 0, "rasterized": True},
         {"s": 26, "color": colors[0], "alpha": 0.7, "marker": "x", "linewidths": 0.9},
         {"s": area, "color": colors[1], "alpha": 0.87, "edgecolors": "white", "linewidths": 0.7},
     )
     return {
-        name: ax.scatter(*places.T, label=name, rasterized=True, **style)
+        name: ax.scatter(*places.T, label=name, **style)
         for name, places, style in zip(names, (embeddings, unused, used), styles, strict=True)
     }
 

@@ -15,20 +15,13 @@ MAX_VECTORS = 2000
 
 
 class Window:
-    """Counts per code, and moments and squared errors per channel. Only ``close`` waits for the device.
+    """Counts per code, and moments and squared errors per channel. Only ``close`` waits for the device."""
 
-    Args:
-        size: number of codes.
-        dim: width of the vectors.
-        device: where the sums live.
-    """
-
-    def __init__(self, size: int, dim: int, device: torch.device) -> None:
-        self.counts = torch.zeros(size, dtype=torch.int64, device=device)
+    def __init__(self, followed: Followed, device: torch.device) -> None:
+        self.counts = torch.zeros(followed.size, dtype=torch.int64, device=device)
         # Rows: number of vectors, mean, squared deviations from it, squared errors. Sums of squares would cancel
         # for embeddings far from the origin.
-        self.table = torch.zeros(4, dim, device=device)
-        self.table = self.table.to(wide_dtype(self.table))
+        self.table = torch.zeros(4, followed.dim, dtype=wide_dtype(self.counts), device=device)
 
     def add(self, z: Tensor, code: Tensor, indices: Tensor) -> None:
         """Add vectors z (n, dim), their codes (n, dim) and indices (n,), negative where masked."""

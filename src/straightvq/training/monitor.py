@@ -292,7 +292,7 @@ class _Subject:
     def __init__(self, followed: Followed, concerns: Concerns, device: torch.device, *, is_alone: bool) -> None:
         self.followed = followed
         self.concerns = concerns
-        self.window = Window(followed.size, followed.dim, device)
+        self.window = Window(followed, device)
         self.name = followed.name.rpartition(".")[2] if is_alone else followed.name
         self._prefix = "" if is_alone else f"{followed.name}/"
 

@@ -17,7 +17,7 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """Float64, or what comes next to it on the device of ``x``: Apple's GPU has none."""
+    """Float64, or float32 if ``x`` is on Apple's GPU, which has no float64."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
