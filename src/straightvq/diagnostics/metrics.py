@@ -15,7 +15,7 @@ from torch import Tensor
 
 from straightvq.diagnostics import functional
 from straightvq.diagnostics.exact import ExactMetric, PooledMoments, gather_wide
-from straightvq.diagnostics.functional.gradients import step_misses
+from straightvq.diagnostics.functional.gradients import gap_of_norms, step_misses
 from straightvq.diagnostics.functional.vectors import check_codes, check_shape, wide_dtype
 from straightvq.errors import InvalidValueError
 from straightvq.functional.nearest import Distance
@@ -249,11 +249,10 @@ class EstimatorGap(ExactMetric):
 
     def compute(self) -> dict[str, Tensor]:
         seen, apart, at_z, at_quantized, inner = self.squares
-        norm, norm_a, norm_b = apart.sqrt(), at_z.sqrt(), at_quantized.sqrt()
-        cosine = functional.ratio(functional.ratio(inner, norm_a), norm_b).clamp(-1, 1)
-        cosine = torch.where((norm_a == 0) & (norm_b == 0), 1.0, cosine)
-        values = {"norm": norm, "relative": functional.ratio(norm, norm_a), "cosine": cosine}
-        return {name: torch.where(seen > 0, value, torch.nan).float() for name, value in values.items()}
+        norm_a, norm_b = at_z.sqrt(), at_quantized.sqrt()
+        cosine = functional.ratio(functional.ratio(inner, norm_a), norm_b)
+        gap = gap_of_norms(apart.sqrt(), norm_a, norm_b, cosine)
+        return {name: torch.where(seen > 0, value, torch.nan).float() for name, value in gap._asdict().items()}
 
 
 class GradientSparsity(ExactMetric):

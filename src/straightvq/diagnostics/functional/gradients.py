@@ -68,12 +68,16 @@ def gradient_gap(grad_at_z: Tensor, grad_at_quantized: Tensor) -> GradientGap:
     check_shape("gradient_gap", "grad_at_quantized", grad_at_quantized, "grad_at_z", grad_at_z)
     a = grad_at_z.flatten().to(wide_dtype(grad_at_z))
     b = grad_at_quantized.flatten().to(a.dtype)
-    norm, norm_a, norm_b = (a - b).norm(), a.norm(), b.norm()
+    norm_a, norm_b = a.norm(), b.norm()
     # Each side is normalised by itself: a product of two small norms could underflow.
-    cosine = (ratio(a, norm_a) * ratio(b, norm_b)).sum().clamp(-1, 1)
-    cosine = torch.where((norm_a == 0) & (norm_b == 0), 1.0, cosine)
-    dtype = result_dtype(grad_at_z)
-    return GradientGap(norm.to(dtype), ratio(norm, norm_a).to(dtype), cosine.to(dtype))
+    gap = gap_of_norms((a - b).norm(), norm_a, norm_b, (ratio(a, norm_a) * ratio(b, norm_b)).sum())
+    return GradientGap(*(value.to(result_dtype(grad_at_z)) for value in gap))
+
+
+def gap_of_norms(apart: Tensor, norm_a: Tensor, norm_b: Tensor, cosine: Tensor) -> GradientGap:
+    """The gap of two gradients from the norms of their difference and of both; two zero gradients are alike."""
+    cosine = torch.where((norm_a == 0) & (norm_b == 0), 1.0, cosine.clamp(-1, 1))
+    return GradientGap(apart, ratio(apart, norm_a), cosine)
 
 
 def estimator_gap(head: Callable[[Tensor], Tensor], z: Tensor, quantized: Tensor) -> GradientGap:
