@@ -85,7 +85,7 @@ class CodebookMonitor(Callback):
         self.history: list[dict[str, Any]] = []
         self._subjects: dict[str, _Subject] = {}  # by their paths in the module
         self._totals: dict[str, Totals] = {}  # of the evaluation of the moment
-        self._waiting: dict[str, dict[str, Any]] = {}  # states of quantizers that are not followed yet
+        self._waiting: dict[str, dict[str, Any]] = {}  # loaded, or left by an earlier fit, for the next one
         self._stage: str | None = None  # what the forwards of the moment count for
         self._batches = 0  # of the open window
         self._validations = 0
@@ -95,7 +95,7 @@ class CodebookMonitor(Callback):
     # --- following ---
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._follow(trainer, pl_module)
+        self._follow(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._remove()
@@ -103,29 +103,15 @@ class CodebookMonitor(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._remove()
 
-    def _follow(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _follow(self, pl_module: LightningModule) -> None:
         self._remove()
         found = follow(pl_module, self._seen)
         for each in found:
             concerns = Concerns(each, self.collapse_usage, self.patience)
             self._subjects[each.name] = _Subject(each, concerns, pl_module.device, is_alone=len(found) == 1)
-        self._take_over(trainer)
-
-    def _take_over(self, trainer: Trainer) -> None:
-        """Apply what was loaded, or what an earlier fit left behind."""
-        if not self._waiting:
-            return
-        # The open window's sums are the first rank's alone: with several ranks the window starts again.
-        with_window = trainer.world_size == 1
-        self._batches = self._batches if with_window else 0
-        for name, subject in self._subjects.items():
-            if name in self._waiting:
-                subject.load_state_dict(self._waiting[name], with_window=with_window)
-        self._waiting = {}
 
     def _remove(self) -> None:
-        if self._subjects:
-            self._waiting = self.state_dict()["quantizers"]  # a second fit goes on
+        self._waiting = self.state_dict()["quantizers"]  # a second fit goes on
         for subject in self._subjects.values():
             subject.followed.remove()
         self._subjects, self._totals, self._stage = {}, {}, None
@@ -140,7 +126,14 @@ class CodebookMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stage = "train"
-        self._take_over(trainer)  # some strategies load a checkpoint after the fit has started
+        # The open window's sums are the first rank's alone: with several ranks the window starts again.
+        with_window = trainer.world_size == 1
+        if self._waiting and not with_window:
+            self._batches = 0
+        for name, state in self._waiting.items():
+            if name in self._subjects:
+                self._subjects[name].load_state_dict(state, with_window=with_window)
+        self._waiting = {}
         if not self._batches:  # else the codes at the start of the window are unknown
             for subject in self._subjects.values():
                 subject.concerns.open_window()
@@ -215,7 +208,7 @@ class CodebookMonitor(Callback):
 
     def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not self._subjects:
-            self._follow(trainer, pl_module)
+            self._follow(pl_module)
         self._stage, self._gap = stage, None
         self._totals = {name: Totals(subject.followed, pl_module.device) for name, subject in self._subjects.items()}
 
@@ -271,11 +264,11 @@ class CodebookMonitor(Callback):
             "history": [dict(row) for row in self.history],
             "batches": self._batches,
             "validations": self._validations,
-            "quantizers": followed or self._waiting,
+            "quantizers": followed | self._waiting,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state over; the quantizers' part is applied when they are found."""
+        """Take a state over; the quantizers' part is applied when training starts."""
         self.history = [dict(row) for row in state_dict["history"]]
         self._batches = state_dict["batches"]
         self._validations = state_dict["validations"]

@@ -330,6 +330,17 @@ class TestManners:
             warnings.simplefilter("error", CodebookWarning)
             run(24, callbacks=[keep], ckpt=tmp_path / "late.ckpt")
 
+    def test_a_second_fit_goes_on_with_the_open_window_and_repeats_no_warning(self, tmp_path):
+        monitor = CodebookMonitor(every_n_steps=4, patience=2, pictures_every=0)
+        task = Task(collapsed(), encode=False)
+        with pytest.warns(CodebookWarning, match="step 8: the codebook has collapsed"):
+            trainer = fit(task, monitor, tmp_path, steps=9)
+        trainer.validate(task, batches(2, seed=1), verbose=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", CodebookWarning)
+            fit(task, monitor, tmp_path, steps=9)
+        assert [row["step"] for row in rows(monitor, "train")] == [4, 8, 3, 7]
+
     def test_settings_out_of_range_are_refused(self):
         with pytest.raises(ValueError, match=r"`CodebookMonitor`: `every_n_steps` must be an integer >= 1. Got 0."):
             CodebookMonitor(every_n_steps=0)
