@@ -18,13 +18,13 @@ import straightvq
 from straightvq.analysis.probe import STEP_OPTIONS, Probe, check_task, probe_batches
 from straightvq.analysis.report import write_report
 from straightvq.diagnostics import CurvePanel, Snapshot, curves_over_time, divergence_over_time, save, tsne_map
+from straightvq.diagnostics.concerns import list_cures
 from straightvq.errors import InvalidValueError
 from straightvq.io import results_folder, write_text
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
 from straightvq.runs import Checkpoint, RunFolder, load_weights, pick_device
 from straightvq.training.command_line import quiet
-from straightvq.training.concerns import list_cures
 
 __all__ = ["analyze"]
 

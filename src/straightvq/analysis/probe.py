@@ -19,13 +19,13 @@ from straightvq.diagnostics import (
     gradient_sparsity,
     update_delay,
 )
+from straightvq.diagnostics.following import Followed, Seen, follow
 from straightvq.diagnostics.functional import ratio
+from straightvq.diagnostics.sums import Totals
+from straightvq.diagnostics.task import HasHead, measure_gradient_gap, undisturbed
 from straightvq.errors import InvalidValueError
 from straightvq.runs import Checkpoint
-from straightvq.training.evaluation import HasHead, Totals, measure_gradient_gap
-from straightvq.training.pictures import undisturbed
 from straightvq.training.resume import ExactResume
-from straightvq.training.window import Followed, Seen, follow
 
 # Embeddings that pictures and full covariances are made of; counts, errors and moments take all.
 MAX_VECTORS = 20_000

@@ -1,90 +1,41 @@
 """What is measured on a quantizer: pure functions, accumulators for whole data sets, and pictures."""
 
-from straightvq.diagnostics.evolution import (
-    CurvePanel,
-    Snapshot,
-    curves_over_time,
-    divergence_over_time,
-    joint_tsne,
-    tsne_map,
+from straightvq.diagnostics import functional
+from straightvq.diagnostics.codebooks import codebook_scatter, usage_histogram
+from straightvq.diagnostics.curves import CurvePanel, curves_over_time, usage_over_time
+from straightvq.diagnostics.evolution import Snapshot, divergence_over_time, joint_tsne, tsne_map
+from straightvq.diagnostics.functional import *  # noqa: F403
+from straightvq.diagnostics.metrics import (
+    CodebookDelay,
+    CodebookUsage,
+    EstimatorGap,
+    GradientSparsity,
+    MomentDistance,
+    QuantizationError,
+    SlidingUsage,
 )
-from straightvq.diagnostics.functional import (
-    GradientGap,
-    MomentGap,
-    UpdateDelay,
-    compare_moments,
-    covariance,
-    dead_codes,
-    effective_dimension,
-    estimator_gap,
-    gaussian_symmetric_kl_diagonal,
-    gaussian_w2,
-    gaussian_w2_diagonal,
-    gradient_gap,
-    gradient_sparsity,
-    moment_distance,
-    moments,
-    normalized_quantization_error,
-    perplexity,
-    principal_plane,
-    sliding_usage,
-    update_delay,
-    usage,
-    usage_counts,
-)
-from straightvq.diagnostics.metrics import CodebookUsage, MomentDistance, QuantizationError
-from straightvq.diagnostics.pictures import (
-    Arm,
-    codebook_scatter,
-    comparison,
-    reconstruction_grid,
-    save,
-    usage_histogram,
-    usage_over_time,
-)
-from straightvq.diagnostics.step_metrics import CodebookDelay, EstimatorGap, GradientSparsity, SlidingUsage
+from straightvq.diagnostics.pictures import Arm, comparison, reconstruction_grid, save
 
 __all__ = [
+    *functional.__all__,
     "Arm",
     "CodebookDelay",
     "CodebookUsage",
     "CurvePanel",
     "EstimatorGap",
-    "GradientGap",
     "GradientSparsity",
     "MomentDistance",
-    "MomentGap",
     "QuantizationError",
     "SlidingUsage",
     "Snapshot",
-    "UpdateDelay",
     "codebook_scatter",
-    "compare_moments",
     "comparison",
-    "covariance",
     "curves_over_time",
-    "dead_codes",
     "divergence_over_time",
-    "effective_dimension",
-    "estimator_gap",
-    "gaussian_symmetric_kl_diagonal",
-    "gaussian_w2",
-    "gaussian_w2_diagonal",
-    "gradient_gap",
-    "gradient_sparsity",
     "joint_tsne",
-    "moment_distance",
-    "moments",
-    "normalized_quantization_error",
-    "perplexity",
-    "principal_plane",
     "reconstruction_grid",
     "save",
-    "sliding_usage",
     "tsne_map",
-    "update_delay",
-    "usage",
-    "usage_counts",
     "usage_histogram",
     "usage_over_time",
 ]

@@ -1,46 +1,31 @@
-"""Accumulators of the diagnostics over batches and ranks, as `torchmetrics` metrics.
+"""Accumulators over batches and ranks, as `torchmetrics` metrics.
 
-Each keeps sufficient statistics and computes at the end, so that the value over a data set is the one a
-single pass
-over all of it gives: for any batch size, any number of ranks, uneven and empty shards. Update on every rank,
-call `compute` on every rank. Statistics keep their precision under `.half()`, `.to(dtype)` and `set_dtype`.
+Each keeps sums and computes at the end, so that the value over a data set is the one a single pass over all of it
+gives: for any batch size, any number of ranks, uneven and empty shards. Update on every rank, call `compute` on every
+rank. Sums keep their precision under `.half()`, `.to(dtype)` and `set_dtype`.
 
-Vectors are channels-last, `(*batch, dim)`; a mask is True where a position takes part.
+Vectors are channels-last, Float `(*batch, dim)`; a mask, Bool `(*batch)`, is True where a position takes part. Values
+are Float32 `()` unless stated otherwise, and nan until something was seen. The functions that the classes name say what
+the values mean. Shapes that do not fit each other or earlier batches, and sizes below 1, raise `ValueError`; sizes and
+indices that are not integers raise `TypeError`. What is refused changes nothing.
 """
-
-import functools
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
-from torchmetrics import Metric
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from straightvq.diagnostics import functional
+from straightvq.diagnostics.exact import ExactMetric, PooledMoments, gather_wide
+from straightvq.diagnostics.functional.gradients import gap_of_norms, step_misses
+from straightvq.diagnostics.functional.vectors import check_codes, check_shape, wide_dtype
 from straightvq.errors import InvalidValueError
+from straightvq.functional.nearest import Distance
+from straightvq.nn.part import check_choice, check_int
 
 
-class _ExactMetric(Metric):
-    """A metric whose states never change dtype."""
+class CodebookUsage(ExactMetric):
+    """`usage`, `perplexity` and `dead_codes` over everything seen since the last `reset`.
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Module:
-        # torchmetrics guards its states against `.half()`, but not against `.to(torch.half)`, which is what
-        # true half-precision training calls, nor against `set_dtype`. Devices still change.
-        def keep_dtype(state: Tensor) -> Tensor:
-            moved = fn(state)
-            return moved if moved.dtype == state.dtype else state.to(moved.device)
-
-        return super()._apply(keep_dtype, *args, **kwargs)
-
-
-class CodebookUsage(_ExactMetric):
-    """Usage, perplexity and dead codes over everything seen since the last `reset`.
-
-    The state is the int64 sum of `usage_counts`; the values are those of the summed counts, never a mean of
-    batch values, and do not depend on batch size or number of ranks. Until something was counted, usage and
-    perplexity are 0. See `usage`, `perplexity` and `dead_codes` for units and what is normal.
+    The values are those of the summed counts; until something was counted, usage and perplexity are 0.
 
     Args:
         codebook_size: number of codes k, the maximum of the perplexity.
@@ -48,15 +33,10 @@ class CodebookUsage(_ExactMetric):
             groups); every value then has one entry per codebook. None: one codebook, no such axis.
 
     Shape:
-        indices: Int (*batch), or (*batch, num_quantizers). Negative ones, which mark masked positions, are
-        ignored.
+        indices: Int (*batch), or (*batch, num_quantizers). Negative ones, which mark masked positions, are ignored.
 
     Returns:
         `compute()`: {"usage", "perplexity", "dead_codes"}, each (), or (num_quantizers,).
-
-    Raises:
-        ValueError: on impossible sizes, an index out of range or a last axis of another length.
-        TypeError: if `indices` are not integers.
 
     Example:
         >>> metric = CodebookUsage(codebook_size=4)
@@ -71,32 +51,24 @@ class CodebookUsage(_ExactMetric):
 
     def __init__(self, codebook_size: int, num_quantizers: int | None = None) -> None:
         super().__init__()
-        if codebook_size < 1:
-            raise InvalidValueError(f"`CodebookUsage`: `codebook_size` must be an integer >= 1. Got {codebook_size}.")
-        if num_quantizers is not None and num_quantizers < 1:
-            raise InvalidValueError(
-                f"`CodebookUsage`: `num_quantizers` must be an integer >= 1 or None. Got {num_quantizers}."
-            )
-        self.codebook_size = codebook_size
-        self.num_quantizers = num_quantizers
-        shape = (codebook_size,) if num_quantizers is None else (num_quantizers, codebook_size)
+        self.codebook_size = check_int(self, "codebook_size", codebook_size, 1)
+        self.num_quantizers = None if num_quantizers is None else check_int(self, "num_quantizers", num_quantizers, 1)
+        shape = (self.codebook_size,) if self.num_quantizers is None else (self.num_quantizers, self.codebook_size)
         self.add_state("counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, indices: Tensor) -> None:
         """Count a batch of indices."""
-        if self.num_quantizers is None:
-            self.counts += functional.usage_counts(indices, self.codebook_size)
-            return
-        if indices.ndim == 0 or indices.shape[-1] != self.num_quantizers:
+        levels = self.num_quantizers
+        if levels is not None and (indices.ndim == 0 or indices.shape[-1] != levels):
             raise InvalidValueError(
-                f"`CodebookUsage`: `indices` must have a last axis of num_quantizers={self.num_quantizers}. "
+                f"`CodebookUsage`: `indices` must have a last axis of num_quantizers={levels}. "
                 f"Got the shape {tuple(indices.shape)}."
             )
-        levels = [functional.usage_counts(level, self.codebook_size) for level in indices.unbind(-1)]
-        self.counts += torch.stack(levels)
+        parts = [indices] if levels is None else indices.unbind(-1)
+        counts = torch.stack([functional.usage_counts(part, self.codebook_size) for part in parts])
+        self.counts += counts.view_as(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the values of the summed counts."""
         return {
             "usage": functional.usage(self.counts),
             "perplexity": functional.perplexity(self.counts),
@@ -104,68 +76,53 @@ class CodebookUsage(_ExactMetric):
         }
 
 
-class _PooledMoments(_ExactMetric):
-    """Base of metrics built on means and variances that must survive an offset.
+class SlidingUsage(ExactMetric):
+    """The last entry of `sliding_usage` over all steps: the index collapse of a training, as it happens.
 
-    A state is one float64 table `(rows, dim)`: count, mean, sum of squared deviations from that mean, and
-    further rows that simply add. Sums of squares would cancel far from the origin, and states that are
-    reduced one by one cannot be merged without them; one table per distribution can, by Chan's pairwise
-    formula, in one collective.
+    An update is a step: call it once per step on every rank, with no indices where a rank has none, so that the same
+    steps are added up. Until a step was seen it is 0.
 
-    The width is known at the first batch; until then a state has no columns. Metric code that stacks states
-    of two
-    shapes is therefore replaced: `forward` by its full form, `merge_state` and the gathering below.
+    Args:
+        codebook_size: number of codes k.
+        window: number of steps; enough to hold four vectors per code. The state has `window` rows of k counts.
+
+    Shape:
+        indices: Int (*batch); negative ones, which mark masked positions, are ignored.
+
+    Example:
+        >>> metric = SlidingUsage(codebook_size=2, window=2)
+        >>> for indices in ([0, 1], [0, 0], [0, 0]):
+        ...     metric.update(torch.tensor(indices))
+        >>> metric.compute()
+        tensor(0.5000)
     """
 
     full_state_update = True
+    counts: Tensor
+    step: Tensor
 
-    def __init__(self) -> None:
-        super().__init__(dist_sync_fn=_gather_tables)
+    def __init__(self, codebook_size: int, window: int) -> None:
+        super().__init__()
+        self.codebook_size = check_int(self, "codebook_size", codebook_size, 1)
+        self.window = check_int(self, "window", window, 1)
+        self.add_state("counts", torch.zeros(window, codebook_size, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("step", torch.zeros((), dtype=torch.int64), dist_reduce_fx="max")
 
-    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Take in what another metric of this class, or its `metric_state`, has accumulated."""
-        if isinstance(incoming_state, Metric):
-            if not isinstance(incoming_state, type(self)):
-                raise InvalidValueError(
-                    f"`{type(self).__name__}`: `incoming_state` must be of the same class. "
-                    f"Got {type(incoming_state).__name__}."
-                )
-            incoming_state = {name: getattr(incoming_state, name) for name in self._defaults}
-        for name in self._defaults:
-            self._take_in(name, incoming_state[name])
-        # As after an update: no cached value, and no warning that there was none.
-        self._computed = None
-        self._update_count += 1
+    def update(self, indices: Tensor) -> None:
+        """Count the indices of one step, in the place of those that are `window` steps old."""
+        self.counts[self.step % self.window] = functional.usage_counts(indices, self.codebook_size)
+        self.step += 1
 
-    def _take_in(self, name: str, table: Tensor) -> None:
-        state = getattr(self, name)
-        if state.shape[1] == 0:
-            setattr(self, name, table)
-        elif table.shape[1] not in (0, state.shape[1]):
-            raise InvalidValueError(
-                f"`{type(self).__name__}`: vectors must have dim={state.shape[1]} as before. Got {table.shape[1]}."
-            )
-        elif table.shape[1]:
-            setattr(self, name, _merge_tables(torch.stack([state, table.to(state)])))
+    def compute(self) -> Tensor:
+        return functional.usage(self.counts.sum(0))
 
 
-class QuantizationError(_PooledMoments):
-    """Quantization error over everything seen since the last `reset`, absolute and relative to the spread of
-    z.
-
-    mse = mean (z - q)^2 over all unmasked elements, in squared units of z, as in the losses;
-    normalized = mean ||z - q||^2 / mean ||z - mean z||^2 with the mean of *all* z seen; see
-    `normalized_quantization_error` for what is normal. Both are nan until a vector was seen.
-
-    Shape:
-        z, quantized: Float (*batch, dim).
-        mask: Bool (*batch), True where a position takes part.
+class QuantizationError(PooledMoments):
+    """Quantization error over everything seen since the last `reset`, absolute and relative to the spread of z.
 
     Returns:
-        `compute()`: {"mse", "normalized"}, each Float32 ().
-
-    Raises:
-        ValueError: if shapes do not fit each other or earlier batches.
+        `compute()`: {"mse": mean (z - q)^2 over all unmasked elements, in squared units of z, as in the losses,
+        "normalized": `normalized_quantization_error` with the mean of *all* z seen}.
 
     Example:
         >>> metric = QuantizationError()
@@ -179,54 +136,29 @@ class QuantizationError(_PooledMoments):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("table", torch.zeros(4, 0), dist_reduce_fx=_merge_tables)
+        self.add_table("table", 4)
 
     def update(self, z: Tensor, quantized: Tensor, mask: Tensor | None = None) -> None:
         """Accumulate a batch of embeddings and what the quantizer made of them."""
-        if z.shape != quantized.shape:
-            raise InvalidValueError(
-                f"`QuantizationError`: `quantized` must have the shape of `z`, {tuple(z.shape)}. "
-                f"Got {tuple(quantized.shape)}."
-            )
-        flat = _selected(z, mask, "QuantizationError")
-        error = (flat - _selected(quantized, mask, "QuantizationError")).square().sum(0, keepdim=True)
-        self._take_in("table", torch.cat([_table(flat), error]))
+        check_shape("QuantizationError", "quantized", quantized, "z", z)
+        flat = self.select(z, mask)
+        self.pool("table", flat, (flat - self.select(quantized, mask)).square().sum(0))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the two errors over all vectors seen."""
         count, _, deviations, error = self.table.sum(-1)
-        nothing = torch.full_like(count, torch.nan)
-        normalized = torch.where(count > 0, functional.ratio(error, deviations), nothing)
+        normalized = torch.where(count > 0, functional.ratio(error, deviations), torch.nan)
         return {"mse": (error / count).float(), "normalized": normalized.float()}
 
 
-class MomentDistance(_PooledMoments):
+class MomentDistance(PooledMoments):
     """`moment_distance` between the embeddings seen since the last `reset` and the codebook they met.
 
-    Each update also takes the codes of that moment, so the metric needs no hold on the quantizer. In
-    evaluation the codebook stands still and the values are those of `moment_distance` on all embeddings at
-    once. In training the codes of all updates are pooled just as the embeddings are. All values are nan until
-    both were seen.
-
-    Shape:
-        z: Float (*batch, dim).
-        codes: Float (codebook_size, dim), effective codes.
-        mask: Bool (*batch), True where a position takes part.
+    Each update also takes the codes (k, dim) of that moment. In evaluation the codebook stands still and the values are
+    those of `moment_distance` on all embeddings at once; in training the codes of all updates are pooled just as the
+    embeddings are.
 
     Returns:
-        `compute()`: {"mean", "std", "wasserstein"} in standard deviations of z and {"symmetric_kl"} in nats,
-        each Float32 ().
-
-    Raises:
-        ValueError: if shapes do not fit each other or earlier batches.
-
-    Example:
-        >>> metric = MomentDistance()
-        >>> codes = torch.tensor([[2.0], [6.0]])
-        >>> metric.update(torch.tensor([[-1.0]]), codes)
-        >>> metric.update(torch.tensor([[1.0]]), codes)
-        >>> metric.compute()["symmetric_kl"]
-        tensor(11.1250)
+        `compute()`: {"mean", "std", "wasserstein"} in standard deviations of z and {"symmetric_kl"} in nats.
     """
 
     embeddings: Tensor
@@ -234,63 +166,132 @@ class MomentDistance(_PooledMoments):
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("embeddings", torch.zeros(3, 0), dist_reduce_fx=_merge_tables)
-        self.add_state("codebook", torch.zeros(3, 0), dist_reduce_fx=_merge_tables)
+        self.add_table("embeddings", 3)
+        self.add_table("codebook", 3)
 
     def update(self, z: Tensor, codes: Tensor, mask: Tensor | None = None) -> None:
         """Accumulate a batch of embeddings and the codes in force."""
-        if z.ndim == 0 or codes.ndim != 2 or z.shape[-1] != codes.shape[-1]:
-            raise InvalidValueError(
-                f"`MomentDistance`: `codes` must have the shape (codebook_size, dim) with the last axis "
-                f"of `z`, {tuple(z.shape)}. Got {tuple(codes.shape)}."
-            )
-        flat = _selected(z, mask, "MomentDistance")
-        self._take_in("embeddings", _table(flat))
-        self._take_in("codebook", _table(_selected(codes, None, "MomentDistance")))
+        check_codes("MomentDistance", z, codes)
+        self.pool("embeddings", self.select(z, mask))
+        self.pool("codebook", self.select(codes))
 
     def compute(self) -> dict[str, Tensor]:
-        """Return the distances between the pooled moments."""
-        nothing = self.embeddings.new_full((), torch.nan, dtype=torch.float32)
-        # Without columns there is also nothing to compare: `all` of nothing is True, hence the width.
-        seen = self.embeddings.shape[1] > 0 and bool((self.embeddings[0] * self.codebook[0] > 0).all())
-        if not seen:
+        # Without columns there is nothing to compare, although `all` of nothing is True.
+        if not self.embeddings.shape[1] or not (self.embeddings[0] * self.codebook[0] > 0).all():
+            nothing = self.embeddings.new_full((), torch.nan, dtype=torch.float32)
             return dict.fromkeys(functional.MomentGap._fields, nothing)
         (n, mean_z, deviations_z), (k, mean_codes, deviations_codes) = self.embeddings, self.codebook
         gap = functional.compare_moments(mean_z, deviations_z / n, mean_codes, deviations_codes / k)
         return {name: value.float() for name, value in gap._asdict().items()}
 
 
-def _selected(x: Tensor, mask: Tensor | None, owner: str) -> Tensor:
-    """Flatten to the unmasked vectors `(n, dim)`, wide; n may be 0."""
-    if x.ndim == 0 or x.shape[-1] == 0:
-        raise InvalidValueError(f"`{owner}`: vectors must have the shape (*batch, dim). Got {tuple(x.shape)}.")
-    wide = x.detach().to(functional.vectors.wide_dtype(x))
-    if mask is None:
-        return wide.reshape(-1, x.shape[-1])
-    if mask.dtype != torch.bool or mask.shape != x.shape[:-1]:
-        raise InvalidValueError(
-            f"`{owner}`: `mask` must be boolean of the shape {tuple(x.shape[:-1])}. "
-            f"Got {mask.dtype} of {tuple(mask.shape)}."
-        )
-    return wide[mask]
+class CodebookDelay(PooledMoments):
+    """`update_delay` over everything seen since the last `reset`: how far the codebook lags behind the encoder.
+
+    Within one step, over many batches, the values are those of `update_delay` on all vectors at once. Over several
+    steps vectors and errors are pooled in the same way.
+
+    Args:
+        distance: by which codes are assigned; see `straightvq.functional.nearest_code`.
+
+    Returns:
+        `compute()`: {"before", "aimed", "after", "delay"} over the variance of the embeddings before the step.
+    """
+
+    table: Tensor
+
+    def __init__(self, *, distance: Distance = "euclidean") -> None:
+        super().__init__()
+        check_choice(self, "distance", distance, ("euclidean", "cosine"))
+        self.distance = distance
+        self.add_table("table", 6)
+
+    def update(self, z_before: Tensor, z_after: Tensor, codes_before: Tensor, codes_after: Tensor) -> None:
+        """Take in vectors and codes around a step."""
+        missed = step_misses("CodebookDelay", z_before, z_after, codes_before, codes_after, self.distance)
+        self.pool("table", self.select(z_before), *(part.square().sum(0) for part in missed))
+
+    def compute(self) -> dict[str, Tensor]:
+        count, _, deviations, *errors = self.table.sum(-1)
+        ratios = [torch.where(count > 0, functional.ratio(error, deviations), torch.nan) for error in errors]
+        delay = functional.UpdateDelay(*ratios)
+        return {name: value.float() for name, value in {**delay._asdict(), "delay": delay.delay}.items()}
 
 
-def _table(flat: Tensor) -> Tensor:
-    """Count, mean and sum of squared deviations of `(n, dim)`: `(3, dim)`, zeros for n = 0."""
-    if not len(flat):
-        return flat.new_zeros(3, flat.shape[1])
-    mean, centred = functional.vectors.deviations(flat)
-    return torch.stack([torch.full_like(mean, len(flat)), mean, centred.square().sum(0)])
+class EstimatorGap(ExactMetric):
+    """`gradient_gap` of the straight-through estimator over everything seen since the last `reset`.
+
+    The values are those of all gradients put end to end. norm therefore grows with their number and depends on how
+    each loss averages; relative (0 is exact) and cosine (1 is exact) are the ones to compare.
+
+    Shape:
+        grad_at_z, grad_at_quantized: Float, any one shape, which may change between updates.
+
+    Returns:
+        `compute()`: {"norm", "relative", "cosine"}.
+    """
+
+    full_state_update = False
+    squares: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(dist_sync_fn=gather_wide)
+        # Whether some were seen; squared norms of the difference and of both; their inner product.
+        self.add_state("squares", torch.zeros(5), dist_reduce_fx="sum")
+
+    def update(self, grad_at_z: Tensor, grad_at_quantized: Tensor) -> None:
+        """Take in the gradients of one batch at the embeddings and at the quantized vectors."""
+        check_shape("EstimatorGap", "grad_at_quantized", grad_at_quantized, "grad_at_z", grad_at_z)
+        a = grad_at_z.detach().flatten().to(wide_dtype(grad_at_z))
+        b = grad_at_quantized.detach().flatten().to(a.dtype)
+        seen = torch.ones_like(a[:1]).sum()  # 0 for an empty shard
+        self.squares = self.squares + torch.stack([seen, (a - b) @ (a - b), a @ a, b @ b, a @ b])
+
+    def compute(self) -> dict[str, Tensor]:
+        seen, apart, at_z, at_quantized, inner = self.squares
+        norm_a, norm_b = at_z.sqrt(), at_quantized.sqrt()
+        cosine = functional.ratio(functional.ratio(inner, norm_a), norm_b)
+        gap = gap_of_norms(apart.sqrt(), norm_a, norm_b, cosine)
+        return {name: torch.where(seen > 0, value, torch.nan).float() for name, value in gap._asdict().items()}
 
 
-def _merge_tables(tables: Tensor) -> Tensor:
-    """Merge `(parts, rows, dim)` to `(rows, dim)` as if all vectors had been in one part."""
-    return functools.reduce(functional.vectors.merge_tables, tables.unbind())
+class GradientSparsity(ExactMetric):
+    """`gradient_sparsity` of the codebook over all steps since the last `reset`.
 
+    A mean over steps cannot tell a codebook whose codes take turns from one of which most never get anything; the
+    second value can. Ranks that hold equal gradients, as after a data-parallel backward, change neither.
 
-def _gather_tables(table: Tensor, group: Any | None = None) -> list[Tensor]:
-    """Gather the tables of all ranks in one shape; a rank that saw nothing contributes zeros, which count
-    nothing."""
-    gathered = gather_all_tensors(table.to(functional.vectors.wide_dtype(table)), group)
-    width = max(part.shape[1] for part in gathered)
-    return [part if part.shape[1] == width else part.new_zeros(len(part), width) for part in gathered]
+    Args:
+        codebook_size: number of codes k.
+
+    Shape:
+        grad: Float (k, dim), the gradient of the code table, or its change in a step.
+
+    Returns:
+        `compute()`: {"per_step": mean fraction of codes with a gradient, "ever": fraction that had one in any step}.
+    """
+
+    full_state_update = False
+    steps: Tensor
+    with_gradient: Tensor
+
+    def __init__(self, codebook_size: int) -> None:
+        super().__init__()
+        self.codebook_size = check_int(self, "codebook_size", codebook_size, 1)
+        self.add_state("steps", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("with_gradient", torch.zeros(codebook_size, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, grad: Tensor) -> None:
+        """Take in the gradient of one step."""
+        if grad.ndim != 2 or len(grad) != self.codebook_size:
+            raise InvalidValueError(
+                f"`GradientSparsity`: `grad` must have the shape (codebook_size={self.codebook_size}, dim). "
+                f"Got {tuple(grad.shape)}."
+            )
+        self.with_gradient += (grad.detach() != 0).any(-1)
+        self.steps += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        per_step = self.with_gradient.to(wide_dtype(self.with_gradient)).mean().float() / self.steps
+        ever = torch.where(self.steps > 0, (self.with_gradient > 0).float().mean(), torch.nan)
+        return {"per_step": per_step, "ever": ever}

@@ -1,10 +1,11 @@
 """What is trained and how: LightningModules, callbacks, checkpoints, the training commands."""
 
+from straightvq.diagnostics.task import HasHead
 from straightvq.training.alternated import alternated_step
 from straightvq.training.base import Alternation, OptimizerSettings
 from straightvq.training.classification import Classification
 from straightvq.training.finite import NonFiniteError, StopOnNonFinite
-from straightvq.training.monitor import CodebookMonitor, CodebookWarning, HasHead
+from straightvq.training.monitor import CodebookMonitor, CodebookWarning
 from straightvq.training.reconstruction import Reconstruction
 from straightvq.training.resume import ExactResume, LastCheckpoint
 

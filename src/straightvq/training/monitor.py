@@ -1,35 +1,39 @@
 """A callback that follows the codebooks of any LightningModule while it trains."""
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from straightvq.diagnostics import GradientGap
+from straightvq.diagnostics import GradientGap, codebook_scatter, reconstruction_grid, save, usage_histogram
+from straightvq.diagnostics.concerns import Concerns
+from straightvq.diagnostics.following import Followed, follow
+from straightvq.diagnostics.pictures import pixels
+from straightvq.diagnostics.sums import Totals, Window
+from straightvq.diagnostics.task import first_images, measure_gradient_gap, reconstruct
 from straightvq.nn.part import check_float, check_int
 from straightvq.nn.ranks import sum_over_ranks
-from straightvq.training.concerns import CodebookWarning, Concerns, no_update
-from straightvq.training.evaluation import HasHead, Totals, measure_gradient_gap
-from straightvq.training.pictures import Album, images_of, reconstruct
-from straightvq.training.window import Followed, Reading, Window, follow
-
-__all__ = ["CodebookMonitor", "CodebookWarning", "HasHead"]
 
 
-class CodebookMonitor(lightning.Callback):
+class CodebookWarning(UserWarning):
+    """A codebook that collapses, does not move or diverges while it trains."""
+
+
+class CodebookMonitor(Callback):
     """Follows every `straightvq.Quantizer` inside a LightningModule: numbers, warnings, pictures, a history.
 
-    The quantizers are found when fitting starts and followed by forward hooks until it ends; composites are
-    followed part by part. Forwards cost a few sums on the device, which is read once per window only. Nothing that
-    training computes changes, and no random number is drawn. All numbers are those of the summed counts of all
-    ranks, and masked positions take part in none.
+    Quantizers are followed by forward hooks from the start of fitting to its end, composites part by part. A forward
+    costs a few sums on the device, which is read once per window. Nothing that training computes changes, and no random
+    number is drawn. All numbers are those of the summed counts of all ranks, without masked positions; embeddings and
+    codes are compared in the codebook's space, behind the transform. ``docs/collapse.md`` says what is normal.
 
     Logged per window of training, as ``codebook/...``, and per evaluation over the whole set, as
-    ``val/codebook/...`` and ``test/codebook/...``; with several quantizers each name is preceded by that of the
-    quantizer, its path in the module:
+    ``val/codebook/...`` and ``test/codebook/...``; with several quantizers the path of each comes first:
 
     - ``usage``: fraction of the codes assigned at least once, 0 to 1;
     - ``perplexity``: effective number of codes, 1 to the size of the codebook;
@@ -43,8 +47,6 @@ class CodebookMonitor(lightning.Callback):
       on each rank's first batch.
 
     Under ``torch.compile`` training forwards stay in the graph and evaluation forwards break it behind the quantizer.
-    Embeddings and codes are compared in the codebook's space, behind the quantizer's transform. The page
-    ``docs/collapse.md`` says what is normal.
 
     Warns once per run and quantizer with `CodebookWarning`: of a collapse; of codes that nothing moves; of a
     commitment term that grows together with the relative error.
@@ -66,10 +68,6 @@ class CodebookMonitor(lightning.Callback):
         TypeError, ValueError: for values out of range.
 
     Source: arXiv 2305.08842, section 3: index collapse, divergence of embeddings and codebook, gradient gap.
-
-    Example:
-        >>> CodebookMonitor(every_n_steps=100).history
-        []
     """
 
     def __init__(
@@ -85,136 +83,100 @@ class CodebookMonitor(lightning.Callback):
         self.patience = check_int(self, "patience", patience, 1)
         self.pictures_every = check_int(self, "pictures_every", pictures_every, 0)
         self.history: list[dict[str, Any]] = []
-        self._followed: list[_Subject] = []
-        self._stage: str | None = None
+        self._subjects: dict[str, _Subject] = {}  # by their paths in the module
+        self._totals: dict[str, Totals] = {}  # of the evaluation of the moment
+        self._waiting: dict[str, dict[str, Any]] = {}  # loaded, or left by an earlier fit, for the next one
+        self._stage: str | None = None  # what the forwards of the moment count for
         self._batches = 0  # of the open window
         self._validations = 0
-        self._loaded: dict[str, Any] = {}
         self._images: Tensor | None = None
         self._gap: GradientGap | None = None
 
-    # --- following ----------------------------------------------------------------------------------------------
+    # --- following ---
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._follow(trainer, pl_module)
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._follow(pl_module)
 
-    def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._remove()
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._remove()
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+    def _follow(self, pl_module: LightningModule) -> None:
         self._remove()
-
-    def _follow(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._remove()
-        self._followed = [
-            _Subject(followed, Concerns(followed.size, self.collapse_usage, self.patience), pl_module.device)
-            for followed in follow(pl_module, self._seen)
-        ]
-        self._take_over(trainer)
-
-    def _take_over(self, trainer: lightning.Trainer) -> None:
-        """Applies what was loaded, or what an earlier fit left behind."""
-        if not self._loaded:
-            return
-        # The open window's sums are the first rank's alone: with several ranks the window starts again.
-        with_window = trainer.world_size == 1
-        self._batches = self._loaded["batches"] if with_window else 0
-        for subject in self._followed:
-            saved = self._loaded["quantizers"].get(subject.followed.name)
-            if saved is not None and saved["window_table"].shape == subject.window.table.shape:
-                subject.load(saved, with_window=with_window)
-        self._loaded = {}
+        found = follow(pl_module, self._seen)
+        for each in found:
+            concerns = Concerns(each, self.collapse_usage, self.patience)
+            self._subjects[each.name] = _Subject(each, concerns, pl_module.device, is_alone=len(found) == 1)
 
     def _remove(self) -> None:
-        if self._followed:
-            self._loaded = self.state_dict()  # a second fit goes on
-        for subject in self._followed:
+        self._waiting = self.state_dict()["quantizers"]  # a second fit goes on
+        for subject in self._subjects.values():
             subject.followed.remove()
-        self._followed = []
-        self._stage = None
+        self._subjects, self._totals, self._stage = {}, {}, None
 
     def _seen(self, followed: Followed, z: Tensor, code: Tensor, indices: Tensor) -> None:
-        subject = next(s for s in self._followed if s.followed is followed)
         if self._stage == "train" and followed.quantizer.training:
-            subject.window.add(z, code, indices)
-        elif self._stage in ("val", "test") and subject.totals is not None:
-            subject.totals.add(z, code, indices, followed.codes())
+            self._subjects[followed.name].window.add(z, code, indices)
+        elif self._stage in ("val", "test"):
+            self._totals[followed.name].add(z, code, indices, followed.codes())
 
-    # --- training -----------------------------------------------------------------------------------------------
+    # --- training ---
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stage = "train"
-        self._take_over(trainer)  # some strategies load a checkpoint after the fit has started
+        # The open window's sums are the first rank's alone: with several ranks the window starts again.
+        with_window = trainer.world_size == 1
+        if self._waiting and not with_window:
+            self._batches = 0
+        for name, state in self._waiting.items():
+            if name in self._subjects:
+                self._subjects[name].load_state_dict(state, with_window=with_window)
+        self._waiting = {}
         if not self._batches:  # else the codes at the start of the window are unknown
-            for subject in self._followed:
-                subject.snapshot = subject.followed.snapshot()
+            for subject in self._subjects.values():
+                subject.concerns.open_window()
 
     def on_train_batch_end(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._batches += 1
         steps = self.every_n_steps or getattr(trainer, "log_every_n_steps", 0) or 50
         if self._batches < steps * trainer.accumulate_grad_batches:
             return
         self._batches = 0
-        for subject in self._followed:
+        for subject in self._subjects.values():
             self._close_window(trainer, pl_module, subject)
 
-    def _close_window(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, subject: "_Subject"
-    ) -> None:
-        reading, counts = subject.window.read()
-        before, subject.snapshot = subject.snapshot, subject.followed.snapshot()
-        subject.window = Window(subject.followed.size, subject.followed.dim, pl_module.device)
-        if reading is None:
-            return
-        values = {name: value for name, value in reading._asdict().items() if name != "vectors"}
+    def _close_window(self, trainer: Trainer, pl_module: LightningModule, subject: "_Subject") -> None:
         step = _step(trainer)
-        self._remember("train", step, subject, values)
-        named = {self._key(subject, name): value for name, value in values.items()}
-        # The loggers get the window when it ends, which need not be when the Trainer logs.
-        pl_module.log_dict(named, on_step=True, on_epoch=False, logger=False)
-        for logger in trainer.loggers:
-            logger.log_metrics(named, step=step - 1)
-        unchanged = before is not None and subject.snapshot is not None and torch.equal(before, subject.snapshot)
-        self._warn(trainer, subject, reading, counts, unchanged)
-
-    def _warn(
-        self, trainer: lightning.Trainer, subject: "_Subject", reading: Reading, counts: Tensor, unchanged: bool
-    ) -> None:
-        followed, concerns = subject.followed, subject.concerns
-        messages = [
-            *concerns.once("collapse", concerns.collapse(counts, followed.quantizer)),
-            *concerns.once("no update", no_update(followed, unchanged, trainer.optimizers)),
-            *concerns.once("divergence", concerns.divergence(reading)),
-        ]
+        values, counts = subject.window.close()
+        messages = subject.concerns.judge(values, counts, trainer.optimizers)
+        if values:
+            self.history.append({"stage": "train", "step": step, "name": subject.name, **values})
+            named = subject.named(values)
+            # The loggers get the window when it ends, which need not be when the Trainer logs.
+            pl_module.log_dict(named, on_step=True, on_epoch=False, logger=False)
+            for logger in trainer.loggers:
+                logger.log_metrics(named, step=step - 1)
         if trainer.is_global_zero:
             for message in messages:
-                warnings.warn(f"`{followed.name}`, step {_step(trainer)}: {message}", CodebookWarning, stacklevel=2)
+                warnings.warn(f"`{subject.followed.name}`, step {step}: {message}", CodebookWarning, stacklevel=2)
 
-    # --- evaluation ---------------------------------------------------------------------------------------------
+    # --- evaluation ---
 
-    def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._start_evaluation(trainer, pl_module, "val")
 
-    def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start_evaluation(trainer, pl_module, "test")
 
     def on_validation_batch_end(
         self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
+        trainer: Trainer,
+        pl_module: LightningModule,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -223,135 +185,129 @@ class CodebookMonitor(lightning.Callback):
         if self._stage != "val" or batch_idx or dataloader_idx:
             return
         if self._images is None:
-            self._images = images_of(batch)
-        self._stage = None
+            self._images = first_images(batch)
+        self._stage = None  # the passes below count for nothing
         self._gap = measure_gradient_gap(pl_module, batch)
         self._stage = "val"
 
-    def on_validation_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._stage != "val":
             return
-        self._finish_evaluation(trainer, pl_module)
-        self._validations += 1
-        if (
-            self.pictures_every
-            and not (self._validations - 1) % self.pictures_every
-            and not getattr(trainer, "fast_dev_run", 0)
-        ):
+        self._finish_evaluation(trainer, pl_module, "val")
+        is_due = self.pictures_every and not self._validations % self.pictures_every
+        if is_due and not getattr(trainer, "fast_dev_run", 0):
             self._draw(trainer, pl_module)
+        self._validations += 1
 
-    def on_test_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._finish_evaluation(trainer, pl_module)
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish_evaluation(trainer, pl_module, "test")
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        for subject in self._followed:
-            subject.totals = None
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._totals = {}
         self._stage = "train" if trainer.state.fn == "fit" and not trainer.sanity_checking else None
 
-    def _start_evaluation(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        if not self._followed:
-            self._follow(trainer, pl_module)
-        self._stage = stage
-        self._gap = None
-        for subject in self._followed:
-            subject.totals = Totals(subject.followed, pl_module.device)
+    def _start_evaluation(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not self._subjects:
+            self._follow(pl_module)
+        self._stage, self._gap = stage, None
+        self._totals = {name: Totals(subject.followed, pl_module.device) for name, subject in self._subjects.items()}
 
-    def _finish_evaluation(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        stage, self._stage = self._stage, None
-        assert stage is not None
-        for subject in self._followed:
-            values = subject.totals.compute() if subject.totals is not None else {}
-            if len(self._followed) == 1 and self._gap is not None:
+    def _finish_evaluation(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stage = None
+        for path, totals in self._totals.items():
+            subject, values = self._subjects[path], totals.compute()
+            if not values:
+                continue
+            if len(self._totals) == 1 and self._gap is not None:
                 norm, relative, cosine = self._gap
                 values |= {"gradient_gap_norm": norm, "gradient_gap": relative, "gradient_cosine": cosine}
-            # The totals are equal on all ranks, so their mean is they; the gap's is the mean of the first batches.
-            named = {f"{stage}/{self._key(subject, name)}": value.float() for name, value in values.items()}
-            pl_module.log_dict(named, sync_dist=True)
-            if values:
-                self._remember(stage, _step(trainer), subject, {k: _number(v) for k, v in values.items()})
+            plain = {name: value.item() for name, value in values.items()}
+            # The totals are the same on all ranks; the gap is averaged over their first batches.
+            logged = {f"{stage}/{name}": float(value) for name, value in subject.named(plain).items()}
+            pl_module.log_dict(logged, sync_dist=True)
+            self.history.append({"stage": stage, "step": _step(trainer), "name": subject.name, **plain})
 
-    def _draw(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # On all ranks up to the drawing: the folder's name, the counts and a sharded model need all of them.
-        folder = trainer.log_dir
-        reconstructed = None if self._images is None else reconstruct(pl_module, self._images)
-        counts = [sum_over_ranks(s.totals.usage.counts, None) for s in self._followed if s.totals is not None]
+        folder, step = trainer.log_dir, _step(trainer)
+        images = self._images
+        reconstructed = None if images is None else reconstruct(pl_module, images)
+        counts = {path: sum_over_ranks(totals.usage.counts, None) for path, totals in self._totals.items()}
         if not trainer.is_global_zero or folder is None:
             return
-        album = Album(trainer, Path(folder) / "pictures", _step(trainer))
-        if self._images is not None and reconstructed is not None:
-            album.reconstructions(self._images, reconstructed)
-        for subject, totals in zip(self._followed, counts, strict=True):
-            z = subject.totals.vectors() if subject.totals is not None else None
-            if z is not None and totals.any():
-                album.codebook(self._short(subject), z, subject.followed.codes(), totals)
+        figures = {}
+        if images is not None and reconstructed is not None:
+            figures["reconstructions"] = reconstruction_grid(
+                images.float(), ("reconstruction", reconstructed.float()), title=f"Reconstructions at step {step:,}"
+            )
+        for path, total in counts.items():
+            if not total.any():
+                continue
+            subject, z = self._subjects[path], self._totals[path].vectors()
+            name, codes = subject.name, subject.followed.codes()
+            if codes is not None and len(z):
+                figures[f"codebook-{name}"] = codebook_scatter(None, z, codes, total, title=f"{name} at step {step:,}")
+            figures[f"usage-{name}"] = usage_histogram(None, total, title=f"{name} at step {step:,}")
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        for name, figure in figures.items():
+            save(figure, Path(folder) / "pictures" / f"{name}-{step:08d}.png")
+            for board in boards:
+                # A picture, not a figure: TensorBoard's own conversion of figures imports pyplot.
+                board.experiment.add_image(f"pictures/{name}", pixels(figure), step, dataformats="HWC")
 
-    # --- names, history, state ----------------------------------------------------------------------------------
-
-    def _short(self, subject: "_Subject") -> str:
-        name = subject.followed.name
-        return name.rpartition(".")[2] if len(self._followed) == 1 else name
-
-    def _key(self, subject: "_Subject", name: str) -> str:
-        return f"codebook/{name}" if len(self._followed) == 1 else f"{subject.followed.name}/codebook/{name}"
-
-    def _remember(self, stage: str, step: int, subject: "_Subject", values: dict[str, float]) -> None:
-        self.history.append({"stage": stage, "step": step, "name": self._short(subject), **values})
+    # --- state ---
 
     def state_dict(self) -> dict[str, Any]:
         """History, warnings given and the open window, as plain values and tensors."""
-        if not self._followed and self._loaded:
-            return self._loaded
+        followed = {name: subject.state_dict() for name, subject in self._subjects.items()}
         return {
             "history": [dict(row) for row in self.history],
             "batches": self._batches,
             "validations": self._validations,
-            "quantizers": {subject.followed.name: subject.state() for subject in self._followed},
+            "quantizers": followed | self._waiting,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes a state over; the quantizers' part is applied when they are found."""
+        """Take a state over; the quantizers' part is applied when training starts."""
         self.history = [dict(row) for row in state_dict["history"]]
+        self._batches = state_dict["batches"]
         self._validations = state_dict["validations"]
-        self._loaded = state_dict
+        self._waiting = state_dict["quantizers"]
 
 
 class _Subject:
-    """All that belongs to one followed quantizer."""
+    """All that belongs to one followed quantizer.
 
-    def __init__(self, followed: Followed, concerns: Concerns, device: torch.device) -> None:
+    Args:
+        is_alone: whether there is no other one, so that names need not tell it apart.
+    """
+
+    def __init__(self, followed: Followed, concerns: Concerns, device: torch.device, *, is_alone: bool) -> None:
         self.followed = followed
         self.concerns = concerns
-        self.window = Window(followed.size, followed.dim, device)
-        self.snapshot: Tensor | None = None  # the codes when the window was opened
-        self.totals: Totals | None = None
+        self.window = Window(followed, device)
+        self.name = followed.name.rpartition(".")[2] if is_alone else followed.name
+        self._prefix = "" if is_alone else f"{followed.name}/"
 
-    def state(self) -> dict[str, Any]:
-        concerns = self.concerns
-        return {
-            "window_counts": self.window.counts.cpu().clone(),
-            "window_table": self.window.table.cpu().clone(),
-            "counts": concerns.counts.cpu().clone(),
-            "low": concerns.low,
-            "reference": concerns.reference,
-            "warned": list(concerns.warned),
-        }
+    def named(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The values under the names that loggers get."""
+        return {f"{self._prefix}codebook/{name}": value for name, value in values.items()}
 
-    def load(self, state: dict[str, Any], *, with_window: bool) -> None:
-        concerns = self.concerns
+    def state_dict(self) -> dict[str, Any]:
+        sums = {"window_counts": self.window.counts.cpu().clone(), "window_table": self.window.table.cpu().clone()}
+        return sums | self.concerns.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any], *, with_window: bool) -> None:
+        """Go on from there, unless the quantizer had another shape."""
+        if state["window_table"].shape != self.window.table.shape:
+            return
+        self.concerns.load_state_dict(state)
         if with_window:
             self.window.counts.copy_(state["window_counts"])
             self.window.table.copy_(state["window_table"])
-        concerns.counts = state["counts"].clone()
-        concerns.low = state["low"]
-        concerns.reference = state["reference"]
-        concerns.warned = list(state["warned"])
 
 
-def _step(trainer: lightning.Trainer) -> int:
+def _step(trainer: Trainer) -> int:
     """Steps of training done, by the loggers' count: one per batch that stepped, whatever the number of optimizers."""
     # Inside `fit` the hooks run before Lightning counts the step that they belong to.
     return trainer.fit_loop.epoch_loop._batches_that_stepped + int(trainer.state.fn == "fit")
-
-
-def _number(value: Tensor) -> float:
-    return int(value) if value.dtype == torch.int64 else float(value)

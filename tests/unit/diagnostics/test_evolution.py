@@ -1,13 +1,10 @@
 """What the pictures of a training show: the drawn data, not their pixels, and the degenerate cases."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
 
 from straightvq import diagnostics as dx
-from straightvq.diagnostics import evolution, panels
 
 
 def snapshot(step, dim=6, n=300, k=16, shift=0.0, used=8):
@@ -17,19 +14,6 @@ def snapshot(step, dim=6, n=300, k=16, shift=0.0, used=8):
     return dx.Snapshot(
         step, torch.randn(n, dim, generator=generator) + shift, torch.randn(k, dim, generator=generator), counts
     )
-
-
-def render(figure):
-    figure.draw_without_rendering()
-
-
-def overlapping(figure):
-    """Pairs of panels whose labels, titles or legends touch, and what leaves the page."""
-    render(figure)
-    boxes = [(ax.get_title(loc="left"), ax.get_tightbbox()) for ax in figure.axes]
-    boxes += [(text.get_text(), text.get_window_extent()) for text in figure.texts]
-    outside = [name for name, box in boxes if box.x1 > figure.bbox.x1 or box.y1 > figure.bbox.y1 or box.x0 < 0]
-    return outside + [(a, b) for (a, x), (b, y) in itertools.combinations(boxes, 2) if x.overlaps(y)]
 
 
 class TestSnapshot:
@@ -45,7 +29,7 @@ class TestSnapshot:
 
 
 class TestDivergence:
-    def test_has_three_panels_with_a_curve_for_each_snapshot(self):
+    def test_has_three_panels_with_a_curve_for_each_snapshot(self, overlapping):
         figure = dx.divergence_over_time([snapshot(10 * i) for i in (1, 2, 3)], title="a run")
         assert overlapping(figure) == []
         assert [len(ax.lines) for ax in figure.axes] == [3, 3, 3]
@@ -78,9 +62,9 @@ class TestDivergence:
     @pytest.mark.parametrize("dim", [1, 3])
     def test_degenerate_codebooks_are_drawn(self, used, dim):
         equal = dx.Snapshot(0, torch.full((5, dim), 0.1), torch.full((2, dim), 0.1), torch.tensor([used, 0]))
-        render(dx.divergence_over_time([equal, equal]))
+        dx.divergence_over_time([equal, equal]).draw_without_rendering()
 
-    def test_many_snapshots_keep_readable_steps(self):
+    def test_many_snapshots_keep_readable_steps(self, overlapping):
         figure = dx.divergence_over_time([snapshot(i, n=20) for i in range(40)])
         assert 8 <= len(figure.axes[0].get_yticks()) <= 14
         assert overlapping(figure) == []
@@ -115,7 +99,7 @@ class TestTsne:
         with pytest.raises(ValueError, match=r"n \+ k >= 4\. Got \(2, 3\) and \(1, 3\)"):
             dx.joint_tsne(torch.ones(2, 3), torch.ones(1, 3))
 
-    def test_map_draws_each_set_in_each_panel(self):
+    def test_map_draws_each_set_in_each_panel(self, overlapping):
         figure = dx.tsne_map([snapshot(1, n=40), snapshot(2, n=40, used=16)], title="a run")
         assert overlapping(figure) == []
         assert [[len(c.get_offsets()) for c in ax.collections] for ax in figure.axes] == [[40, 8, 8], [40, 0, 16]]
@@ -129,47 +113,3 @@ class TestTsne:
     def test_map_of_four_is_refused(self):
         with pytest.raises(ValueError, match=r"`tsne_map`: `snapshots` must be 1 to 3, of one width\. Got 4"):
             dx.tsne_map([snapshot(1)] * 4)
-
-
-class TestCurves:
-    def test_draws_finite_values_and_shares_as_percent(self):
-        plot = dx.CurvePanel("usage", "%", {"log": ([1, 2, 3], [0.5, float("nan"), 1.0])}, 0.75, is_share=True)
-        figure = dx.curves_over_time([plot])
-        render(figure)
-        line, reference = figure.axes[0].lines
-        assert line.get_xydata().tolist() == [[1, 50], [3, 100]]
-        assert list(reference.get_ydata()) == [75, 75]
-
-    def test_plots_share_the_axis_of_steps_and_fit_the_page(self):
-        plots = [dx.CurvePanel(f"plot {i}", "unit", {"one": ([i], [1.0]), "two": ([50], [0.1])}) for i in range(7)] + [
-            dx.CurvePanel("nothing", "unit")
-        ]
-        figure = dx.curves_over_time(plots, title="a run")
-        assert overlapping(figure) == []
-        assert {ax.get_xlim() for ax in figure.axes} == {(0, 52.0)}
-        assert [text.get_text() for text in figure.axes[-1].texts] == ["not measured"]
-
-    def test_a_dense_log_has_no_markers(self):
-        figure = dx.curves_over_time([dx.CurvePanel("a", "b", {"log": (range(100), np.ones(100)), "few": ([1], [1])})])
-        assert [line.get_marker() for line in figure.axes[0].lines] == ["None", "o"]
-
-    def test_what_does_not_fit_is_refused(self):
-        with pytest.raises(ValueError, match="`curves_over_time`: `plots` must be at least one"):
-            dx.curves_over_time([])
-        with pytest.raises(ValueError, match="at most 6 lines"):
-            dx.curves_over_time([dx.CurvePanel("a", "b", {str(i): ([1], [1]) for i in range(7)})])
-        with pytest.raises(ValueError, match=r"'x' of 'a' must have as many steps as values\. Got 2 and 1"):
-            dx.curves_over_time([dx.CurvePanel("a", "b", {"x": ([1, 2], [1])})])
-
-
-def test_pictures_are_saved_whole(tmp_path):
-    for number, figure in enumerate(
-        (dx.divergence_over_time([snapshot(1)]), dx.curves_over_time([dx.CurvePanel("a", "b", {"c": ([1], [2])})]))
-    ):
-        assert dx.save(figure, tmp_path / f"{number}.png").stat().st_size > 1000
-
-
-def test_colours_are_lightened_towards_white():
-    assert panels.lighten("#000000", 0.0) == "#000000"
-    assert panels.lighten("#000000", 1.0) == "#ffffff"
-    assert {evolution.P_COLOR, evolution.C_COLOR, evolution.Q_COLOR} >= {panels.PALETTE[0], panels.PALETTE[1]}

@@ -1,136 +1,44 @@
-"""What the panels show: the drawn data, not their pixels, and the degenerate codebooks."""
+"""The style of the pictures and the layout of a page."""
+
+import runpy
+import sys
 
 import numpy as np
 import pytest
-import torch
-from matplotlib.figure import Figure
 
-from straightvq.diagnostics import panels
+from straightvq.diagnostics import codebooks, curves, evolution, panels, pictures
 
 
-def render(figure):
-    """Lay out and draw: warnings, which are errors here, come only then."""
+def test_texts_are_clipped_to_a_number_of_letters():
+    assert panels.clip("straight-through", 9) == "straight…"
+    assert panels.clip("straight", 8) == "straight"
+
+
+def test_colours_are_lightened_towards_white():
+    assert panels.lighten("#000000", 0.0) == "#000000"
+    assert panels.lighten("#000000", 1.0) == "#ffffff"
+    assert panels.lighten("#0072B2", 0.5) == "#80b8d8"
+    assert {evolution.P_COLOR, evolution.C_COLOR, evolution.Q_COLOR} >= {panels.PALETTE[0], panels.PALETTE[1]}
+
+
+def test_panels_stand_in_rows_below_the_top():
+    # A page of 10 x 5 inches with two rows of 2: plots 1 inch high, and 3.825 wide between margins of 1, 1 and 0.35.
+    axes = panels.grid(panels.new_figure(10, 5), 3, 2, top=1.0, above=0.6, below=0.4)
+    inches = [ax.get_position().bounds * np.array([10, 5, 10, 5]) for ax in axes]
+    np.testing.assert_allclose(inches, [[1, 2.4, 3.825, 1], [5.825, 2.4, 3.825, 1], [1, 0.4, 3.825, 1]])
+
+
+def test_a_title_is_clipped_to_the_page():
+    figure = panels.new_figure(4, 2, "a title that is much too long for a page of this width")
     figure.draw_without_rendering()
+    (text,) = figure.texts
+    assert text.get_text().endswith("…")
+    assert text.get_window_extent().x1 <= figure.bbox.x1
 
 
-def axes_of(figure):
-    (ax,) = figure.axes
-    return ax
-
-
-def drawn(ax):
-    """Number of visible markers by label."""
-    return {c.get_label(): len(c.get_offsets()) for c in ax.collections if not c.get_label().startswith("_")}
-
-
-def texts(ax):
-    return [text.get_text() for text in ax.texts]
-
-
-@pytest.fixture
-def cloud():
-    return torch.randn(300, 6, generator=torch.Generator().manual_seed(0)) + 20
-
-
-class TestCodebookScatter:
-    def test_tells_used_from_unused_codes(self, cloud):
-        counts = torch.tensor([5, 0, 3, 0, 0])
-        figure = panels.codebook_scatter(None, cloud, cloud[:5], counts)
-        render(figure)
-        assert drawn(axes_of(figure)) == {"embedding": 300, "unused": 3, "used": 2}
-        assert texts(axes_of(figure)) == []
-
-    def test_area_grows_with_use(self, cloud):
-        figure = panels.codebook_scatter(None, cloud, cloud[:3], torch.tensor([1, 100, 10]))
-        (used,) = [c for c in axes_of(figure).collections if c.get_label() == "used"]
-        small, large, middle = used.get_sizes()
-        assert small < middle < large
-
-    def test_far_codes_are_counted_and_do_not_squash_the_view(self, cloud):
-        codes = torch.cat([cloud[:2], cloud[:3] + 1000])
-        figure = panels.codebook_scatter(None, cloud, codes, torch.tensor([4, 4, 4, 0, 0]))
-        render(figure)
-        ax = axes_of(figure)
-        assert np.ptp(ax.get_xlim()) < 20
-        assert texts(ax) == ["3 codes outside the view, 1 in use"]
-
-    def test_positions_are_the_principal_coordinates(self):
-        z = torch.tensor([[0.0, -4.0], [0.0, 4.0], [1.0, 0.0], [-1.0, 0.0]])
-        figure = panels.codebook_scatter(None, z, torch.tensor([[0.5, 2.0]]), torch.tensor([1]))
-        (used,) = [c for c in axes_of(figure).collections if c.get_label() == "used"]
-        np.testing.assert_allclose(used.get_offsets(), [[2.0, 0.5]], atol=1e-6)
-        assert axes_of(figure).get_xlabel() == "component 1 (94% of variance)"
-
-    def test_many_embeddings_are_thinned_evenly(self):
-        z = torch.randn(3 * panels.MAX_POINTS, 2, generator=torch.Generator().manual_seed(0))
-        figure = panels.codebook_scatter(None, z, z[:1], torch.tensor([1]))
-        assert drawn(axes_of(figure))["embedding"] == panels.MAX_POINTS
-
-    @pytest.mark.parametrize("dim", [1, 2, 5])
-    @pytest.mark.parametrize("counts", [[7], [0], [0, 9, 0]])
-    @pytest.mark.parametrize("equal", [False, True])
-    def test_degenerate_codebooks_are_drawn(self, dim, counts, equal):
-        z = torch.full((9, dim), 0.1) if equal else torch.arange(9.0 * dim).reshape(9, dim)
-        z.requires_grad_()
-        render(panels.codebook_scatter(None, z, z[: len(counts)], torch.tensor(counts)))
-
-    def test_accepts_axes_a_figure_or_a_subfigure(self, cloud):
-        whole = Figure(figsize=(10, 5))
-        left, right = whole.subfigures(1, 2)
-        assert panels.codebook_scatter(left, cloud, cloud[:2], torch.tensor([1, 0]), title="a $ b") is whole
-        assert panels.codebook_scatter(right.subplots(), cloud, cloud[:2], torch.tensor([1, 0])) is whole
-        render(whole)
-
-    def test_shapes_that_do_not_fit_are_refused(self, cloud):
-        with pytest.raises(ValueError, match=r"Got \(300, 6\), \(4, 5\) and \(4,\)"):
-            panels.codebook_scatter(None, cloud, torch.ones(4, 5), torch.ones(4))
-        with pytest.raises(ValueError, match=r"Got \(300, 6\), \(4, 6\) and \(3,\)"):
-            panels.codebook_scatter(None, cloud, torch.ones(4, 6), torch.ones(3))
-
-
-class TestUsageHistogram:
-    def test_sorts_shares_on_a_log_axis(self):
-        figure = panels.usage_histogram(None, torch.tensor([1, 0, 2, 1]))
-        render(figure)
-        ax = axes_of(figure)
-        np.testing.assert_allclose(ax.patches[1].get_data().values, [0.5, 0.25, 0.25])
-        assert ax.get_yscale() == "log"
-        assert texts(ax) == ["3 of 4 codes used, perplexity 2.8"]
-
-    @pytest.mark.parametrize("counts", [[0, 0, 0], [5], [0], [3, 3, 3]])
-    def test_degenerate_counts_are_drawn(self, counts):
-        render(panels.usage_histogram(None, torch.tensor(counts)))
-
-    def test_other_shapes_are_refused(self):
-        with pytest.raises(ValueError, match=r"\(k,\) with k >= 1\. Got \(2, 3\)"):
-            panels.usage_histogram(None, torch.ones(2, 3))
-
-
-class TestUsageOverTime:
-    def test_draws_percent_in_the_given_colours(self):
-        figure = panels.usage_over_time(
-            None, {"a": ([0, 10], [0.0, 0.5]), "b": ([0], [1.0])}, colors=["#111111", "#222222"]
-        )
-        render(figure)
-        first, second = axes_of(figure).lines
-        assert list(first.get_ydata()) == [0.0, 50.0]
-        assert (first.get_color(), second.get_color()) == ("#111111", "#222222")
-
-    @pytest.mark.parametrize("series", [{}, {"_empty": ([], [])}, {"a name that is far too long " * 9: ([1], [1])}])
-    def test_degenerate_series_are_drawn(self, series):
-        render(panels.usage_over_time(None, series))
-
-    def test_legend_stays_above_the_plot_and_inside_the_page(self):
-        names = [f"a rather long name, number {i}" for i in range(6)]
-        figure = panels.usage_over_time(None, {name: ([0, 1], [0, 1]) for name in names})
-        render(figure)
-        ax = axes_of(figure)
-        legend = ax.get_legend().get_window_extent()
-        assert legend.y0 >= ax.get_window_extent().y1 - 1
-        assert legend.x1 <= figure.bbox.x1
-
-    def test_series_that_do_not_fit_are_refused(self):
-        with pytest.raises(ValueError, match=r"'a' must have as many steps as values\. Got 2 and 1"):
-            panels.usage_over_time(None, {"a": ([0, 1], [0.5])})
-        with pytest.raises(ValueError, match=r"`colors` must be at least 1\. Got 0"):
-            panels.usage_over_time(None, {"a": ([0], [0.5])}, colors=[])
+@pytest.mark.parametrize("module", [codebooks, curves, evolution, panels, pictures])
+def test_modules_import_without_matplotlib(monkeypatch, module):
+    # A fresh copy of each module, run where every import of matplotlib fails.
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert "Axes" not in runpy.run_path(module.__file__)

@@ -1,8 +1,6 @@
 """Rows of images, the comparison page and atomic saving."""
 
 import dataclasses
-import runpy
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +8,8 @@ import torch
 from matplotlib.figure import Figure
 
 from straightvq import diagnostics as dx
-from straightvq.diagnostics import panels, pictures
+from straightvq.diagnostics import panels
+from straightvq.diagnostics.pictures import pixels
 
 
 @pytest.fixture
@@ -36,37 +35,23 @@ def arm(images, name="plain VQ", dim=4, size=16):
     )
 
 
-def overlaps(figure):
-    """What covers something else: plots with all their labels, texts of the page, titles and their legends."""
-    figure.draw_without_rendering()
-    plots = [ax for ax in figure.axes if not ax.images]
-    boxes = [(ax.get_title(loc="left"), ax.get_tightbbox()) for ax in plots]
-    boxes += [("image", ax.get_window_extent()) for ax in figure.axes if ax.images]
-    boxes += [(text.get_text(), text.get_window_extent()) for text in figure.texts]
-    found = [(a, b) for i, (a, x) in enumerate(boxes) for b, y in boxes[i + 1 :] if x.overlaps(y)]
-    for ax in plots:
-        (title,) = [c for c in ax.get_children() if getattr(c, "get_text", str)() == ax.get_title(loc="left")]
-        if title.get_window_extent().overlaps(ax.get_legend().get_window_extent()):
-            found.append((title.get_text(), "its legend"))
-    return found
-
-
 class TestReconstructionGrid:
     def test_has_one_image_for_each_original_and_row(self, images):
         figure = dx.reconstruction_grid(images, ("a", images), ("b", images), title="rows")
-        assert len(figure.axes) == 3 * 4
-        shown = figure.axes[5].images[0].get_array()
+        (ax,) = figure.axes
+        assert len(ax.images) == 3 * 4
+        shown = ax.images[5].get_array()
         np.testing.assert_allclose(shown, images[1].permute(1, 2, 0))
 
     def test_shows_bytes_grey_and_out_of_range_values(self, images):
         grey = dx.reconstruction_grid((images[:, :1] * 255).byte(), ("twice", 2 * images[:, :1]))
-        first, twice = grey.axes[0].images[0].get_array(), grey.axes[4].images[0].get_array()
+        first, twice = (grey.axes[0].images[number].get_array() for number in (0, 4))
         np.testing.assert_allclose(first, images[0, 0], atol=1 / 255)
         assert twice.max() == 1.0
         grey.draw_without_rendering()
 
     def test_keeps_to_the_maximum(self, images):
-        assert len(dx.reconstruction_grid(images, max_images=2).axes) == 2
+        assert len(dx.reconstruction_grid(images, max_images=2).axes[0].images) == 2
 
     @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (4, 2, 8, 8), (3, 8, 8)])
     def test_other_shapes_are_refused(self, shape):
@@ -80,41 +65,41 @@ class TestReconstructionGrid:
 
 class TestComparison:
     @pytest.mark.parametrize("count", [1, 2, 3, 6])
-    def test_has_a_page_for_every_number_of_arms(self, images, count, tmp_path):
+    def test_has_a_page_for_every_number_of_arms(self, images, count, tmp_path, overlapping):
         figure = dx.comparison(images, [arm(images, f"arm {i}") for i in range(count)])
-        assert len(figure.axes) == (count + 1) * 4 + count + 1
-        assert overlaps(figure) == []
+        strips, *plots = figure.axes
+        assert (len(strips.images), len(plots)) == ((count + 1) * 4, count + 1)
+        assert overlapping(figure) == []
         assert figure.get_size_inches()[0] * figure.dpi == 1600
         assert dx.save(figure, tmp_path / "page.png").stat().st_size < 1_000_000
 
     def test_keeps_an_arm_in_its_colour(self, images):
         figure = dx.comparison(images, [arm(images, "first"), arm(images, "second")])
-        labels = {text.get_text(): text.get_color() for text in figure.texts}
-        usage = figure.axes[-3]
+        strips, usage, *_ = figure.axes
+        labels = {text.get_text(): text.get_color() for text in strips.texts}
         assert [labels["first"], labels["second"]] == list(panels.PALETTE[:2])
         assert [line.get_color() for line in usage.lines] == list(panels.PALETTE[:2])
 
     def test_headline_and_labels_state_the_numbers(self, images):
         figure = dx.comparison(images, [arm(images, "first"), arm(images, "second")])
-        texts = [text.get_text() for text in figure.texts]
-        assert texts[0] == "first uses 15 of 16 codes, second uses 15"
-        assert "test MSE 0.0123, 19.1 dB" in texts
+        assert [text.get_text() for text in figure.texts] == ["first uses 15 of 16 codes, second uses 15"]
+        assert "test MSE 0.0123, 19.1 dB" in [text.get_text() for text in figure.axes[0].texts]
 
-    def test_long_names_stay_in_their_places(self, images):
+    def test_long_names_stay_in_their_places(self, images, overlapping):
         names = [f"codebook number {i} with quite a long name" for i in range(3)]
         figure = dx.comparison(images, [arm(images, name) for name in names])
-        assert overlaps(figure) == []
+        assert overlapping(figure) == []
         assert figure.texts[0].get_window_extent().x1 < figure.bbox.x1
-        strips = figure.axes[0].get_window_extent().x0
-        assert all(text.get_window_extent().x1 < strips for text in figure.texts[1:])
+        first = figure.axes[0].images[0].get_window_extent().x0
+        assert all(text.get_window_extent().x1 < first for text in figure.axes[0].texts)
 
-    def test_degenerate_arms_are_drawn(self, images, tmp_path):
+    def test_degenerate_arms_are_drawn(self, images, tmp_path, overlapping):
         one = arm(images[:, :1], "one channel", dim=1, size=1)
         flat = dataclasses.replace(
             arm(images[:, :1], "all equal"), z=torch.full((5, 4), 0.1), usage_steps=[], usage_values=[]
         )
         figure = dx.comparison(images[:, :1], [one, flat])
-        assert overlaps(figure) == []
+        assert overlapping(figure) == []
         dx.save(figure, tmp_path / "page.png")
 
     def test_no_arm_or_two_of_one_name_are_refused(self, images):
@@ -151,9 +136,7 @@ class TestSave:
         assert list(tmp_path.iterdir()) == []
 
 
-def test_modules_import_without_matplotlib(monkeypatch):
-    # A fresh copy of each module, run where every import of matplotlib fails.
-    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-        monkeypatch.setitem(sys.modules, name, None)
-    for module in (panels, pictures):
-        assert "Axes" not in runpy.run_path(module.__file__)
+def test_pixels_are_those_of_the_figure():
+    figure = Figure(figsize=(2, 1), dpi=50, facecolor="#112233")
+    assert pixels(figure).shape == (50, 100, 3)
+    assert (pixels(figure) == [0x11, 0x22, 0x33]).all()

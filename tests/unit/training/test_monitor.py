@@ -14,9 +14,7 @@ from torch.utils.data import DataLoader
 
 import straightvq as svq
 from straightvq import diagnostics as dx
-from straightvq.training.concerns import list_cures
-from straightvq.training.evaluation import measure_gradient_gap
-from straightvq.training.monitor import CodebookMonitor, CodebookWarning, HasHead
+from straightvq.training import CodebookMonitor, CodebookWarning, HasHead
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -177,19 +175,6 @@ class TestNumbers:
         found = (row["gradient_gap_norm"], row["gradient_gap"], row["gradient_cosine"])
         assert found == pytest.approx(tuple(float(v) for v in gap), rel=1e-5)
 
-    @pytest.mark.parametrize("transform", [svq.UnitNorm(), svq.Projection(2)], ids=["unit norm", "projection"])
-    def test_a_transform_alone_makes_no_gradient_gap(self, transform):
-        """With a code at every vector nothing is lost to quantization, whatever the transform does."""
-        quantizer = svq.VectorQuantizer(DIM, svq.Codebook(8), transform=transform)
-        task = Task(quantizer).eval()
-        batch = {name: value[:8] for name, value in next(iter(batches(1, seed=1))).items()}
-        quantizer.set_codes(quantizer.transform(task.latent(batch)).detach())
-        exact = measure_gradient_gap(task, batch)
-        assert float(exact.relative) == pytest.approx(0, abs=1e-5)
-        assert float(exact.cosine) == pytest.approx(1)
-        quantizer.set_codes(quantizer.codes() + 0.3)
-        assert float(measure_gradient_gap(task, batch).relative) > 0.01
-
     def test_several_quantizers_are_told_apart(self, tmp_path):
         task = Task(healthy(), svq.presets.ema(DIM, 2 * SIZE))
         monitor = CodebookMonitor(every_n_steps=4, pictures_every=0)
@@ -248,14 +233,6 @@ class TestWarnings:
         monitor = CodebookMonitor(every_n_steps=1, patience=1, pictures_every=0)
         with pytest.warns(CodebookWarning, match="step 4: the codebook has collapsed"):
             fit(Task(collapsed(), encode=False), monitor, tmp_path, steps=4)
-
-    def test_cures_already_in_place_are_not_named(self):
-        cures = list_cures(svq.VectorQuantizer(64, svq.Codebook(16)))
-        assert cures[0].startswith("revive dead codes")
-        assert len(cures) == 6
-        codebook = svq.Codebook(16, init=svq.KMeansInit(), update=svq.EMAUpdate(), reset=svq.DeadCodeReset())
-        losses = [svq.CommitmentLoss(0.01), svq.CodebookLoss()]
-        assert list_cures(svq.VectorQuantizer(8, codebook, losses=losses)) == []
 
     def test_codes_missing_from_the_optimizer(self, tmp_path):
         task = Task(svq.presets.vq_vae(DIM, SIZE), in_optimizer=False)
@@ -352,6 +329,17 @@ class TestManners:
         with warnings.catch_warnings():  # the warning was given
             warnings.simplefilter("error", CodebookWarning)
             run(24, callbacks=[keep], ckpt=tmp_path / "late.ckpt")
+
+    def test_a_second_fit_goes_on_with_the_open_window_and_repeats_no_warning(self, tmp_path):
+        monitor = CodebookMonitor(every_n_steps=4, patience=2, pictures_every=0)
+        task = Task(collapsed(), encode=False)
+        with pytest.warns(CodebookWarning, match="step 8: the codebook has collapsed"):
+            trainer = fit(task, monitor, tmp_path, steps=9)
+        trainer.validate(task, batches(2, seed=1), verbose=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", CodebookWarning)
+            fit(task, monitor, tmp_path, steps=9)
+        assert [row["step"] for row in rows(monitor, "train")] == [4, 8, 3, 7]
 
     def test_settings_out_of_range_are_refused(self):
         with pytest.raises(ValueError, match=r"`CodebookMonitor`: `every_n_steps` must be an integer >= 1. Got 0."):

@@ -1,27 +1,24 @@
-"""Which codes are used, and how evenly."""
+"""Which codes are used, and how evenly.
+
+Counts are the one thing to add up over batches, ranks and epochs: what is measured on the summed counts is exact for
+the whole set, whatever the batch size was.
+"""
 
 import torch
 from torch import Tensor
 
 from straightvq.diagnostics.functional.vectors import ratio, wide_dtype
 from straightvq.errors import InvalidTypeError, InvalidValueError
+from straightvq.nn.part import check_int
 
 
 def usage_counts(indices: Tensor, codebook_size: int) -> Tensor:
-    """Count how often each code was assigned.
-
-    Counts are the one thing to add up over batches, ranks and epochs: `usage`, `perplexity` and `dead_codes`
-    of the summed counts are exact for the whole set, whatever the batch size was.
+    """Count how often each code was assigned: Int64 (k,), in vectors.
 
     Args:
-        indices: code numbers. Negative ones mark masked positions and are ignored.
+        indices: code numbers, Int (*batch). Negative ones mark masked positions and are ignored. For several codebooks
+            call once per codebook.
         codebook_size: number of codes k.
-
-    Shape:
-        indices: Int (*batch). For several codebooks call once per codebook.
-
-    Returns:
-        Int64 (k,), unit "vectors".
 
     Raises:
         TypeError: if `indices` are not integers.
@@ -33,8 +30,7 @@ def usage_counts(indices: Tensor, codebook_size: int) -> Tensor:
     """
     if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
         raise InvalidTypeError(f"`usage_counts`: `indices` must be integers. Got {indices.dtype}.")
-    if codebook_size < 1:
-        raise InvalidValueError(f"`usage_counts`: `codebook_size` must be an integer >= 1. Got {codebook_size}.")
+    check_int("usage_counts", "codebook_size", codebook_size, 1)
     flat = indices.reshape(-1).long()
     if flat.numel() and (largest := int(flat.max())) >= codebook_size:
         raise InvalidValueError(f"`usage_counts`: `indices` must be integers below {codebook_size=}. Got {largest}.")
@@ -49,20 +45,16 @@ def perplexity(counts: Tensor) -> Tensor:
 
     perplexity = exp(-sum_k p_k log p_k), p = counts / sum(counts).
 
-    Unit "codes". Between 1 (one code takes everything) and its maximum k (all codes equally frequent); 0
-    where nothing was counted. A trained codebook of about a thousand codes without collapse reaches several
-    hundred; a collapsed one stays near ten. It cannot exceed the number of vectors counted, so count many per
-    code.
+    Unit "codes", from 1 (one code takes everything) to its maximum k (all codes equally frequent); 0 where nothing was
+    counted. A trained codebook of about a thousand codes without collapse reaches several hundred; a collapsed one
+    stays near ten. It cannot exceed the number of vectors counted, so count many per code.
 
     Shape:
-        counts: Int or Float (*levels, k), summed over the set of interest.
-
-    Returns:
-        Float (*levels).
+        counts: Int or Float (*levels, k), summed over the set of interest; the result is Float (*levels).
 
     Source:
-        The paper's tables give it over the test set; its `+ 1e-10` inside the logarithm is not needed here,
-        as p log p is 0 at p = 0.
+        The paper's tables give it over the test set; its `+ 1e-10` inside the logarithm is not needed here, as p log p
+        is 0 at p = 0.
 
     Example:
         >>> perplexity(torch.tensor([2, 1, 1, 0]))  # exp(1/2 log 2 + 1/2 log 4) = 2 * sqrt(2)
@@ -77,15 +69,11 @@ def perplexity(counts: Tensor) -> Tensor:
 def usage(counts: Tensor) -> Tensor:
     """Fraction of the codes that were assigned at least once (the paper's "active %", divided by 100).
 
-    Without a unit; from 0 (nothing counted) to its maximum 1. With resets or a well-conditioned codebook 0.9
-    and more is normal over a data set; a few percent means collapse. It grows with the number of vectors
-    counted: state the set with the value.
+    From 0 (nothing counted) to 1. With resets or a well-conditioned codebook 0.9 and more is normal over a data set; a
+    few percent means collapse. It grows with the number of vectors counted: state the set with the value.
 
     Shape:
-        counts: Int or Float (*levels, k).
-
-    Returns:
-        Float (*levels).
+        counts: Int or Float (*levels, k); the result is Float (*levels).
 
     Example:
         >>> usage(torch.tensor([2, 1, 1, 0]))
@@ -95,15 +83,10 @@ def usage(counts: Tensor) -> Tensor:
 
 
 def dead_codes(counts: Tensor) -> Tensor:
-    """Number of codes that were never assigned.
-
-    Unit "codes"; from 0, which is what one wants over a data set, to its maximum k.
+    """Number of codes that were never assigned, from 0, which is what one wants over a data set, to k.
 
     Shape:
-        counts: Int or Float (*levels, k).
-
-    Returns:
-        Int64 (*levels).
+        counts: Int or Float (*levels, k); the result is Int64 (*levels).
 
     Example:
         >>> dead_codes(torch.tensor([2, 1, 1, 0]))
@@ -115,19 +98,12 @@ def dead_codes(counts: Tensor) -> Tensor:
 def sliding_usage(counts: Tensor, window: int) -> Tensor:
     """Fraction of the codes that were assigned at least once in the last `window` steps, for every step.
 
-    Entry t is `usage` of the counts of the steps t - window + 1 to t; the first ones have fewer steps to look
-    back on. Index collapse shows as a curve that falls in the course of training. With usage over all steps so
-    far, which cannot fall, it would stay hidden.
+    Entry t is `usage` of the counts of the steps t - window + 1 to t; the first ones have fewer steps to look back on.
+    Index collapse shows as a curve that falls in the course of training; usage over all steps so far cannot fall.
 
     Args:
-        counts: `usage_counts` of each step.
-        window: number of steps, at least 1. Choose it so that it holds at least four vectors per code.
-
-    Shape:
-        counts: Int or Float (steps, k).
-
-    Returns:
-        Float (steps,).
+        counts: `usage_counts` of each step, Int or Float (steps, k); the result is Float (steps,).
+        window: number of steps, at least 1; enough to hold four vectors per code.
 
     Raises:
         ValueError: if `counts` is not a table or `window` is below 1.
@@ -143,8 +119,7 @@ def sliding_usage(counts: Tensor, window: int) -> Tensor:
         raise InvalidValueError(
             f"`sliding_usage`: `counts` must have the shape (steps, k), k >= 1. Got {tuple(counts.shape)}."
         )
-    if window < 1:
-        raise InvalidValueError(f"`sliding_usage`: `window` must be an integer >= 1. Got {window}.")
+    check_int("sliding_usage", "window", window, 1)
     # How many of the steps so far assigned each code: a difference of two of these is one window.
     seen = (counts > 0).long().cumsum(0)
     before = torch.cat([torch.zeros_like(seen[:1]).expand(min(window, len(seen)), -1), seen[:-window]])

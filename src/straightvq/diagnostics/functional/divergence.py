@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from straightvq.diagnostics.functional.vectors import (
+    check_codes,
+    check_shape,
     deviations,
     flatten,
     mean_and_variance,
@@ -13,7 +15,6 @@ from straightvq.diagnostics.functional.vectors import (
     result_dtype,
     wide_dtype,
 )
-from straightvq.errors import InvalidValueError
 
 
 class MomentGap(NamedTuple):
@@ -26,21 +27,15 @@ class MomentGap(NamedTuple):
 
 
 def normalized_quantization_error(z: Tensor, quantized: Tensor) -> Tensor:
-    """Quantization error relative to the spread of the embeddings.
+    """Quantization error relative to the spread of the embeddings: mean ||z - q||^2 / mean ||z - mean z||^2.
 
-    mean ||z - q||^2 / mean ||z - mean z||^2.
-
-    Without a unit, and unchanged when z and the codes are shifted or scaled together: a commitment term that
-    rises while this stays level only says that the latent norm grows; if this rises too, the codebook loses
-    the embeddings. 0 is perfect; 1 is what a single code at the mean achieves, and there is no maximum.
-    Falling well below 1 and staying there is normal. If all z are equal it is 0 for exact codes and infinite
-    otherwise.
+    Without a unit, and unchanged when z and the codes are shifted or scaled together: a commitment term that rises
+    while this stays level only says that the latent norm grows; if this rises too, the codebook loses the embeddings.
+    0 is perfect; 1 is what a single code at the mean achieves, and there is no maximum. Falling well below 1 and
+    staying there is normal. If all z are equal it is 0 for exact codes and infinite otherwise.
 
     Shape:
-        z, quantized: Float (*batch, dim).
-
-    Returns:
-        Float ().
+        z, quantized: Float (*batch, dim); the result is Float ().
 
     Raises:
         ValueError: if the shapes differ or there is no vector.
@@ -50,11 +45,7 @@ def normalized_quantization_error(z: Tensor, quantized: Tensor) -> Tensor:
         >>> normalized_quantization_error(z, torch.tensor([[1.0], [1.0], [5.0], [5.0]]))  # error 1
         tensor(0.2000)
     """
-    if z.shape != quantized.shape:
-        raise InvalidValueError(
-            f"`normalized_quantization_error`: `quantized` must have the shape of `z`, {tuple(z.shape)}. "
-            f"Got {tuple(quantized.shape)}."
-        )
+    check_shape("normalized_quantization_error", "quantized", quantized, "z", z)
     flat = flatten(z, "normalized_quantization_error")
     error = (flat - quantized.reshape(flat.shape).to(flat.dtype)).square().sum(-1).mean()
     spread = mean_and_variance(flat)[1].sum()
@@ -66,13 +57,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
     mean_d = (1/n) sum_i x_id,  var_d = (1/n) sum_i (x_id - mean_d)^2.
 
-    Units: those of x, and their square.
-
     Shape:
-        x: Float (*batch, dim).
-
-    Returns:
-        mean Float (dim,), variance Float (dim,).
+        x: Float (*batch, dim); the results are Float (dim,), in the unit of x and its square.
 
     Raises:
         ValueError: if there is no vector.
@@ -91,10 +77,7 @@ def covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     cov_de = (1/n) sum_i (x_id - mean_d) (x_ie - mean_e); its diagonal is the variance of `moments`.
 
     Shape:
-        x: Float (*batch, dim).
-
-    Returns:
-        mean Float (dim,), covariance Float (dim, dim).
+        x: Float (*batch, dim); the results are Float (dim,) and (dim, dim).
 
     Raises:
         ValueError: if there is no vector.
@@ -111,15 +94,10 @@ def covariance(x: Tensor) -> tuple[Tensor, Tensor]:
 def gaussian_w2_diagonal(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -> Tensor:
     """2-Wasserstein distance of two Gaussians with diagonal covariances.
 
-    W2 = sqrt(sum_d (mean_a - mean_b)^2 + (std_a - std_b)^2).
-
-    In the unit of the vectors; 0 for equal moments, no maximum.
+    W2 = sqrt(sum_d (mean_a - mean_b)^2 + (std_a - std_b)^2), in the unit of the vectors; 0 for equal moments.
 
     Shape:
-        mean_a, var_a, mean_b, var_b: Float (dim,).
-
-    Returns:
-        Float ().
+        mean_a, var_a, mean_b, var_b: Float (dim,); the result is Float ().
 
     Example:
         >>> gaussian_w2_diagonal(*torch.tensor([[0.0], [1.0], [4.0], [16.0]]))  # sqrt(4^2 + (1 - 4)^2)
@@ -136,16 +114,13 @@ def gaussian_w2(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) ->
 
     W2^2 = ||mean_a - mean_b||^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), A and B the covariances.
 
-    In the unit of the vectors; 0 for equal moments, no maximum. It also sees what `gaussian_w2_diagonal` cannot:
-    two clouds with the same spread in each channel that lie along different directions. Singular covariances, as
-    those of fewer vectors than channels, are no exception. Costs O(dim^3).
+    In the unit of the vectors; 0 for equal moments. It also sees what `gaussian_w2_diagonal` cannot: two clouds with
+    the same spread in each channel that lie along different directions. Covariances may be singular, as those of fewer
+    vectors than channels. Costs O(dim^3).
 
     Shape:
         mean_a, mean_b: Float (dim,).
-        cov_a, cov_b: Float (dim, dim), symmetric without negative eigenvalues.
-
-    Returns:
-        Float ().
+        cov_a, cov_b: Float (dim, dim), symmetric without negative eigenvalues; the result is Float ().
 
     Source:
         The trace is computed as min_U ||A^1/2 - B^1/2 U||^2 over orthogonal U (Bhatia, Jain and Lim, 2019,
@@ -175,14 +150,11 @@ def gaussian_symmetric_kl_diagonal(mean_a: Tensor, var_a: Tensor, mean_b: Tensor
 
     1/2 sum_d [var_a/var_b + var_b/var_a - 2 + (mean_a - mean_b)^2 (1/var_a + 1/var_b)].
 
-    In nats; 0 for equal moments, no maximum. Infinite where a channel is constant on one side only; a channel
-    that has the same constant value on both sides adds 0.
+    In nats; 0 for equal moments. Infinite where a channel is constant on one side only; a channel that has the same
+    constant value on both sides adds 0.
 
     Shape:
-        mean_a, var_a, mean_b, var_b: Float (dim,).
-
-    Returns:
-        Float ().
+        mean_a, var_a, mean_b, var_b: Float (dim,); the result is Float ().
 
     Example:
         >>> moments = torch.tensor([[0.0], [1.0], [4.0], [4.0]])
@@ -204,14 +176,13 @@ def moment_distance(z: Tensor, codes: Tensor) -> MomentGap:
     """Distance between the first two moments of the embeddings and of the whole codebook.
 
     With s = sqrt(sum_d var_z) the standard deviation of the embeddings as one number:
-    mean = ||mean_z - mean_c|| / s,  std = ||std_z - std_c|| / s,  wasserstein = W2 / s = sqrt(mean^2 +
-    std^2), symmetric_kl = `gaussian_symmetric_kl_diagonal`.
+    mean = ||mean_z - mean_c|| / s,  std = ||std_z - std_c|| / s,  wasserstein = W2 / s = sqrt(mean^2 + std^2),
+    symmetric_kl = `gaussian_symmetric_kl_diagonal`.
 
-    The first three are in units of the embeddings' standard deviation, the last is in nats; 0 is a perfect
-    match, none has a maximum, and none changes when z and codes are shifted or scaled together. Well below 1
-    is normal for a healthy codebook; a few units mean that the two clouds are disjoint and that only the
-    nearest codes will ever be chosen. Embeddings that are all equal have no such unit: the values are 0 or
-    infinite then.
+    The first three are in standard deviations of the embeddings, the last is in nats; 0 is a perfect match, none has a
+    maximum, and none changes when z and codes are shifted or scaled together. Well below 1 is normal for a healthy
+    codebook; a few units mean that the two clouds are disjoint and that only the nearest codes will ever be chosen.
+    Embeddings that are all equal have no such unit: the values are 0 or infinite then.
 
     Shape:
         z: Float (*batch, dim).
@@ -221,39 +192,29 @@ def moment_distance(z: Tensor, codes: Tensor) -> MomentGap:
         ValueError: if the widths differ or one side is empty.
 
     Source:
-        The paper's "divergence" of embeddings and codebook, which affine parameters remove; as numbers, not
-        plots.
+        The paper's "divergence" of embeddings and codebook, which affine parameters remove; as numbers, not plots.
 
     Example:
         >>> moment_distance(torch.tensor([[-1.0], [1.0]]), torch.tensor([[2.0], [6.0]])).mean  # (4 - 0) / 1
         tensor(4.)
     """
-    if z.ndim == 0 or codes.ndim != 2 or z.shape[-1] != codes.shape[-1]:
-        raise InvalidValueError(
-            f"`moment_distance`: `codes` must have the shape (codebook_size, dim) with the last axis of `z`, "
-            f"{tuple(z.shape)}. Got {tuple(codes.shape)}."
-        )
+    check_codes("moment_distance", z, codes)
     embedding = mean_and_variance(flatten(z, "moment_distance"))
     gap = compare_moments(*embedding, *mean_and_variance(flatten(codes, "moment_distance")))
     return MomentGap(*(value.to(result_dtype(z)) for value in gap))
 
 
 def compare_moments(mean_z: Tensor, var_z: Tensor, mean_codes: Tensor, var_codes: Tensor) -> MomentGap:
-    """`moment_distance` of moments that are already known, for example from running statistics.
-
-    Shape:
-        mean_z, var_z, mean_codes, var_codes: Float (dim,).
+    """`moment_distance` of moments (dim,) that are already known, for example from running statistics.
 
     Example:
         >>> float(compare_moments(*torch.tensor([[0.0], [1.0], [4.0], [16.0]])).wasserstein)
         5.0
     """
     unit = var_z.sum().sqrt()
-    std_gap = (var_z.sqrt() - var_codes.sqrt()).norm()
-    wasserstein = gaussian_w2_diagonal(mean_z, var_z, mean_codes, var_codes)
     return MomentGap(
         mean=ratio((mean_z - mean_codes).norm(), unit),
-        std=ratio(std_gap, unit),
-        wasserstein=ratio(wasserstein, unit),
+        std=ratio((var_z.sqrt() - var_codes.sqrt()).norm(), unit),
+        wasserstein=ratio(gaussian_w2_diagonal(mean_z, var_z, mean_codes, var_codes), unit),
         symmetric_kl=gaussian_symmetric_kl_diagonal(mean_z, var_z, mean_codes, var_codes),
     )

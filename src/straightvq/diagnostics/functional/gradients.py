@@ -1,14 +1,22 @@
 """What reaches encoder and codes in a step: gradient gap, sparsity, delay."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from straightvq.diagnostics.functional.vectors import flatten, mean_and_variance, ratio, result_dtype, wide_dtype
+from straightvq.diagnostics.functional.vectors import (
+    check_codes,
+    check_shape,
+    flatten,
+    mean_and_variance,
+    ratio,
+    result_dtype,
+    wide_dtype,
+)
 from straightvq.errors import InvalidValueError
-from straightvq.functional import nearest_code
+from straightvq.functional.nearest import Distance, nearest_code
 
 
 class GradientGap(NamedTuple):
@@ -36,14 +44,13 @@ def gradient_gap(grad_at_z: Tensor, grad_at_quantized: Tensor) -> GradientGap:
     """Error of the straight-through gradient.
 
     norm = ||g_z - g_q||,  relative = norm / ||g_z||,  cosine = <g_z, g_q> / (||g_z|| ||g_q||),
-    with g_z = dL(G(z))/dz, the head G run on the embeddings, and g_q = dL(G(q))/dq, the same head, target and
-    loss run on the quantized vectors; `estimator_gap` computes both.
+    with g_z = dL(G(z))/dz, the head G run on the embeddings, and g_q = dL(G(q))/dq, the same head, target and loss run
+    on the quantized vectors; `estimator_gap` computes both.
 
-    norm has the unit of the gradient and depends on how the loss averages; relative (0 is exact, no maximum)
-    and cosine (1 is exact, minimum -1) do not, and are the ones to compare between runs. It vanishes if the
-    quantizer is exact or the head is linear in L; for a smooth head it is bounded by its smoothness times ||z
-    - q||. If both gradients are zero it is (0, 0, 1), if only g_z is, relative is infinite; a single zero
-    gradient has cosine 0.
+    norm has the unit of the gradient and depends on how the loss averages; relative (0 is exact, no maximum) and cosine
+    (1 is exact, minimum -1) do not, and are the ones to compare between runs. It vanishes if the quantizer is exact or
+    the head is linear in L; for a smooth head it is bounded by its smoothness times ||z - q||. If both gradients are
+    zero it is (0, 0, 1), if only g_z is, relative is infinite; a single zero gradient has cosine 0.
 
     Shape:
         grad_at_z, grad_at_quantized: Float, any one shape.
@@ -58,36 +65,33 @@ def gradient_gap(grad_at_z: Tensor, grad_at_quantized: Tensor) -> GradientGap:
         >>> gradient_gap(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 0.0])).norm  # L = |u|^2 / 2, q = 0
         tensor(5.)
     """
-    if grad_at_z.shape != grad_at_quantized.shape:
-        raise InvalidValueError(
-            f"`gradient_gap`: `grad_at_quantized` must have the shape of `grad_at_z`, "
-            f"{tuple(grad_at_z.shape)}. Got {tuple(grad_at_quantized.shape)}."
-        )
+    check_shape("gradient_gap", "grad_at_quantized", grad_at_quantized, "grad_at_z", grad_at_z)
     a = grad_at_z.flatten().to(wide_dtype(grad_at_z))
     b = grad_at_quantized.flatten().to(a.dtype)
-    norm, norm_a, norm_b = (a - b).norm(), a.norm(), b.norm()
+    norm_a, norm_b = a.norm(), b.norm()
     # Each side is normalised by itself: a product of two small norms could underflow.
-    cosine = (ratio(a, norm_a) * ratio(b, norm_b)).sum().clamp(-1, 1)
-    cosine = torch.where((norm_a == 0) & (norm_b == 0), 1.0, cosine)
-    dtype = result_dtype(grad_at_z)
-    return GradientGap(norm.to(dtype), ratio(norm, norm_a).to(dtype), cosine.to(dtype))
+    gap = gap_of_norms((a - b).norm(), norm_a, norm_b, (ratio(a, norm_a) * ratio(b, norm_b)).sum())
+    return GradientGap(*(value.to(result_dtype(grad_at_z)) for value in gap))
+
+
+def gap_of_norms(apart: Tensor, norm_a: Tensor, norm_b: Tensor, cosine: Tensor) -> GradientGap:
+    """The gap of two gradients from the norms of their difference and of both; two zero gradients are alike."""
+    cosine = torch.where((norm_a == 0) & (norm_b == 0), 1.0, cosine.clamp(-1, 1))
+    return GradientGap(apart, ratio(apart, norm_a), cosine)
 
 
 def estimator_gap(head: Callable[[Tensor], Tensor], z: Tensor, quantized: Tensor) -> GradientGap:
     """`gradient_gap` of a head: runs it at the embeddings and at the quantized vectors, on the same target.
 
-    Gradients are taken with respect to the latent only: none is left in a parameter, and whatever made `z` and
-    `quantized` is not asked. A head that draws random numbers, as dropout does, draws the same ones both times, and
-    the random state is left as it was found. Put the head in evaluation mode if that is what is to be measured.
+    Gradients are taken with respect to the latent only; none is left in a parameter. A head that draws random numbers,
+    as dropout does, draws the same ones both times, and the random state is left as it was found. Put the head in
+    evaluation mode if that is what is to be measured.
 
     Args:
         head: maps a latent to the task loss, a scalar: the rest of the network, target and loss included.
-        z: embeddings, in the layout that the head takes. If the layer transforms them, as unit norm and projections do,
-            pass ``layer.unquantized(z)``: otherwise the gap is that of the transform, too.
-        quantized: what the quantizer makes of them.
-
-    Shape:
-        z, quantized: Float, any one shape.
+        z: embeddings, Float of any shape that the head takes. If the layer transforms them, as unit norm and
+            projections do, pass ``layer.unquantized(z)``: otherwise the gap is that of the transform, too.
+        quantized: what the quantizer makes of them, of the same shape.
 
     Raises:
         ValueError: if the shapes differ or the head's loss is not a scalar that depends on the latent.
@@ -100,10 +104,7 @@ def estimator_gap(head: Callable[[Tensor], Tensor], z: Tensor, quantized: Tensor
         >>> gap.norm, estimator_gap(torch.sum, torch.tensor([3.0, 4.0]), torch.zeros(2)).norm
         (tensor(5.), tensor(0.))
     """
-    if z.shape != quantized.shape:
-        raise InvalidValueError(
-            f"`estimator_gap`: `quantized` must have the shape of `z`, {tuple(z.shape)}. Got {tuple(quantized.shape)}."
-        )
+    check_shape("estimator_gap", "quantized", quantized, "z", z)
     return gradient_gap(_head_gradient(head, z), _head_gradient(head, quantized))
 
 
@@ -120,18 +121,14 @@ def _head_gradient(head: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
 
 
 def gradient_sparsity(grad: Tensor) -> Tensor:
-    """Fraction of the codes that receive a gradient in a step: rows with a non-zero entry.
+    """Fraction of the codes that receive a gradient in a step: rows with a non-zero entry, 0 to 1.
 
-    Without a unit; from 0 to its maximum 1. A plain codebook gets (assigned codes)/k, which cannot exceed
-    n/k; with shared affine parameters every *effective* code moves although the raw table's gradient stays
-    this sparse. That shows in the codes themselves: given `codes_after - codes_before` instead of a gradient, it is
-    the fraction of the codes that a step moved, by whatever rule.
+    A plain codebook gets (assigned codes)/k, which cannot exceed n/k; with shared affine parameters every *effective*
+    code moves although the raw table's gradient stays this sparse. Given `codes_after - codes_before` instead of a
+    gradient, it is the fraction of the codes that a step moved, by whatever rule.
 
     Shape:
-        grad: Float (k, dim), the gradient of the code table, or its change.
-
-    Returns:
-        Float ().
+        grad: Float (k, dim), the gradient of the code table, or its change; the result is Float ().
 
     Raises:
         ValueError: if `grad` is not a table of at least one row.
@@ -154,7 +151,7 @@ def update_delay(
     codes_before: Tensor,
     codes_after: Tensor,
     *,
-    distance: Literal["euclidean", "cosine"] = "euclidean",
+    distance: Distance = "euclidean",
 ) -> UpdateDelay:
     """How far the codebook lags behind the encoder: quantization errors of the same inputs around a training step.
 
@@ -162,20 +159,15 @@ def update_delay(
     d(z, C) = mean ||z - nearest code||^2 / mean ||z^t - mean z^t||^2.
 
     Codes are trained against the embeddings of the step, `aimed` for them, and are used with those that the encoder
-    makes once it has stepped too. `delay = after - aimed` is what that costs: near 0 is normal, negative means
-    that the commitment pulls the embeddings towards their codes faster than the task moves them away, and a
-    positive delay larger than `before - aimed`, which is what the codebook's own step gained, means that the step
-    left the codebook worse off than it was. Without a unit; unchanged when vectors and codes are shifted or
-    scaled together.
+    makes once it has stepped too. `delay = after - aimed` is what that costs: near 0 is normal, negative means that the
+    commitment pulls the embeddings towards their codes faster than the task moves them away, and a delay larger than
+    `before - aimed`, which is what the codebook's own step gained, means that the step left the codebook worse off than
+    it was. Without a unit; unchanged when vectors and codes are shifted or scaled together.
 
     Args:
-        z_before, z_after: embeddings of a fixed set of inputs before and after the step.
-        codes_before, codes_after: effective codes.
+        z_before, z_after: embeddings of a fixed set of inputs before and after the step, Float (*batch, dim).
+        codes_before, codes_after: effective codes, Float (k, dim).
         distance: by which codes are assigned; see `straightvq.functional.nearest_code`.
-
-    Shape:
-        z_before, z_after: Float (*batch, dim).
-        codes_before, codes_after: Float (k, dim).
 
     Raises:
         ValueError: if the shapes do not fit or there is no vector.
@@ -197,25 +189,12 @@ def update_delay(
 
 
 def step_misses(
-    owner: str,
-    z_before: Tensor,
-    z_after: Tensor,
-    codes_before: Tensor,
-    codes_after: Tensor,
-    distance: Literal["euclidean", "cosine"],
+    owner: str, z_before: Tensor, z_after: Tensor, codes_before: Tensor, codes_after: Tensor, distance: Distance
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Vectors minus their nearest codes, wide (n, dim): before the step, with the new codes, and with both new."""
-    if z_after.shape != z_before.shape or codes_after.shape != codes_before.shape or codes_before.ndim != 2:
-        raise InvalidValueError(
-            f"`{owner}`: `z_after` and `codes_after` must have the shapes of `z_before` (*batch, dim) and "
-            f"`codes_before` (k, dim). Got {tuple(z_after.shape)} and {tuple(z_before.shape)}, "
-            f"{tuple(codes_after.shape)} and {tuple(codes_before.shape)}."
-        )
-    if z_before.ndim == 0 or z_before.shape[-1] != codes_before.shape[1]:
-        raise InvalidValueError(
-            f"`{owner}`: codes must have the last axis of `z_before`, {tuple(z_before.shape)}. "
-            f"Got {codes_before.shape[1]}."
-        )
+    check_shape(owner, "z_after", z_after, "z_before", z_before)
+    check_shape(owner, "codes_after", codes_after, "codes_before", codes_before)
+    check_codes(owner, z_before, codes_before)
 
     def missed(z: Tensor, codes: Tensor) -> Tensor:
         flat = z.detach().reshape(-1, z.shape[-1]).to(wide_dtype(z))

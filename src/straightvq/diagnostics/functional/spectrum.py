@@ -12,15 +12,11 @@ def effective_dimension(z: Tensor) -> Tensor:
 
     exp(-sum_j p_j log p_j), p = eigenvalues of the covariance / their sum.
 
-    Unit "dimensions". Between 1 (all on a line) and its maximum, the smaller of dim and n - 1; 0 if all
-    vectors are equal. Encoders commonly use far fewer directions than they have channels; codebooks of a
-    smaller `codebook_dim` then lose little. Costs O(n dim^2 + dim^3).
+    From 1 (all on a line) to the smaller of dim and n - 1; 0 if all vectors are equal. Encoders commonly use far fewer
+    directions than they have channels; a smaller `codebook_dim` then loses little. Costs O(n dim^2 + dim^3).
 
     Shape:
-        z: Float (*batch, dim).
-
-    Returns:
-        Float ().
+        z: Float (*batch, dim); the result is Float ().
 
     Raises:
         ValueError: if there is no vector.
@@ -46,11 +42,8 @@ def principal_plane(z: Tensor, k: int = 2) -> tuple[Tensor, Tensor]:
     direction is positive (the first among equals), so that two runs draw the same picture.
 
     Args:
-        z: the vectors.
+        z: the vectors, Float (*batch, dim).
         k: number of directions, 1 to dim.
-
-    Shape:
-        z: Float (*batch, dim).
 
     Returns:
         mean Float (dim,) in the unit of z, basis Float (dim, k) with orthonormal columns.
@@ -68,9 +61,14 @@ def principal_plane(z: Tensor, k: int = 2) -> tuple[Tensor, Tensor]:
         raise InvalidValueError(f"`principal_plane`: `k` must be an integer from 1 to dim={flat.shape[1]}. Got {k}.")
     mean, centred = deviations(flat)
     basis = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(-1)[:, :k]
-    # "First among equals" up to rounding: argmax alone would let noise choose between +1/sqrt 2 and -1/sqrt
-    # 2.
+    # "First among equals" up to rounding: argmax alone would let noise choose between +1/sqrt 2 and -1/sqrt 2.
     size = basis.abs()
     leading = (size >= size.amax(0) * (1 - 1e-6)).int().argmax(0, keepdim=True)
     basis = basis * basis.gather(0, leading).sign()
     return mean.to(result_dtype(z)), basis.to(result_dtype(z))
+
+
+def explained_variance(z: Tensor, basis: Tensor) -> Tensor:
+    """Share of the variance of the vectors (*batch, dim) along each column of ``basis`` (dim, k): Float (k,)."""
+    centred = deviations(flatten(z, "explained_variance"))[1]
+    return ratio((centred @ basis.to(centred.dtype)).square().sum(0), centred.square().sum())

@@ -1,4 +1,4 @@
-"""What the measures share: the dtype they are computed in, flattening, means and deviations."""
+"""What the measures share: checks, the dtype they are computed in, means, deviations and tables of moments."""
 
 import torch
 from torch import Tensor
@@ -17,12 +17,30 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    # Apple's GPU has no float64.
+    """Float64, or float32 if ``x`` is on Apple's GPU, which has no float64."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
+    """Of what is measured on ``x``: its own, but at least float32."""
     return torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else torch.float32
+
+
+def check_shape(owner: str, name: str, x: Tensor, like_name: str, like: Tensor) -> None:
+    """Raise the house's sentence unless ``x`` has the shape of ``like``."""
+    if x.shape != like.shape:
+        raise InvalidValueError(
+            f"`{owner}`: `{name}` must have the shape of `{like_name}`, {tuple(like.shape)}. Got {tuple(x.shape)}."
+        )
+
+
+def check_codes(owner: str, z: Tensor, codes: Tensor) -> None:
+    """Raise the house's sentence unless ``codes`` is a table as wide as ``z``."""
+    if z.ndim == 0 or codes.ndim != 2 or z.shape[-1] != codes.shape[-1]:
+        raise InvalidValueError(
+            f"`{owner}`: the codes must have the shape (k, dim) with the last axis of the embeddings, "
+            f"{tuple(z.shape)}. Got {tuple(codes.shape)}."
+        )
 
 
 def flatten(x: Tensor, owner: str) -> Tensor:
@@ -36,20 +54,28 @@ def flatten(x: Tensor, owner: str) -> Tensor:
 
 def deviations(flat: Tensor) -> tuple[Tensor, Tensor]:
     """Mean `(dim,)` and deviations from it `(n, dim)`."""
-    # From the first vector rather than the origin: no digits go to a common offset, and equal vectors give
-    # exact 0.
+    # From the first vector rather than the origin: no digits go to a common offset, and equal vectors give exact 0.
     shifted = flat - flat[:1]
     mean = shifted.mean(0)
     return flat[0] + mean, shifted - mean
 
 
 def mean_and_variance(flat: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean `(dim,)` and biased variance `(dim,)` of `(n, dim)`."""
     mean, centred = deviations(flat)
     return mean, centred.square().mean(0)
 
 
-def merge_tables(a: Tensor, b: Tensor) -> Tensor:
-    """Two tables of moments `(rows, dim)` as if their vectors had been in one; never waits for the device.
+def moment_table(flat: Tensor) -> Tensor:
+    """Count, mean and sum of squared deviations of `(n, dim)`: `(3, dim)`, zeros for n = 0."""
+    if not len(flat):
+        return flat.new_zeros(3, flat.shape[1])
+    mean, centred = deviations(flat)
+    return torch.stack([torch.full_like(mean, len(flat)), mean, centred.square().sum(0)])
+
+
+def merge_tables(tables: Tensor) -> Tensor:
+    """Tables of moments `(parts, rows, dim)` as if all vectors had been in one; never waits for the device.
 
     Rows: number of vectors, mean, sum of squared deviations from it, and any others, which add. Equal means, and parts
     without vectors, merge without rounding.
@@ -58,11 +84,15 @@ def merge_tables(a: Tensor, b: Tensor) -> Tensor:
         Chan, Golub and LeVeque, 1979.
 
     Example:
-        >>> merge_tables(torch.tensor([[1.0], [0.0], [0.0]]), torch.tensor([[3.0], [4.0], [0.0]])).flatten()
+        >>> merge_tables(torch.tensor([[[1.0], [0.0], [0.0]], [[3.0], [4.0], [0.0]]])).flatten()
         tensor([ 4.,  3., 12.])
     """
-    total = a[0] + b[0]
-    move = b[1] - a[1]
-    share = b[0] / total.clamp(min=1)
-    moments = torch.stack([total, a[1] + share * move, a[2] + b[2] + share * a[0] * move.square()])
-    return torch.cat([moments, a[3:] + b[3:]])
+    merged, *others = tables.unbind()
+    for part in others:
+        total = merged[0] + part[0]
+        move = part[1] - merged[1]
+        share = part[0] / total.clamp(min=1)
+        mean = merged[1] + share * move
+        squares = merged[2] + part[2] + share * merged[0] * move.square()
+        merged = torch.cat([torch.stack([total, mean, squares]), merged[3:] + part[3:]])
+    return merged

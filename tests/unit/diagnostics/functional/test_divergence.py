@@ -112,7 +112,7 @@ class TestMomentDistance:
         assert float(gap.std) == 0.0
 
     def test_of_other_widths_is_refused(self):
-        with pytest.raises(ValueError, match=r"last axis of `z`, \(4, 2\)\. Got \(3, 5\)"):
+        with pytest.raises(ValueError, match=r"last axis of the embeddings, \(4, 2\)\. Got \(3, 5\)"):
             dx.moment_distance(torch.ones(4, 2), torch.ones(3, 5))
 
 

@@ -143,9 +143,9 @@ class TestUpdateDelay:
     @pytest.mark.parametrize(
         ("shapes", "message"),
         [
-            (((4, 2), (3, 2), (5, 2), (5, 2)), r"Got \(3, 2\) and \(4, 2\)"),
-            (((4, 2), (4, 2), (5, 2), (6, 2)), r"\(6, 2\) and \(5, 2\)"),
-            (((4, 2), (4, 2), (5, 3), (5, 3)), r"last axis of `z_before`, \(4, 2\)\. Got 3"),
+            (((4, 2), (3, 2), (5, 2), (5, 2)), r"the shape of `z_before`, \(4, 2\)\. Got \(3, 2\)"),
+            (((4, 2), (4, 2), (5, 2), (6, 2)), r"the shape of `codes_before`, \(5, 2\)\. Got \(6, 2\)"),
+            (((4, 2), (4, 2), (5, 3), (5, 3)), r"last axis of the embeddings, \(4, 2\)\. Got \(5, 3\)"),
         ],
     )
     def test_shapes_that_do_not_fit_are_refused(self, shapes, message):
