@@ -295,14 +295,13 @@ class QuantizedTask(lightning.LightningModule, ABC):
         def quantizer_loss() -> Tensor:
             z = self.latent(batch)
             assert self.model.quantizer is not None
-            loss = self.model.quantizer(z.detach() if alternate.phase == "codebook" else z).loss
-            if not loss.requires_grad:
+            if alternate.phase == "codebook" and not _losses_train_codes(self.model):
                 raise InvalidValueError(
                     f"`{type(self).__name__}`: `alternate` has nothing to train in its first phase: the quantizer's "
                     "loss depends on no code that takes a gradient. Give it a CodebookLoss, unfreeze its codebook, or "
                     "leave `alternate` out."
                 )
-            return loss
+            return self.model.quantizer(z.detach() if alternate.phase == "codebook" else z).loss
 
         def task_loss() -> Tensor:
             computed.append(self.compute(batch))
@@ -364,3 +363,11 @@ class QuantizedTask(lightning.LightningModule, ABC):
         # Already summed over ranks.
         values = {f"{stage}/{name}": value for name, value in self.metrics.compute().items()}
         self.log_dict(values, prog_bar=stage == "val", rank_zero_only=False)
+
+
+def _losses_train_codes(module: nn.Module) -> bool:
+    if not any(loss.trains_codes for loss in module.modules() if isinstance(loss, svq.Loss)):
+        return False
+    books = [book for book in module.modules() if isinstance(book, svq.Codebook) and not book.is_still]
+    routes = [(book.update.loss, book.parametrization) for book in books]
+    return any(loss.raw or (loss.parametrization and part.is_learned) for loss, part in routes)

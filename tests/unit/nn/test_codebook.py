@@ -302,12 +302,12 @@ def test_sums_over_an_assignment_keep_their_digits_far_from_the_origin() -> None
     assert pull.flatten().tolist() == [0.1875, -1.0], "sums of the vectors themselves would be rounded to an eighth"
 
 
-def test_codes_set_by_hand_stay_as_they_are_equal_ones_too() -> None:
-    layer = quantizer(init=svq.KMeansInit())
-    codes = torch.ones(8, 4)
-    layer.set_codes(codes)
-    layer(torch.randn(64, 4))
-    assert torch.equal(layer.codes(), codes)
+def test_codes_set_by_hand_are_followed_from_the_first_batch() -> None:
+    layer = quantizer(init=svq.KMeansInit(), parametrization=svq.RunningAffine(momentum=0.5))
+    layer.set_codes(torch.randn(8, 4) - 3)
+    before = layer.codebook.parametrization.mean_z.clone()
+    layer(torch.ones(64, 4))
+    torch.testing.assert_close(layer.codebook.parametrization.mean_z, 0.5 * (before + 1))
 
 
 def test_a_codebook_that_could_not_be_made_says_why_each_time() -> None:
