@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 
 import straightvq
-from straightvq.analysis.probe import STEP_OPTIONS, Probe
+from straightvq.analysis.probe import Probe
 from straightvq.analysis.quantities import QUANTITIES
 from straightvq.analysis.report import report_page
 from straightvq.diagnostics import CurvePanel, Snapshot, curves_over_time, divergence_over_time, save, tsne_map
@@ -22,7 +22,7 @@ from straightvq.errors import InvalidValueError
 from straightvq.io import results_folder, write_text
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
-from straightvq.runs import Checkpoint, RunFolder, load_weights, pick_device
+from straightvq.runs import Checkpoint, RunFolder, pick_device
 from straightvq.training.command_line import quiet
 from straightvq.training.concerns import list_cures
 
@@ -84,14 +84,11 @@ def analyze(
                 f"`analyze`: {str(folder.folder)!r} was trained with `quantize: false`: there is no quantization to "
                 "look at."
             )
-        probe = Probe(task.to(place), data, num_images, seed)
-        options = _step_options(folder.config, place)
+        probe = Probe(task.to(place), data, folder.config.get("trainer") or {}, num_images=num_images, seed=seed)
         measured, snapshots = [], []
         for checkpoint in chosen:
             progress.update(bar, description=f"step {checkpoint.step:,}")
-            load_weights(task, checkpoint)
-            values, snapshot = probe.measure_state(checkpoint.step)
-            values |= probe.measure_step(checkpoint, options)
+            values, snapshot = probe.measure(checkpoint)
             measured.append({"step": checkpoint.step, "names": list(checkpoint.names), "values": values})
             snapshots.append(snapshot)
             progress.advance(bar)
@@ -137,15 +134,6 @@ def select_checkpoints(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     return [c for place, c in enumerate(checkpoints) if place in even or "best" in c.names]
 
 
-def _step_options(config: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Arguments of the Trainer that takes one step as the run's own did."""
-    trainer = config.get("trainer") or {}
-    options = {name: trainer[name] for name in STEP_OPTIONS if trainer.get(name) is not None}
-    if device.type != "cuda" and str(options.get("precision", "")).startswith("16"):
-        del options["precision"]  # half precision is for GPUs
-    return {"accelerator": "gpu" if device.type == "cuda" else device.type, **options}
-
-
 def _hint(checkpoints: list[Checkpoint], used: int) -> str:
     """What the reader should know of the choice of checkpoints."""
     total = len(checkpoints)
@@ -171,18 +159,16 @@ def _draw(target: Path, result: dict[str, Any], folder: RunFolder, snapshots: li
 def _curves(result: dict[str, Any], folder: RunFolder) -> list[CurvePanel]:
     """The plots of `QUANTITIES`, each with what was measured at the checkpoints and what the run itself logged."""
     panels: dict[str, CurvePanel] = {}
-    for quantity in QUANTITIES:
-        if quantity.plot is None:
+    for name, curve in ((quantity.name, quantity.curve) for quantity in QUANTITIES):
+        if curve is None:
             continue
-        measured = {
-            c["step"]: c["values"][quantity.name] for c in result["checkpoints"] if quantity.name in c["values"]
-        }
-        lines = {quantity.line: (list(measured), list(measured.values()))}
-        if quantity.log:
-            logger = "validation" if quantity.log.startswith("val/") else "training"
-            lines = {logger: folder.log(quantity.log), **lines}
-        panel = panels.setdefault(quantity.plot.title, quantity.plot)
+        measured = [c for c in result["checkpoints"] if name in c["values"]]
+        lines = {curve.line: ([c["step"] for c in measured], [c["values"][name] for c in measured])}
+        if curve.log:
+            logger = "validation" if curve.log.startswith("val/") else "training"
+            lines = {logger: folder.log(curve.log), **lines}
         found = {line: course for line, course in lines.items() if course[0]}
+        panel = panels.get(curve.panel.title, curve.panel)
         panels[panel.title] = replace(panel, lines={**panel.lines, **found})
     return list(panels.values())
 

@@ -140,13 +140,13 @@ class Measurements:
     def curves(self) -> list[CurvePanel]:
         """A plot for each quantity, a line for each method; one that lacks the quantity keeps its colour."""
         plots = []
-        for quantity in QUANTITIES:
-            if quantity.is_compared and quantity.plot is not None and quantity.name in self.numbers:
-                courses = self.courses(quantity.name, of_a_step=quantity.is_of_a_step)
+        for quantity, curve in ((q, q.curve) for q in QUANTITIES if q.name in self.numbers):
+            if curve is not None and curve.is_compared:
+                courses = self.courses(quantity.name, of_a_step=curve.is_of_a_step)
                 found = {method: courses[method].dropna() for method in self.methods}
                 lines = {method: (course.index.tolist(), course.tolist()) for method, course in found.items()}
-                plots.append(replace(quantity.plot, title=quantity.label.capitalize(), lines=lines))
-        return plots
+                plots.append(replace(curve.panel, title=quantity.label.capitalize(), lines=lines))
+        return [plot for plot in plots if any(steps for steps, _ in plot.lines.values())]
 
     def cells(self) -> pd.DataFrame:
         """Text for each method and quantity: the mean and, over several seeds, the standard deviation.

@@ -21,7 +21,7 @@ from straightvq.diagnostics import (
 )
 from straightvq.diagnostics.functional import ratio
 from straightvq.errors import InvalidValueError
-from straightvq.runs import Checkpoint
+from straightvq.runs import Checkpoint, load_weights
 from straightvq.training.evaluation import HasHead, Totals, measure_gradient_gap
 from straightvq.training.pictures import undisturbed
 from straightvq.training.resume import ExactResume
@@ -49,14 +49,14 @@ def _the_quantizer(task: lightning.LightningModule, seen: Seen = lambda *_: None
 
 
 class Probe:
-    """Measures states of one task on the same inputs: the first examples of the test split.
+    """Measures checkpoints of one run on the same inputs: the first examples of the test split.
 
     Args:
-        task: with one quantizer with a codebook, and the methods of `HasHead`; in the state to measure whenever a
-            method is called, which leaves it as it is.
-        data: of the training. Gradients and the step are measured on the first batch alone.
+        task: with one quantizer with a codebook, and the methods of `HasHead`.
+        data: of the training.
+        trainer: options of the run's Trainer.
         num_images: most examples.
-        seed: of the choice of vectors that are kept.
+        seed: random seed of the choice of vectors that are kept.
 
     Attributes:
         size: number of examples.
@@ -66,7 +66,13 @@ class Probe:
     """
 
     def __init__(
-        self, task: lightning.LightningModule, data: lightning.LightningDataModule, num_images: int, seed: int
+        self,
+        task: lightning.LightningModule,
+        data: lightning.LightningDataModule,
+        trainer: dict[str, Any],
+        *,
+        num_images: int,
+        seed: int,
     ) -> None:
         with _the_quantizer(task):
             if not isinstance(task, HasHead):
@@ -74,15 +80,14 @@ class Probe:
                     f"`analyze`: {type(task).__name__} must have the methods latent(batch) and "
                     "head_loss(latent, batch), as `straightvq.training.HasHead` describes them."
                 )
-        self.task, self.data, self.seed = task, data, seed
-        data.prepare_data()
-        data.setup("test")
+        self.task, self.data, self.trainer, self.seed = task, data, trainer, seed
         self.batches: list[Any] = []
         self.size = 0
+        data.prepare_data()
+        data.setup("test")
         for batch in data.test_dataloader():
-            room = num_images - self.size
-            size = _size(batch)
-            taken = apply_to_collection(batch, Tensor, lambda t, size=size, room=room: _first(t, size, room))
+            size, room = _size(batch), num_images - self.size
+            taken = apply_to_collection(batch, Tensor, _first, size, room)
             moved = data.transfer_batch_to_device(data.on_before_batch_transfer(taken, 0), task.device, 0)
             self.batches.append(data.on_after_batch_transfer(moved, 0))
             self.size += min(size, room)
@@ -91,9 +96,15 @@ class Probe:
         if not self.batches:
             raise InvalidValueError(f"`analyze`: {type(data).__name__} has no test examples.")
 
+    def measure(self, checkpoint: Checkpoint) -> tuple[dict[str, float], Snapshot]:
+        """All numbers of the checkpoint and of the step that follows it, and what the pictures show."""
+        load_weights(self.task, checkpoint)
+        values, snapshot = self._measure_state(checkpoint.step)
+        values |= self._measure_step(checkpoint)
+        return {name: float(value) for name, value in values.items()}, snapshot
+
     @torch.no_grad()
-    def measure_state(self, step: int) -> tuple[dict[str, float], Snapshot]:
-        """All numbers of the state that the task is in, and what the pictures show of it."""
+    def _measure_state(self, step: int) -> tuple[dict[str, Any], Snapshot]:
         kept: list[Tensor] = []
 
         def take(followed: Followed, z: Tensor, code: Tensor, indices: Tensor) -> None:
@@ -107,16 +118,16 @@ class Probe:
         z, codes = torch.cat(kept), cast(Tensor, followed.snapshot())
         counts = totals.usage.counts
         mean, cov = covariance(z)
-        values = totals.compute() | {
+        values: dict[str, Any] = totals.compute() | {
             "codes_used": (counts > 0).sum(),
             "wasserstein_full": ratio(gaussian_w2(mean, cov, *covariance(codes)), cov.diagonal().sum().sqrt()),
             "effective_dimension": effective_dimension(z),
         }
+        # Gradients are measured on the first batch alone.
         gap = measure_gradient_gap(self.task, self.batches[0])
         if gap is not None:
             values |= dict(zip(("gradient_gap_norm", "gradient_gap", "gradient_cosine"), gap, strict=True))
-        numbers = {name: float(value) for name, value in values.items()}
-        return numbers, Snapshot(step, z.cpu(), codes.cpu(), counts.cpu())
+        return values, Snapshot(step, z.cpu(), codes.cpu(), counts.cpu())
 
     def _choose(self, z: Tensor, batch: int) -> Tensor:
         """At most this batch's share of the vectors, the same ones for every state."""
@@ -126,20 +137,15 @@ class Probe:
         order = torch.randperm(len(z), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + batch))
         return z[order[:share].sort().values.to(z.device)].float()
 
-    def measure_step(self, checkpoint: Checkpoint, options: dict[str, Any]) -> dict[str, float]:
-        """Resumes the run for one step, in memory and on a copy, and measures what that step did.
-
-        Args:
-            checkpoint: of the state that the task is in, with the optimizer's state.
-            options: of the Trainer, as in training.
-        """
+    def _measure_step(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Resumes the run for one step, in memory and on a copy, and measures what that step did."""
         z_before, codes_before, distance = self._look_at(self.task)
         stepped = copy.deepcopy(self.task)
-        watch = resume_for_a_step(stepped, self.data, checkpoint, **options)
+        watch = resume_for_a_step(stepped, self.data, checkpoint, self.trainer)
         stepped.to(self.task.device)
         z_after, codes_after, _ = self._look_at(stepped)
         delay = update_delay(z_before, z_after, codes_before, codes_after, distance=distance)
-        values: dict[str, Any] = {
+        values = {
             "delay_before": delay.before,
             "delay_aimed": delay.aimed,
             "delay_after": delay.after,
@@ -150,7 +156,7 @@ class Probe:
         }
         if watch.has_gradient is not None:
             values["gradient_sparsity"] = watch.has_gradient.float().mean()
-        return {name: float(value) for name, value in values.items()}
+        return values
 
     @torch.no_grad()
     def _look_at(self, task: lightning.LightningModule) -> tuple[Tensor, Tensor, Any]:
@@ -196,11 +202,18 @@ class _Watch(lightning.Callback):
 
 
 def resume_for_a_step(
-    task: lightning.LightningModule, data: lightning.LightningDataModule, checkpoint: Checkpoint, **options: Any
+    task: lightning.LightningModule,
+    data: lightning.LightningDataModule,
+    checkpoint: Checkpoint,
+    trainer_options: dict[str, Any],
 ) -> _Watch:
-    """Trains the task for the step after the checkpoint; nothing is written. Options are those of the Trainer."""
+    """Trains the task, on its device, for the step after the checkpoint, as the run's Trainer did; writes nothing."""
+    options = {name: trainer_options[name] for name in STEP_OPTIONS if trainer_options.get(name) is not None}
+    if task.device.type != "cuda" and str(options.get("precision", "")).startswith("16"):
+        del options["precision"]  # half precision is for GPUs
     watch = _Watch()
     trainer = lightning.Trainer(
+        accelerator=task.device.type,
         max_steps=checkpoint.step + 1,
         max_epochs=-1,
         devices=1,

@@ -17,6 +17,7 @@ def report_page(result: Mapping[str, Any]) -> str:
         for q in QUANTITIES
         if any(q.name in c["values"] for c in shown)
     ]
+    hint = f"{result['hint']}\n\n" if result["hint"] else ""
     return f"""\
 # Analysis of {result["run"]}
 
@@ -25,7 +26,7 @@ straightvq {result["versions"]["straightvq"]}, torch {result["versions"]["torch"
 Measured in evaluation mode on {settings["images"]:,} test examples ({settings["vectors"]:,} vectors), \
 seed {settings["seed"]}, device {settings["device"]}.
 
-{result["hint"] + 2 * chr(10) if result["hint"] else ""}## At the end
+{hint}## At the end
 
 {_advice(checkpoints[-1]["values"], quantizer["codebook_size"], result["cures"])}
 
@@ -51,8 +52,8 @@ def _advice(values: Mapping[str, float], size: int, cures: Sequence[str]) -> str
     bad = concerns(values, size)
     if not bad:
         return "Nothing stands out: every number below is in its normal range."
-    lines = [f"- **{q.label} {format_number(values[q.name])}**: {q.cure}." for q in bad]
-    if cures and any("docs/collapse.md" in q.cure for q in bad):
+    lines = [f"- **{quantity.label} {format_number(values[quantity.name])}**: {cure}." for quantity, cure in bad]
+    if cures and any("docs/collapse.md" in cure for _, cure in bad):
         lines += ["", "Cures of a collapse that this quantizer does not have yet, best evidence first:", ""]
         lines += [f"{number}. {cure}" for number, cure in enumerate(cures, 1)]
     return "\n".join(lines)

@@ -56,10 +56,9 @@ def photos(
 
     Args:
         size: Side of a crop in pixels, at most 128.
-        num_train: Crops for training and validation together, default 4,096.
-        num_test: Crops for testing, default 512.
-        val_fraction: Share of ``num_train`` that is cut from the validation region.
-        seed: Decides places, scales and photographs.
+        num_train: Crops for training and validation together, by default 4,096; ``val_fraction`` of them validate.
+        num_test: Crops for testing, by default 512.
+        seed: Random seed of places, scales and photographs.
 
     Example:
         >>> source = photos(size=32, num_train=100, num_test=10)
@@ -78,11 +77,7 @@ def photos(
     images = [Image.fromarray(array) for array in load_sample_images().images]
     num_train = num_train or NUM_TRAIN
     num_validation = min(round(val_fraction * num_train), num_train - 1)
-    counts = {
-        "train": num_train - num_validation,
-        "validation": num_validation,
-        "test": num_test or NUM_TEST,
-    }
+    counts = {"train": num_train - num_validation, "validation": num_validation, "test": num_test or NUM_TEST}
     splits: dict[str, Records] = {name: PhotoCrops(images, name, count, size, seed) for name, count in counts.items()}
     return Source(splits, ["china", "flower"])
 

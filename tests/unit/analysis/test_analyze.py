@@ -99,7 +99,7 @@ class TestWholeRun:
             task, data = folder.build()
             start, end = folder.checkpoints[first - 1], folder.checkpoints[second - 1]
             load_weights(task, start)
-            resume_for_a_step(task, data, start, accelerator="cpu")
+            resume_for_a_step(task, data, start, {})
             expected = torch.load(end.path, weights_only=True)["state_dict"]
             state = task.state_dict()
             assert all(torch.equal(state[name], expected[name]) for name in expected)
@@ -180,9 +180,9 @@ class TestReport:
         ],
     )
     def test_each_bad_number_names_a_page_that_exists(self, name: str, value: float) -> None:
-        (found,) = concerns({**GOOD, name: value}, 512)
+        ((found, cure),) = concerns({**GOOD, name: value}, 512)
         assert found.name == name
-        pages = [word.strip(":,.();") for word in found.cure.split() if word.startswith("docs/")]
+        pages = [word.strip(":,.();") for word in cure.split() if word.startswith("docs/")]
         assert pages
         assert all((Path(__file__).parents[3] / page).is_file() for page in pages)
 
@@ -277,7 +277,7 @@ class TestMistakes:
         self, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "taken").write_text("mine")
-        monkeypatch.setattr(Probe, "measure_state", lambda *_: pytest.fail("it measured"))
+        monkeypatch.setattr(Probe, "measure", lambda *_: pytest.fail("it measured"))
         said = self.said(capsys, plain, "--out", tmp_path / "taken")
         assert said == f"straightvq: cannot use '{tmp_path / 'taken'}': File exists.\n"
 
