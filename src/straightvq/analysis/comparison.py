@@ -37,9 +37,8 @@ def compare(
     A run is called by the parts of its path that differ. Runs whose paths differ in a folder ``seed0``, ``seed1``, ...
     alone are one method: their mean is drawn, and the table has mean and standard deviation.
 
-    Writes ``comparison.md``, ``comparison.csv`` (all numbers of all checkpoints) and ``comparison.png``; and each run's
-    own analysis into its folder, see `analyze`. The page shows the pictures of the first run of each
-    method.
+    Writes ``comparison.md``, ``comparison.csv`` (all numbers of all checkpoints) and ``comparison.png``, and each run's
+    own analysis into its folder. The page shows the pictures of the first run of each method.
 
     Args:
         runs: at least two folders that `straightvq fit` made.
@@ -56,9 +55,8 @@ def compare(
     """
     paths = [Path(os.path.abspath(run)) for run in runs]
     if len(set(paths)) < 2 or len(set(paths)) < len(paths):
-        raise InvalidValueError(
-            f"`compare`: `runs` must be at least two different folders. Got {', '.join(map(str, runs)) or 'none'}."
-        )
+        got = ", ".join(map(str, runs)) or "none"
+        raise InvalidValueError(f"`compare`: `runs` must be at least two different folders. Got {got}.")
     names = method_names(paths)
     if len(set(names)) > len(panels.PALETTE):
         raise InvalidValueError(

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from straightvq.errors import InvalidValueError
+
 # About 300 MB once decoded to RGB. A few bytes of header can announce a picture of any size, so the header is
 # believed before a single pixel is unpacked.
 PIXEL_LIMIT = 100_000_000
@@ -21,7 +23,7 @@ FILE_LIMIT = 1 << 30
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 
 
-class UnreadableImageError(ValueError):
+class UnreadableImageError(InvalidValueError):
     """A file or a row that does not hold a picture we can decode; the message is the reason."""
 
 

@@ -85,17 +85,18 @@ def _image_folder(root: Path, names: list[str]) -> Source:
         raise InvalidValueError(f"`Images`: {str(root)!r} has the split folder(s) {present} but no images in train.")
     if {"train", "val", "validation"} <= found:
         raise InvalidValueError(f"`Images`: {str(root)!r} has both val and validation; keep one of them.")
-    # Split, name and path below the split's folder; anything beside the split folders belongs to no split.
-    if found:
-        placed = [(SPLIT_FOLDERS[i.parts[0]], i.as_posix(), i.parts[1:]) for i in images if i.parts[0] in found]
-    else:
-        placed = [("train", i.as_posix(), i.parts) for i in images]
-    classes = sorted({below[0] for _, _, below in placed if len(below) > 1})
+    by_split: dict[str, list[Path]] = {}
+    for image in images:
+        if not found or image.parts[0] in found:  # anything beside the split folders belongs to no split
+            by_split.setdefault(SPLIT_FOLDERS[image.parts[0]] if found else "train", []).append(image)
+    depth = 1 if found else 0  # of the class's folder
+    class_of = {image: image.parts[depth] for files in by_split.values() for image in files if image.parts[depth + 1 :]}
+    classes = sorted(set(class_of.values()))
     number = {name: label for label, name in enumerate(classes)}
     splits: dict[str, Records] = {}
-    for split in dict.fromkeys(split for split, _, _ in placed):
-        own = [(name, number[below[0]] if len(below) > 1 else -1) for at, name, below in placed if at == split]
-        splits[split] = ImageFiles(root, [name for name, _ in own], [label for _, label in own])
+    for split, files in by_split.items():
+        labels = [number[class_of[image]] if image in class_of else -1 for image in files]
+        splits[split] = ImageFiles(root, [image.as_posix() for image in files], labels)
     return Source(splits, classes or None)
 
 

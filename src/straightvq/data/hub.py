@@ -35,10 +35,10 @@ def hub(name: str) -> Source:
         raise InvalidValueError(f"`Images`: {name!r} has no column of images. Got the columns {', '.join(features)}.")
     classes = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     label = "label" if "label" in classes else next(iter(classes), None)
-    columns = Columns(images[0], label)
+    columns = Columns(images[0], label, list(features[label].names) if label else None)
     splits: dict[str, Records] = {
         SPLITS[split]: mapped_rows(rows, columns, f"{name} {split}")
         for split, rows in fetched.items()
         if split in SPLITS
     }
-    return Source(splits, list(features[label].names) if label else None)
+    return Source(splits, columns.class_names)

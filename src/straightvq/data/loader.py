@@ -22,11 +22,7 @@ class EpochSampler(DistributedSampler[int]):
     process sees with batches of B. The order is padded with its own beginning until it divides evenly. Being a
     `DistributedSampler`, it is left in place by Lightning.
 
-    Args:
-        dataset: Anything with a length.
-        seed: Integer >= 0.
-        num_replicas: Number of data-parallel ranks.
-        rank: Of this process, in ``[0, num_replicas)``.
+    ``rank`` is that of this process, in ``[0, num_replicas)``; the seed is an integer >= 0.
 
     Example:
         >>> sampler = EpochSampler(range(4), seed=0)
@@ -49,12 +45,10 @@ class EpochSampler(DistributedSampler[int]):
 class TrainLoader(DataLoader[Batch]):
     """A loader over an `EpochSampler` that counts its own epochs and remembers its place.
 
-    Lightning's fit loop saves and loads the state of every loader that has `state_dict` and `load_state_dict`. Each new
-    pass is the next epoch; Lightning's own count, announced by `set_epoch`, is one off after some restarts and is
-    overruled. Nothing is read before the first batch is asked for. Each batch says its ``epoch``.
-
-    The constructor is torch's, since Lightning calls it anew for ``overfit_batches`` (then with a sampler of its own,
-    which always starts from the beginning).
+    Lightning saves and loads the state of every loader that has `state_dict` and `load_state_dict`. Each new pass is
+    the next epoch; Lightning's own count, announced by `set_epoch`, is one off after some restarts and is overruled.
+    Nothing is read before the first batch is asked for. Each batch says its ``epoch``. The constructor is torch's,
+    since Lightning calls it anew for ``overfit_batches``, with a sampler of its own that starts from the beginning.
 
     Attributes:
         epoch: Of the last batch served; before the first, -1 or one less than where to begin.

@@ -41,25 +41,23 @@ class Images(lightning.LightningDataModule):
     Args:
         source: "photos" (crops of two embedded photographs, see `straightvq.data.photos`), "digits" (embedded), a
             folder of images (class = first subfolder; ``train/``, ``val/``, ``test/`` are splits; hidden files and
-            files that are no images are ignored), a folder of Parquet files, a .parquet file, or owner/name on the
-            Hugging Face Hub.
+            what is no image are ignored), a folder of Parquet files, a .parquet file, or owner/name on the Hugging Face
+            Hub.
         size: Side in pixels, >= 4. Photographs are cut into crops; all else is scaled by its shorter side and cut to
             the centre.
         batch_size: Pictures per batch and process. The last batch of an epoch may be smaller.
-        num_train: Most pictures for training, with the validation pictures taken from them; None for all (photos:
-            4,096).
+        num_train: Most pictures for training and for validation out of them; None for all (photos: 4,096).
         num_test: Most pictures for testing; None for all (photos: 512).
         val_fraction: Share of the training pictures for validation where the source has no such split, in [0, 0.5).
         seed: Random seed of splits, crops, order, flips and shifts.
         num_workers: Loading processes; 0 is best for sets in memory.
         flip: Whether training images are mirrored left to right, each with probability 1/2.
-        memory_limit_mb: Sets that take less than this many MiB as bytes of pixels are decoded once and kept; larger
-            ones are decoded as they are read.
+        memory_limit_mb: Sets of at most so many MiB as bytes of pixels are decoded once and kept, others as they are
+            read.
         channels: 3 for RGB, 1 for grey.
         on_error: What to do with an image that cannot be read: "skip" it with one warning for all, or "raise".
-        crop_padding: Pixels by which training images are shifted at most, in each direction; what comes into view is
-            black. The same as a random crop of an image padded with as many zeros. 4 is usual for classifiers of
-            32 x 32 pixels, 0 for none.
+        crop_padding: Most pixels by which training images are shifted in each direction; what comes into view is black.
+            4 is usual for classifiers of 32 x 32 pixels, 0 for none.
 
     Attributes:
         shape: ``(channels, size, size)``.

@@ -1,8 +1,9 @@
 """Encoded pictures in Parquet files of the Hugging Face layout, read into memory or mapped from disk."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,14 +45,16 @@ class EncodedRows(Records):
         return decode_image(data, size, channels)
 
 
-class Columns(NamedTuple):
-    """Names of the column of pictures and of that of labels, if there is one."""
+@dataclass(frozen=True)
+class Columns:
+    """Names of the column of pictures, of that of labels, if there is one, and of the classes, if they have some."""
 
     image: str
     label: str | None
+    class_names: list[str] | None = field(default=None, compare=False)
 
-    def names(self) -> list[str]:
-        return [name for name in self if name]
+    def used(self) -> list[str]:
+        return [self.image] if self.label is None else [self.image, self.label]
 
 
 def read_parquet(paths: list[Path], memory_limit: int) -> Source:
@@ -74,34 +77,30 @@ def read_parquet(paths: list[Path], memory_limit: int) -> Source:
     for split, files in by_split.items():
         is_large = sum(file.stat().st_size for file in files) > memory_limit
         records[split] = (_map if is_large else _read)(files, columns[split])
-    class_names = (_class_names(files[0]) for files in by_split.values())
-    return Source(records, next(filter(None, class_names), None))
-
-
-def _schema(file: Path) -> Any:
-    try:
-        schema = pq.read_schema(file)
-        _ = schema.names
-        return schema
-    except DAMAGES as error:
-        raise InvalidValueError(f"`Images`: {file.name} is not a readable Parquet file: {error}") from error
+    return Source(records, next((each.class_names for each in columns.values() if each.class_names), None))
 
 
 def _common_columns(files: list[Path]) -> Columns:
     first, *others = map(_columns, files)
     for file, other in zip(files[1:], others, strict=True):
         if other != first:
-            shown = [" and ".join(map(repr, columns.names())) for columns in (first, other)]
             raise InvalidValueError(
                 f"`Images`: the Parquet files of one split must have the same columns. {files[0].name} has "
-                f"{shown[0]}, {file.name} has {shown[1]}."
+                f"{_listed(first)}, {file.name} has {_listed(other)}."
             )
     return first
 
 
+def _listed(columns: Columns) -> str:
+    return " and ".join(map(repr, columns.used()))
+
+
 def _columns(file: Path) -> Columns:
-    schema = _schema(file)
-    kinds = dict(zip(schema.names, schema.types, strict=True))
+    try:
+        schema = pq.read_schema(file)
+        kinds = dict(zip(schema.names, schema.types, strict=True))
+    except DAMAGES as error:
+        raise InvalidValueError(f"`Images`: {file.name} is not a readable Parquet file: {error}") from error
     image = next((name for name in IMAGE_COLUMNS if name in kinds), None)
     if image is None:
         raise InvalidValueError(
@@ -116,21 +115,18 @@ def _columns(file: Path) -> Columns:
         )
     if not pa.types.is_integer(kinds.get("label", pa.int64())):
         raise InvalidTypeError(f"`Images`: column 'label' of {file.name} must be integer. Got {kinds['label']}.")
-    return Columns(image, "label" if "label" in kinds else None)
-
-
-def _class_names(file: Path) -> list[str] | None:
     try:
-        names = json.loads(_schema(file).metadata[b"huggingface"])["info"]["features"]["label"]["names"]
-        return [str(name) for name in names]
-    except (KeyError, TypeError, json.JSONDecodeError):  # no such metadata, or another program's
-        return None
+        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+        class_names = [str(name) for name in names]
+    except (KeyError, TypeError, ValueError):  # no such metadata, or another program's
+        class_names = None
+    return Columns(image, "label" if "label" in kinds else None, class_names)
 
 
 def _read(files: list[Path], columns: Columns) -> EncodedRows:
     try:
         # `partitioning=None`: a folder named "a=b" is no column.
-        tables = [pq.read_table(file, columns=columns.names(), partitioning=None) for file in files]
+        tables = [pq.read_table(file, columns=columns.used(), partitioning=None) for file in files]
         chunks = [chunk for table in tables for chunk in table.column(columns.image).chunks]
         cells = pa.chunked_array(chunks, tables[0].schema.field(columns.image).type)
         labels = np.concatenate([_labels(table, columns) for table in tables])
@@ -144,7 +140,7 @@ def _map(files: list[Path], columns: Columns) -> EncodedRows:
     import datasets
 
     try:
-        rows = datasets.Dataset.from_parquet([str(file) for file in files], columns=columns.names())
+        rows = datasets.Dataset.from_parquet([str(file) for file in files], columns=columns.used())
     except Exception as error:  # `datasets` wraps whatever it met
         cause = error.__cause__ or error
         raise InvalidValueError(f"`Images`: {files[0].parent} holds a damaged Parquet file: {cause}") from error
@@ -155,7 +151,7 @@ def mapped_rows(rows: Any, columns: Columns, name: str) -> EncodedRows:
     """The rows of a `datasets.Dataset`, which stay on disk; ``name`` is that of the set in messages."""
     import datasets
 
-    labels = _labels(rows.select_columns(columns.names()[-1]).with_format("arrow")[:], columns)
+    labels = _labels(rows.select_columns(columns.label or columns.image).with_format("arrow")[:], columns)
     if isinstance(rows.features[columns.image], datasets.Image):
         rows = rows.cast_column(columns.image, datasets.Image(decode=False))  # bytes: we decode, as for files
     return EncodedRows(rows.select_columns(columns.image)[columns.image], labels, [(name, len(rows))])
