@@ -81,20 +81,8 @@ class Probe:
                     "head_loss(latent, batch), as `straightvq.training.HasHead` describes them."
                 )
         self.task, self.data, self.trainer, self.seed = task, data, trainer, seed
-        self.batches: list[Any] = []
-        self.size = 0
-        data.prepare_data()
-        data.setup("test")
-        for batch in data.test_dataloader():
-            size, room = _size(batch), num_images - self.size
-            taken = apply_to_collection(batch, Tensor, _first, size, room)
-            moved = data.transfer_batch_to_device(data.on_before_batch_transfer(taken, 0), task.device, 0)
-            self.batches.append(data.on_after_batch_transfer(moved, 0))
-            self.size += min(size, room)
-            if self.size == num_images:
-                break
-        if not self.batches:
-            raise InvalidValueError(f"`analyze`: {type(data).__name__} has no test examples.")
+        self.batches = _test_batches(data, num_images, task.device)
+        self.size = sum(map(_size, self.batches))
 
     def measure(self, checkpoint: Checkpoint) -> tuple[dict[str, float], Snapshot]:
         """All numbers of the checkpoint and of the step that follows it, and what the pictures show."""
@@ -166,6 +154,25 @@ class Probe:
             followed.quantizer(cast(HasHead, task).latent(self.batches[0]))
             distance = getattr(getattr(followed.quantizer, "assigner", None), "distance", "euclidean")
             return seen[0], cast(Tensor, followed.snapshot()), distance
+
+
+def _test_batches(data: lightning.LightningDataModule, most: int, device: torch.device) -> list[Any]:
+    """The first ``most`` examples of the test split, in batches on the device, as the task takes them."""
+    data.prepare_data()
+    data.setup("test")
+    batches: list[Any] = []
+    room = most
+    for batch in data.test_dataloader():
+        size = _size(batch)
+        taken = apply_to_collection(batch, Tensor, _first, size, room)
+        moved = data.transfer_batch_to_device(data.on_before_batch_transfer(taken, 0), device, 0)
+        batches.append(data.on_after_batch_transfer(moved, 0))
+        room -= min(size, room)
+        if not room:
+            break
+    if not batches:
+        raise InvalidValueError(f"`analyze`: {type(data).__name__} has no test examples.")
+    return batches
 
 
 def _first(values: Tensor, size: int, most: int) -> Tensor:

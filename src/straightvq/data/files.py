@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from straightvq.data.decode import FILE_LIMIT, FORMATS, UnreadableImageError, decode_image, has_image_header
+from straightvq.data.decode import FILE_LIMIT, UnreadableImageError, decode_image, has_image_header
 from straightvq.data.sets import Records, Source
 from straightvq.errors import InvalidValueError
 
@@ -101,10 +101,11 @@ def _image_folder(root: Path, names: list[str]) -> Source:
 
 
 def _image_suffixes() -> set[str]:
-    """Suffixes of the formats that are read, and of other images, which are named as unreadable."""
-    read = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+    """Suffixes of what Pillow or Python calls an image: those of other formats than we read are named as unreadable."""
     known = mimetypes.MimeTypes()  # Python's own table: that of the machine would differ elsewhere
-    return read | {suffix for table in known.types_map for suffix, kind in table.items() if kind.startswith("image/")}
+    kinds = [(suffix, Image.MIME.get(name, "")) for suffix, name in Image.registered_extensions().items()]
+    kinds += [item for table in known.types_map for item in table.items()]
+    return {suffix for suffix, kind in kinds if kind.startswith("image/")}
 
 
 def _claims_to_be_image(path: Path, suffixes: set[str]) -> bool:

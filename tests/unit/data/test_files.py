@@ -3,8 +3,9 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from straightvq.data.decode import UnreadableImageError
+from straightvq.data.decode import FORMATS, UnreadableImageError
 from straightvq.data.files import local
 
 from .conftest import grey, huge_png, noise_jpeg, write_parquet
@@ -60,7 +61,7 @@ def test_folder_without_images_says_what_it_holds(tmp_path):
 def test_images_are_told_by_their_suffix_and_without_one_by_their_first_bytes(folder):
     for name in ("notes.txt", "LICENSE", ".hidden.png"):
         (folder / name).write_text("words")
-    for name in ("damaged.png", "phone.heic", "drawing.svg"):  # they claim to be images
+    for name in ("damaged.png", "phone.heic", "layers.psd", "drawing.svg"):  # they claim to be images
         (folder / name).write_text("words")
     (folder / "a" / "plain").write_bytes(grey(9))
     (folder / "a" / "cut").write_bytes(noise_jpeg()[:-400])
@@ -68,7 +69,15 @@ def test_images_are_told_by_their_suffix_and_without_one_by_their_first_bytes(fo
     os.mkfifo(folder / "pipe")
     paths = local(folder, MIB).splits["train"].paths
     known = {f"{name}/{i:02}.png" for name in "ab" for i in range(20)}
-    assert set(paths) - known == {"damaged.png", "phone.heic", "drawing.svg", "a/plain", "a/cut", "a/bomb"}
+    assert set(paths) - known == {
+        "damaged.png",
+        "phone.heic",
+        "layers.psd",
+        "drawing.svg",
+        "a/plain",
+        "a/cut",
+        "a/bomb",
+    }
 
 
 def test_linked_folders_are_followed_once(folder):
@@ -155,3 +164,9 @@ def test_real_parquet_sets_open(name, classes, count):
     assert len(source.class_names) == classes
     assert len(source.splits["train"]) == count
     assert source.splits["test"].decode(0, 32, 3).std() > 0
+
+
+def test_every_format_that_is_read_has_suffixes_that_are_looked_for():
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    assert suffixes
+    assert all(Image.MIME[Image.registered_extensions()[suffix]].startswith("image/") for suffix in suffixes)
