@@ -93,28 +93,13 @@ def analyze(
             snapshots.append(snapshot)
             progress.advance(bar)
         progress.update(bar, description="pictures")
-        quantizer: Any = next(m for m in task.modules() if isinstance(m, Quantizer))
-        path = folder.folder.resolve()
-        result = {
-            # The name of a seed alone would say little.
-            "run": "/".join(path.parts[-2:]) if SEED.fullmatch(path.name) else path.name,
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "versions": {"straightvq": straightvq.__version__, "torch": torch.__version__},
-            "settings": {
-                "images": probe.size,
-                "vectors": int(snapshots[-1].counts.sum()),
-                "seed": seed,
-                "device": str(place),
-            },
-            "quantizer": {
-                "name": type(quantizer).__name__,
-                "codebook_size": quantizer.codebook_size,
-                "codebook_dim": quantizer.codebook.dim,
-            },
-            "hint": _hint(folder.checkpoints, len(chosen)),
-            "cures": list_cures(quantizer),
-            "checkpoints": measured,
+        settings = {
+            "images": probe.size,
+            "vectors": int(snapshots[-1].counts.sum()),
+            "seed": seed,
+            "device": str(place),
         }
+        result = _result(folder, task, settings, measured)
         _draw(target, result, folder, snapshots)
         write_text(target / "analysis.json", json.dumps(_plain(result), indent=2) + "\n")
         write_text(target / "report.md", report_page(result))
@@ -132,6 +117,29 @@ def select_checkpoints(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
         return checkpoints
     even = {round(i * (len(checkpoints) - 1) / (MAX_CHECKPOINTS - 1)) for i in range(MAX_CHECKPOINTS)}
     return [c for place, c in enumerate(checkpoints) if place in even or "best" in c.names]
+
+
+def _result(
+    folder: RunFolder, task: torch.nn.Module, settings: dict[str, Any], measured: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """What ``analysis.json`` holds."""
+    quantizer: Any = next(m for m in task.modules() if isinstance(m, Quantizer))
+    path = folder.folder.resolve()
+    return {
+        # The name of a seed alone would say little.
+        "run": "/".join(path.parts[-2:]) if SEED.fullmatch(path.name) else path.name,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"straightvq": straightvq.__version__, "torch": torch.__version__},
+        "settings": settings,
+        "quantizer": {
+            "name": type(quantizer).__name__,
+            "codebook_size": quantizer.codebook_size,
+            "codebook_dim": quantizer.codebook.dim,
+        },
+        "hint": _hint(folder.checkpoints, len(measured)),
+        "cures": list_cures(quantizer),
+        "checkpoints": measured,
+    }
 
 
 def _hint(checkpoints: list[Checkpoint], used: int) -> str:
