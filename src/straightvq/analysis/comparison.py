@@ -1,33 +1,26 @@
 """Several runs side by side: what `analyze` measured of each, as one table and one picture."""
 
-import csv
-import io
 import os
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd  # type: ignore[import-untyped]
 from rich.console import Console
 
 from straightvq.analysis.analyze import SEED, analyze
-from straightvq.analysis.report import QUANTITIES, format_number
+from straightvq.analysis.quantities import LEARNING_RATE, QUANTITIES
+from straightvq.analysis.report import format_number, markdown_table
 from straightvq.diagnostics import CurvePanel, curves_over_time, panels, save
 from straightvq.errors import InvalidValueError
 from straightvq.io import results_folder, write_text
 from straightvq.runs import RunFolder
 
-__all__ = ["compare"]
-
 FILES = ("comparison.md", "comparison.csv", "comparison.png")
-# What a step does is not to be seen where the schedule has brought its length to 0.
-_MOVES = "learning_rate"
-_OF_A_STEP = ("codes_moved", "codebook_gain", "update_delay")
 
 # Methods over which a correlation says something.
 _ENOUGH = 4
-
-Results = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def compare(
@@ -44,9 +37,8 @@ def compare(
     A run is called by the parts of its path that differ. Runs whose paths differ in a folder ``seed0``, ``seed1``, ...
     alone are one method: their mean is drawn, and the table has mean and standard deviation.
 
-    Writes ``comparison.md``, ``comparison.csv`` (all numbers of all checkpoints) and ``comparison.png``; and each run's
-    own analysis into its folder, see `analyze`. The page shows the pictures of the first run of each
-    method.
+    Writes ``comparison.md``, ``comparison.csv`` (all numbers of all checkpoints) and ``comparison.png``, and each run's
+    own analysis into its folder. The page shows the pictures of the first run of each method.
 
     Args:
         runs: at least two folders that `straightvq fit` made.
@@ -63,9 +55,8 @@ def compare(
     """
     paths = [Path(os.path.abspath(run)) for run in runs]
     if len(set(paths)) < 2 or len(set(paths)) < len(paths):
-        raise InvalidValueError(
-            f"`compare`: `runs` must be at least two different folders. Got {', '.join(map(str, runs)) or 'none'}."
-        )
+        got = ", ".join(map(str, runs)) or "none"
+        raise InvalidValueError(f"`compare`: `runs` must be at least two different folders. Got {got}.")
     names = method_names(paths)
     if len(set(names)) > len(panels.PALETTE):
         raise InvalidValueError(
@@ -76,16 +67,15 @@ def compare(
         _ = RunFolder(Path(run)).checkpoints  # a folder that is none is found before the first one is measured
     target = Path(os.path.commonpath(paths)) / "comparison" if out is None else Path(out)
     console = console or Console()
-    results: dict[str, list[Mapping[str, Any]]] = {}
     with results_folder(target):
+        results = []
         for number, (name, run) in enumerate(zip(names, runs, strict=True), 1):
             console.print(f"{name}, {number} of {len(names)}", highlight=False)
-            found = analyze(run, num_images=num_images, device=device, seed=seed, console=console)
-            results.setdefault(name, []).append(found)
-        save(curves_over_time(_plots(results), title="In the course of training"), target / FILES[2])
-        write_text(target / FILES[1], _numbers(results))
-        shown = {name: path / "analysis" for name, path in reversed([*zip(names, paths, strict=True)])}
-        write_text(target / FILES[0], _page(results) + _pictures({name: shown[name] for name in results}, target))
+            results.append(analyze(run, num_images=num_images, device=device, seed=seed, console=console))
+        measured = Measurements(names, results)
+        save(curves_over_time(measured.curves(), title="In the course of training"), target / "comparison.png")
+        write_text(target / "comparison.csv", measured.csv())
+        write_text(target / "comparison.md", measured.page() + _pictures(names, paths, target))
     for file in FILES:
         console.print(f"  {target / file}", soft_wrap=True, highlight=False)
     return target
@@ -108,139 +98,115 @@ def method_names(paths: Sequence[Path]) -> list[str]:
     return names if len(set(names)) > 1 else ["/".join(own) or common.name for own in parts]
 
 
-# Key in `analysis.json`, title, unit, reference, whether a share of 1.
-_PANELS: tuple[tuple[str, str, str, float | None, bool], ...] = (
-    ("usage", "Usage", "codes used (%)", None, True),
-    ("error", "Quantization error", "variance of P", None, False),
-    ("wasserstein_full", "Wasserstein, P to C", "deviations of P", None, False),
-    ("codes_moved", "Codes that a step moves", "codes (%)", None, True),
-    ("gradient_gap", "Gradient gap", "relative", 1.0, False),
-    ("gradient_cosine", "Gradient cosine", "1: exact", 0.0, False),
-    ("codebook_gain", "Gain of the codebook", "variance of P, in a step", 0.0, False),
-    ("update_delay", "Update delay", "variance of P, in a step", 0.0, False),
-)
+class Measurements:
+    """What `analyze` returned of several runs.
+
+    Args:
+        names: of each run's method.
+        results: in the same order.
+
+    Attributes:
+        numbers: a row for each checkpoint of each run, by method and number of the run, methods in their order.
+    """
+
+    def __init__(self, names: Sequence[str], results: Sequence[dict[str, Any]]) -> None:
+        self.first = results[0]
+        self.methods = list(dict.fromkeys(names))
+        rows = [
+            {"method": name, "number": number, "run": result["run"], "step": c["step"], **c["values"]}
+            for number, (name, result) in enumerate(zip(names, results, strict=True))
+            for c in result["checkpoints"]
+        ]
+        rows.sort(key=lambda row: self.methods.index(row["method"]))
+        self.numbers = pd.DataFrame(rows).set_index(["method", "number"])
+        self.checkpoints = self.numbers.groupby("number").size()
+        self.seeds = self.numbers.groupby(["method", "number"]).size().groupby("method").size()
+
+    def csv(self) -> str:
+        return self.numbers.droplevel("number").to_csv()
+
+    def courses(self, name: str, *, of_a_step: bool = False) -> pd.DataFrame:
+        """Means over the runs of a method, where all have a number: a row for each step, a column for each method.
+
+        What a step does is not to be seen where the schedule has brought its length to 0: that is left out.
+        """
+        rows = self.numbers[self.numbers[LEARNING_RATE] > 0] if of_a_step else self.numbers
+        by_step = rows.groupby(["method", "step"])[name]
+        means = by_step.mean()[by_step.count().eq(self.seeds, level="method")]
+        return means.unstack("method").reindex(columns=self.methods)
+
+    def curves(self) -> list[CurvePanel]:
+        """A plot for each quantity, a line for each method; one that lacks the quantity keeps its colour."""
+        plots = []
+        for quantity, curve in ((q, q.curve) for q in QUANTITIES if q.name in self.numbers):
+            if curve is not None and curve.is_compared:
+                courses = self.courses(quantity.name, of_a_step=curve.is_of_a_step)
+                found = {method: courses[method].dropna() for method in self.methods}
+                lines = {method: (course.index.tolist(), course.tolist()) for method, course in found.items()}
+                plots.append(replace(curve.panel, title=quantity.label.capitalize(), lines=lines))
+        return [plot for plot in plots if any(steps for steps, _ in plot.lines.values())]
+
+    def cells(self) -> pd.DataFrame:
+        """Text for each method and quantity: the mean and, over several seeds, the standard deviation.
+
+        A run's number is the mean over the checkpoints from which the training moved on, or over all if there is none.
+        """
+        names = [q.name for q in QUANTITIES if q.name != LEARNING_RATE and q.name in self.numbers]
+        moving = self.numbers[LEARNING_RATE] > 0
+        counted = moving | ~moving.groupby("number").transform("any")
+        by_method = self.numbers.loc[counted, names].groupby(["method", "number"]).mean().groupby("method")
+        means, deviations = by_method.mean().map(format_number), by_method.std()
+        return means.where(deviations.isna(), means + " ± " + deviations.map(format_number)).loc[self.methods]
+
+    def page(self) -> str:
+        """The comparison in Markdown, without the pictures of the runs."""
+        cells = self.cells()
+        shown = [q for q in QUANTITIES if q.name in cells]
+        cells.columns = [q.label for q in shown]
+        several = self.seeds.max() > 1
+        if several:
+            cells.insert(0, "seeds", self.seeds.astype(str))
+        cells.insert(0, "method", cells.index.str.replace("|", r"\|"))
+        low, high = self.checkpoints.min(), self.checkpoints.max()
+        versions, images = self.first["versions"], self.first["settings"]["images"]
+        meanings = "\n".join(f"- {quantity.label}: {quantity.meaning}" for quantity in shown)
+        return f"""\
+# {", ".join(self.methods)}
+
+straightvq {versions["straightvq"]}, torch {versions["torch"]}, {self.first["date"]}. \
+Measured in evaluation mode on {images:,} test examples, at {low if low == high else f"{low} to {high}"} checkpoints \
+of each run. A number is the mean over the checkpoints from which the training moved on\
+{"; mean ± standard deviation over seeds" if several else ""}. An empty cell: there is no such number.
+
+{markdown_table(cells.columns, cells.to_numpy().tolist())}
+
+{meanings}
+
+{self.agreement()}What each quantity means, and what to do about it: docs/analysis.md.
+
+![what was measured in the course of training](comparison.png)
+"""
+
+    def agreement(self) -> str:
+        """How closely the gradient gap follows the quantization error over the methods, if there are enough of them."""
+        if len(self.methods) < _ENOUGH or not {"error", "gradient_gap"} <= set(self.numbers):
+            return ""
+        found = self.courses("error").dropna().corrwith(self.courses("gradient_gap").dropna(), axis=1).dropna()
+        if found.empty:
+            return ""
+        return (
+            f"Correlation of quantization error and gradient gap over the {len(self.methods)} methods: "
+            f"{found.min():.2f} to {found.max():.2f} at the {len(found)} checkpoints.\n\n"
+        )
 
 
-def _plots(results: Results) -> list[CurvePanel]:
-    """A plot for each quantity, a line for each method; one that lacks the quantity keeps its colour."""
-    plots = []
-    for key, title, unit, reference, is_share in _PANELS:
-        courses = {method: _mean_course(runs, key) for method, runs in results.items()}
-        if any(courses.values()):
-            lines = {method: (list(course), list(course.values())) for method, course in courses.items()}
-            plots.append(CurvePanel(title, unit, lines, reference, is_share))
-    return plots
-
-
-def _mean_course(runs: Sequence[Mapping[str, Any]], key: str) -> dict[int, float]:
-    """Mean over the runs by step, of the steps that all have."""
-    courses = [
-        {
-            c["step"]: c["values"][key]
-            for c in run["checkpoints"]
-            if key in c["values"] and (key not in _OF_A_STEP or c["values"][_MOVES] > 0)
-        }
-        for run in runs
-    ]
-    return {
-        step: statistics.mean(course[step] for course in courses)
-        for step in courses[0]
-        if all(step in course for course in courses)
-    }
-
-
-def _over_training(run: Mapping[str, Any], key: str) -> float | None:
-    """Mean over the checkpoints from which the training moved on, or over all if there is none."""
-    moving = [c["values"] for c in run["checkpoints"] if c["values"][_MOVES] > 0]
-    values = [v[key] for v in moving or [c["values"] for c in run["checkpoints"]] if key in v]
-    return statistics.mean(values) if values else None
-
-
-def _page(results: Results) -> str:
-    several = any(len(runs) > 1 for runs in results.values())
-    shown = [q for q in QUANTITIES if q.name != _MOVES and any(_cell(runs, q.name) for runs in results.values())]
-    header = ["method", *(["seeds"] if several else []), *(q.label for q in shown)]
-    rows = [
-        [name.replace("|", r"\|"), *([str(len(runs))] if several else []), *(_cell(runs, q.name) for q in shown)]
-        for name, runs in results.items()
-    ]
-    lines = [
-        f"# {', '.join(results)}",
-        "",
-        f"{_conditions(results)} A number is the mean over the checkpoints from which the training moved on"
-        f"{'; mean ± standard deviation over seeds' if several else ''}. An empty cell: there is no such number.",
-        "",
-        f"| {' | '.join(header)} |",
-        "|---|" + "---:|" * (len(header) - 1),
-        *(f"| {' | '.join(row)} |" for row in rows),
-        "",
-        *(f"- {quantity.label}: {quantity.meaning}" for quantity in shown),
-        "",
-        *_agreement(results),
-        "What each quantity means, and what to do about it: docs/analysis.md.",
-        "",
-        "![what was measured in the course of training](comparison.png)",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _agreement(results: Results) -> list[str]:
-    """How closely the gradient gap follows the quantization error over the methods, if there are enough of them."""
-    pairs = [[_mean_course(runs, key) for key in ("error", "gradient_gap")] for runs in results.values()]
-    steps = [step for step in pairs[0][0] if all(step in course for pair in pairs for course in pair)]
-    found = []
-    for step in steps if len(pairs) >= _ENOUGH else []:
-        errors, gaps = ([pair[place][step] for pair in pairs] for place in (0, 1))
-        if len(set(errors)) > 1 and len(set(gaps)) > 1:
-            found.append(statistics.correlation(errors, gaps))
-    if not found:
-        return []
-    return [
-        f"Correlation of quantization error and gradient gap over the {len(pairs)} methods: {min(found):.2f} to "
-        f"{max(found):.2f} at the {len(found)} checkpoints.",
-        "",
-    ]
-
-
-def _pictures(analyses: Mapping[str, Path], target: Path) -> str:
-    """A section for each method, with the pictures in its folder of an analysis."""
-    lines = []
-    for name, folder in analyses.items():
-        place = Path(os.path.relpath(folder, target.resolve())).as_posix()
+def _pictures(names: Sequence[str], paths: Sequence[Path], target: Path) -> str:
+    """A section for each method, with the pictures of its first run."""
+    first = dict(reversed([*zip(names, paths, strict=True)]))
+    lines = [""]
+    for name in dict.fromkeys(names):
+        place = Path(os.path.relpath(first[name] / "analysis", target.resolve())).as_posix()
         lines += [f"## {name}", ""]
         for file, text in (("divergence.png", "along the first component"), ("tsne.png", "as neighbours")):
             lines += [f"![embeddings and codes of {name} {text}]({place}/{file})", ""]
-    return "\n".join(["", *lines])
-
-
-def _conditions(results: Results) -> str:
-    every = [run for runs in results.values() for run in runs]
-    first = every[0]
-    counts = sorted({len(run["checkpoints"]) for run in every})
-    number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return (
-        f"straightvq {first['versions']['straightvq']}, torch {first['versions']['torch']}, {first['date']}. Measured "
-        f"in evaluation mode on {first['settings']['images']:,} test examples, at {number} checkpoints of each run."
-    )
-
-
-def _cell(runs: Sequence[Mapping[str, Any]], key: str) -> str:
-    values = [value for run in runs if (value := _over_training(run, key)) is not None]
-    if not values:
-        return ""
-    mean = format_number(statistics.mean(values))
-    return mean if len(values) == 1 else f"{mean} ± {format_number(statistics.stdev(values))}"
-
-
-def _numbers(results: Results) -> str:
-    keys = list(dict.fromkeys(key for runs in results.values() for c in runs[0]["checkpoints"] for key in c["values"]))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "run", "step", *keys])
-    for method, runs in results.items():
-        for run in runs:
-            for checkpoint in run["checkpoints"]:
-                values = (checkpoint["values"].get(key, "") for key in keys)
-                writer.writerow([method, run["run"], checkpoint["step"], *values])
-    return text.getvalue()
+    return "\n".join(lines)

@@ -24,44 +24,140 @@ from straightvq.diagnostics.functional import ratio
 from straightvq.diagnostics.sums import Totals
 from straightvq.diagnostics.task import HasHead, measure_gradient_gap, undisturbed
 from straightvq.errors import InvalidValueError
-from straightvq.runs import Checkpoint
+from straightvq.runs import Checkpoint, load_weights
 from straightvq.training.resume import ExactResume
 
 # Embeddings that pictures and full covariances are made of; counts, errors and moments take all.
 MAX_VECTORS = 20_000
-
-
-def _ignore(*_: Any) -> None: ...
+# Of the Trainer's options in training, those that change what one step computes.
+STEP_OPTIONS = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
 
 
 @contextlib.contextmanager
-def _the_quantizer(task: lightning.LightningModule, seen: Seen = _ignore) -> Iterator[Followed]:
+def _the_quantizer(task: lightning.LightningModule, seen: Seen = lambda *_: None) -> Iterator[Followed]:
     """The only quantizer of the task; its forwards are reported while this lasts."""
-    (followed,) = follow(task, seen)
+    found = follow(task, seen)
     try:
-        yield followed
+        if len(found) != 1 or found[0].codebook is None:
+            names = ", ".join(each.name for each in found) or "none"
+            owner = type(task).__name__
+            raise InvalidValueError(f"`analyze`: {owner} must have exactly one quantizer with a codebook. Got {names}.")
+        yield found[0]
     finally:
-        followed.remove()
+        for each in found:
+            each.remove()
 
 
-def check_task(task: lightning.LightningModule) -> None:
-    """Raises unless the task has one quantizer with a codebook, and a head that can be run by itself."""
-    owner = type(task).__name__
-    found = follow(task, _ignore)
-    for each in found:
-        each.remove()
-    if len(found) != 1 or found[0].codebook is None:
-        names = ", ".join(each.name for each in found) or "none"
-        raise InvalidValueError(f"`analyze`: {owner} must have exactly one quantizer with a codebook. Got {names}.")
-    if not isinstance(task, HasHead):
-        raise InvalidValueError(
-            f"`analyze`: {owner} must have the methods latent(batch) and head_loss(latent, batch), "
-            "as `straightvq.training.HasHead` describes them."
-        )
+class Probe:
+    """Measures checkpoints of one run on the same inputs: the first examples of the test split.
+
+    Args:
+        task: with one quantizer with a codebook, and the methods of `HasHead`.
+        data: of the training.
+        trainer: options of the run's Trainer.
+        num_images: most examples.
+        seed: random seed of the choice of vectors that are kept.
+
+    Attributes:
+        size: number of examples.
+
+    Raises:
+        ValueError: if the task is no such one, or the data has no test examples.
+    """
+
+    def __init__(
+        self,
+        task: lightning.LightningModule,
+        data: lightning.LightningDataModule,
+        trainer: dict[str, Any],
+        *,
+        num_images: int,
+        seed: int,
+    ) -> None:
+        with _the_quantizer(task):
+            if not isinstance(task, HasHead):
+                raise InvalidValueError(
+                    f"`analyze`: {type(task).__name__} must have the methods latent(batch) and "
+                    "head_loss(latent, batch), as `straightvq.training.HasHead` describes them."
+                )
+        self.task, self.data, self.trainer, self.seed = task, data, trainer, seed
+        self.batches = _test_batches(data, num_images, task.device)
+        self.size = sum(map(_size, self.batches))
+
+    def measure(self, checkpoint: Checkpoint) -> tuple[dict[str, float], Snapshot]:
+        """All numbers of the checkpoint and of the step that follows it, and what the pictures show."""
+        load_weights(self.task, checkpoint)
+        values, snapshot = self._measure_state(checkpoint.step)
+        values |= self._measure_step(checkpoint)
+        return {name: float(value) for name, value in values.items()}, snapshot
+
+    @torch.no_grad()
+    def _measure_state(self, step: int) -> tuple[dict[str, Any], Snapshot]:
+        kept: list[Tensor] = []
+
+        def take(followed: Followed, z: Tensor, code: Tensor, indices: Tensor) -> None:
+            totals.add(z, code, indices, followed.codes())
+            kept.append(self._choose(z[indices >= 0], len(kept)))
+
+        with _the_quantizer(self.task, take) as followed, undisturbed(self.task):
+            totals = Totals(followed, self.task.device)
+            for batch in self.batches:
+                followed.quantizer(cast(HasHead, self.task).latent(batch))
+        z, codes = torch.cat(kept), cast(Tensor, followed.snapshot())
+        counts = totals.usage.counts
+        mean, cov = covariance(z)
+        values: dict[str, Any] = totals.compute() | {
+            "codes_used": (counts > 0).sum(),
+            "wasserstein_full": ratio(gaussian_w2(mean, cov, *covariance(codes)), cov.diagonal().sum().sqrt()),
+            "effective_dimension": effective_dimension(z),
+        }
+        # Gradients are measured on the first batch alone.
+        gap = measure_gradient_gap(self.task, self.batches[0])
+        if gap is not None:
+            values |= dict(zip(("gradient_gap_norm", "gradient_gap", "gradient_cosine"), gap, strict=True))
+        return values, Snapshot(step, z.cpu(), codes.cpu(), counts.cpu())
+
+    def _choose(self, z: Tensor, batch: int) -> Tensor:
+        """At most this batch's share of the vectors, the same ones for every state."""
+        share = -(-MAX_VECTORS // len(self.batches))
+        if len(z) <= share:
+            return z.float()
+        order = torch.randperm(len(z), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + batch))
+        return z[order[:share].sort().values.to(z.device)].float()
+
+    def _measure_step(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Resumes the run for one step, in memory and on a copy, and measures what that step did."""
+        z_before, codes_before, distance = self._look_at(self.task)
+        stepped = copy.deepcopy(self.task)
+        watch = resume_for_a_step(stepped, self.data, checkpoint, self.trainer)
+        stepped.to(self.task.device)
+        z_after, codes_after, _ = self._look_at(stepped)
+        delay = update_delay(z_before, z_after, codes_before, codes_after, distance=distance)
+        values = {
+            "delay_before": delay.before,
+            "delay_aimed": delay.aimed,
+            "delay_after": delay.after,
+            "codebook_gain": delay.before - delay.aimed,
+            "update_delay": delay.delay,
+            "codes_moved": gradient_sparsity(codes_after - codes_before),
+            "learning_rate": watch.learning_rate,
+        }
+        if watch.has_gradient is not None:
+            values["gradient_sparsity"] = watch.has_gradient.float().mean()
+        return values
+
+    @torch.no_grad()
+    def _look_at(self, task: lightning.LightningModule) -> tuple[Tensor, Tensor, Any]:
+        """The first batch's embeddings (n, codebook_dim), the codes (k, codebook_dim), the distance between them."""
+        seen: list[Tensor] = []
+        with _the_quantizer(task, lambda _, z, code, indices: seen.append(z)) as followed, undisturbed(task):
+            followed.quantizer(cast(HasHead, task).latent(self.batches[0]))
+            distance = getattr(getattr(followed.quantizer, "assigner", None), "distance", "euclidean")
+            return seen[0], cast(Tensor, followed.snapshot()), distance
 
 
-def probe_batches(data: lightning.LightningDataModule, most: int, device: torch.device) -> list[Any]:
-    """The first ``most`` examples of the test split, in batches on the device."""
+def _test_batches(data: lightning.LightningDataModule, most: int, device: torch.device) -> list[Any]:
+    """The first ``most`` examples of the test split, in batches on the device, as the task takes them."""
     data.prepare_data()
     data.setup("test")
     batches: list[Any] = []
@@ -91,104 +187,6 @@ def _size(batch: Any) -> int:
     return sizes[0] if sizes else 0
 
 
-class Probe:
-    """Measures states of one task on the same inputs.
-
-    Args:
-        batches: the inputs, as the task takes them. Gradients and the delay are measured on the first alone.
-        seed: of the choice of vectors that are kept.
-
-    Attributes:
-        size: number of examples.
-    """
-
-    def __init__(self, batches: list[Any], seed: int) -> None:
-        self.batches = batches
-        self.seed = seed
-        self.size = sum(_size(batch) for batch in batches)
-
-    @torch.no_grad()
-    def measure(self, task: lightning.LightningModule, step: int) -> tuple[dict[str, float], Snapshot]:
-        """All numbers of the state that the task is in, and what the pictures show of it."""
-        kept: list[Tensor] = []
-        totals: list[Totals] = []
-
-        def seen(followed: Followed, z: Tensor, code: Tensor, indices: Tensor) -> None:
-            totals.extend([] if totals else [Totals(followed, z.device)])
-            totals[0].add(z, code, indices, followed.codes())
-            kept.append(self._choose(z[indices >= 0], len(kept)))
-
-        with _the_quantizer(task, seen) as followed, undisturbed(task):
-            for batch in self.batches:
-                followed.quantizer(cast(HasHead, task).latent(batch))
-        z, codes = torch.cat(kept), cast(Tensor, followed.snapshot())
-        counts = totals[0].usage.counts
-        mean, cov = covariance(z)
-        unit = cov.diagonal().sum().sqrt()
-        values = {
-            **{name: float(value) for name, value in totals[0].compute().items()},
-            "codes_used": float((counts > 0).sum()),
-            "wasserstein_full": float(ratio(gaussian_w2(mean, cov, *covariance(codes)), unit)),
-            "effective_dimension": float(effective_dimension(z)),
-        }
-        gap = measure_gradient_gap(task, self.batches[0])
-        if gap is not None:
-            names = ("gradient_gap_norm", "gradient_gap", "gradient_cosine")
-            values |= dict(zip(names, map(float, gap), strict=True))
-        return values, Snapshot(step, z.cpu(), codes.cpu(), counts.cpu())
-
-    def _choose(self, z: Tensor, batch: int) -> Tensor:
-        """At most this batch's share of the vectors, the same ones for every state."""
-        share = -(-MAX_VECTORS // len(self.batches))
-        if len(z) <= share:
-            return z.float()
-        order = torch.randperm(len(z), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + batch))
-        return z[order[:share].sort().values.to(z.device)].float()
-
-    def train_on(
-        self,
-        task: lightning.LightningModule,
-        data: lightning.LightningDataModule,
-        checkpoint: Checkpoint,
-        options: dict[str, Any],
-    ) -> dict[str, float]:
-        """Resumes the run for one step, in memory and on a copy, and measures what that step did.
-
-        Args:
-            task: in the checkpoint's state; left as it is.
-            data: of the training.
-            checkpoint: with the optimizer's state.
-            options: of the Trainer, as in training.
-        """
-        z_before, codes_before, distance = self._look_at(task)
-        stepped = copy.deepcopy(task)
-        watch = _resume_for_a_step(stepped, data, checkpoint, options)
-        stepped.to(task.device)
-        z_after, codes_after, _ = self._look_at(stepped)
-        delay = update_delay(z_before, z_after, codes_before, codes_after, distance=distance)
-        values = {
-            "delay_before": float(delay.before),
-            "delay_aimed": float(delay.aimed),
-            "delay_after": float(delay.after),
-            "codebook_gain": float(delay.before - delay.aimed),
-            "update_delay": float(delay.delay),
-            "codes_moved": float(gradient_sparsity(codes_after - codes_before)),
-            "learning_rate": watch.learning_rate,
-        }
-        if watch.has_gradient is not None:
-            values["gradient_sparsity"] = float(watch.has_gradient.float().mean())
-        return values
-
-    @torch.no_grad()
-    def _look_at(self, task: lightning.LightningModule) -> tuple[Tensor, Tensor, Any]:
-        """The first batch's embeddings (n, codebook_dim), the codes (k, codebook_dim), the distance between them."""
-        seen: list[Tensor] = []
-        with _the_quantizer(task, lambda _, z, code, indices: seen.append(z)) as followed, undisturbed(task):
-            followed.quantizer(cast(HasHead, task).latent(self.batches[0]))
-            distance = getattr(getattr(followed.quantizer, "assigner", None), "distance", "euclidean")
-            return seen[0], cast(Tensor, followed.snapshot()), distance
-
-
 class _Watch(lightning.Callback):
     """Which codes receive a gradient, in any optimizer's step, and at which learning rate."""
 
@@ -210,18 +208,19 @@ class _Watch(lightning.Callback):
             self.has_gradient = rows if self.has_gradient is None else self.has_gradient | rows
 
 
-# Of the Trainer's options in training, those that change what one step computes.
-STEP_OPTIONS = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
-
-
-def _resume_for_a_step(
+def resume_for_a_step(
     task: lightning.LightningModule,
     data: lightning.LightningDataModule,
     checkpoint: Checkpoint,
-    options: dict[str, Any],
+    trainer_options: dict[str, Any],
 ) -> _Watch:
+    """Trains the task, on its device, for the step after the checkpoint, as the run's Trainer did; writes nothing."""
+    options = {name: trainer_options[name] for name in STEP_OPTIONS if trainer_options.get(name) is not None}
+    if task.device.type != "cuda" and str(options.get("precision", "")).startswith("16"):
+        del options["precision"]  # half precision is for GPUs
     watch = _Watch()
     trainer = lightning.Trainer(
+        accelerator=task.device.type,
         max_steps=checkpoint.step + 1,
         max_epochs=-1,
         devices=1,

@@ -1,14 +1,17 @@
 """One encoded picture in, one square of bytes out."""
 
+import contextlib
 import io
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-if TYPE_CHECKING:
-    from PIL.Image import Image as PILImage
+from straightvq.errors import InvalidValueError
 
 # About 300 MB once decoded to RGB. A few bytes of header can announce a picture of any size, so the header is
 # believed before a single pixel is unpacked.
@@ -20,16 +23,15 @@ FILE_LIMIT = 1 << 30
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
 
 
-class UnreadableImageError(ValueError):
+class UnreadableImageError(InvalidValueError):
     """A file or a row that does not hold a picture we can decode; the message is the reason."""
 
 
 def decode_image(data: bytes, size: int, channels: int) -> NDArray[np.uint8]:
-    """Decodes an encoded picture (JPEG, PNG, ...), scales its shorter side to ``size`` and cuts the centre
-    square.
+    """Decodes a picture (JPEG, PNG, ...), scales its shorter side to ``size`` and cuts the centre square.
 
-    Turned upright as its EXIF data say; transparent pixels are laid on white; 16-bit greys are scaled to 8
-    bits (not clipped, as Pillow does); of an animation the first frame is taken.
+    Turned upright as its EXIF data say; transparent pixels are laid on white; 16-bit greys are scaled to 8 bits (not
+    clipped, as Pillow does); of an animation the first frame is taken.
 
     Args:
         data: The file's bytes.
@@ -40,42 +42,57 @@ def decode_image(data: bytes, size: int, channels: int) -> NDArray[np.uint8]:
         returns: UInt8 ``(channels, size, size)``.
 
     Raises:
-        UnreadableImageError: Truncated, not a picture in one of ``FORMATS``, larger than ``PIXEL_LIMIT`` pixels,
-            or pixels of floating point, whose range nobody states.
+        UnreadableImageError: Truncated, not a picture in one of ``FORMATS``, larger than ``PIXEL_LIMIT`` pixels, or
+            pixels of floating point, whose range nobody states.
     """
-    from PIL import Image
-
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns from its own limit to twice that; remarks on odd metadata say nothing about
-            # pixels.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            Image.init()
-            formats = [name for name in FORMATS if name in Image.OPEN]  # Pillow may be built without some
-            with Image.open(io.BytesIO(data), formats=formats) as image:
-                _refuse_bomb(image)
-                # JPEG can be unpacked at 1/2, 1/4 or 1/8: much faster for photographs of many megapixels.
-                # Twice the wanted side keeps the resize below free of visible loss.
-                image.draft(None, (2 * size, 2 * size))
-                square = square_crop(_eight_bit(_upright(image)), size)
-                return to_array(square, channels)
+        with _opened(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > PIXEL_LIMIT:
+                raise UnreadableImageError(f"{width} x {height} pixels, more than the limit of {PIXEL_LIMIT:,}")
+            # JPEG can be unpacked at 1/2, 1/4 or 1/8: much faster for photographs of many megapixels. Twice the
+            # wanted side keeps the resize below free of visible loss.
+            image.draft(None, (2 * size, 2 * size))
+            return to_array(square_crop(_eight_bit(_upright(image)), size), channels)
     except UnreadableImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError("not an image in a format that is read") from error
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        raise UnreadableImageError(_reason(error)) from error
+        raise UnreadableImageError(str(error) or type(error).__name__) from error
 
 
-def to_array(image: "PILImage", channels: int) -> NDArray[np.uint8]:
+def has_image_header(file: Path) -> bool:
+    """Whether a plain file begins as a picture does; no pixel is unpacked."""
+    try:
+        with file.open("rb") as stream, _opened(stream):
+            return True
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return True
+    except Exception:  # as in `decode_image`
+        return False
+
+
+@contextlib.contextmanager
+def _opened(stream: BinaryIO) -> Iterator[Image.Image]:
+    with warnings.catch_warnings():
+        # Pillow only warns from its own limit to twice that; remarks on odd metadata say nothing about pixels.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        Image.init()
+        formats = [name for name in FORMATS if name in Image.OPEN]  # Pillow may be built without some
+        with Image.open(stream, formats=formats) as image:
+            yield image
+
+
+def to_array(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     """A Pillow image of 8 bits per channel as UInt8 ``(channels, H, W)``."""
     array = np.array(image.convert("L" if channels == 1 else "RGB"))  # a copy: Pillow's own buffer is read-only
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def square_crop(image: "PILImage", size: int) -> "PILImage":
+def square_crop(image: Image.Image, size: int) -> Image.Image:
     """Scales the shorter side to ``size`` pixels and keeps the centre square."""
-    from PIL import Image
-
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -84,15 +101,7 @@ def square_crop(image: "PILImage", size: int) -> "PILImage":
     return square if side == size else square.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def _refuse_bomb(image: "PILImage") -> None:
-    width, height = image.size
-    if width * height > PIXEL_LIMIT:
-        raise UnreadableImageError(f"{width} x {height} pixels, more than the limit of {PIXEL_LIMIT:,}")
-
-
-def _upright(image: "PILImage") -> "PILImage":
-    from PIL import ImageOps
-
+def _upright(image: Image.Image) -> Image.Image:
     image.load()  # a truncated file fails here, with Pillow's own words
     try:
         return ImageOps.exif_transpose(image)
@@ -100,10 +109,8 @@ def _upright(image: "PILImage") -> "PILImage":
         return image
 
 
-def _eight_bit(image: "PILImage") -> "PILImage":
+def _eight_bit(image: Image.Image) -> Image.Image:
     """Any Pillow mode to "L" or "RGB"."""
-    from PIL import Image
-
     if image.mode == "F":
         raise UnreadableImageError("floating-point pixels of unknown range")
     if image.mode.startswith("I"):
@@ -113,13 +120,3 @@ def _eight_bit(image: "PILImage") -> "PILImage":
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
-
-
-def _reason(error: Exception) -> str:
-    from PIL import Image, UnidentifiedImageError
-
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return "more pixels than Pillow's limit: a decompression bomb"
-    return str(error) or type(error).__name__

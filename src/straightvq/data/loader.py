@@ -1,16 +1,16 @@
 """Loaders that can be left in the middle of an epoch and taken up again.
 
-Why not `torchdata.stateful_dataloader`: under Lightning 2.6 it resumes exactly within an epoch only. A state
-saved after an epoch's last batch makes Lightning run an empty epoch, one saved after `fit` has returned is
-that of a fresh iterator, and worker processes read ahead before Lightning says which epoch it resumes. Where
-the order is a function of (seed, epoch), two numbers say it all.
+Why not `torchdata.stateful_dataloader`: under Lightning 2.6 it resumes exactly within an epoch only. A state saved
+after an epoch's last batch makes Lightning run an empty epoch, one saved after `fit` has returned is that of a fresh
+iterator, and worker processes read ahead before Lightning says which epoch it resumes. Where the order is a function
+of (seed, epoch), two numbers say it all.
 """
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_convert
 
 from straightvq.data.sets import Batch
 
@@ -18,15 +18,11 @@ from straightvq.data.sets import Batch
 class EpochSampler(DistributedSampler[int]):
     """A random order that depends on (seed, epoch) only, dealt out in turn to ``num_replicas`` ranks.
 
-    Rank r of p takes elements r, r + p, ... of the order: p ranks with batches of B / p see in each step what
-    one process sees with batches of B. The order is padded with its own beginning until it divides evenly.
-    Being a `DistributedSampler`, it is left in place by Lightning.
+    Rank r of p takes elements r, r + p, ... of the order: p ranks with batches of B / p see in each step what one
+    process sees with batches of B. The order is padded with its own beginning until it divides evenly. Being a
+    `DistributedSampler`, it is left in place by Lightning.
 
-    Args:
-        dataset: Anything with a length.
-        seed: Integer >= 0.
-        num_replicas: Number of data-parallel ranks.
-        rank: Of this process, in ``[0, num_replicas)``.
+    ``rank`` is that of this process, in ``[0, num_replicas)``; the seed is an integer >= 0.
 
     Example:
         >>> sampler = EpochSampler(range(4), seed=0)
@@ -49,19 +45,15 @@ class EpochSampler(DistributedSampler[int]):
 class TrainLoader(DataLoader[Batch]):
     """A loader over an `EpochSampler` that counts its own epochs and remembers its place.
 
-    Lightning's fit loop saves and loads the state of every loader that has `state_dict` and
-    `load_state_dict`. Each new pass is the next epoch; Lightning's own count, announced by `set_epoch`, is
-    one off after some restarts and is overruled. Nothing is read before the first batch is asked for. Each
-    batch says its ``epoch``.
-
-    The constructor is torch's, since Lightning calls it anew for ``overfit_batches`` (then with a sampler of
-    its own, which always starts from the beginning).
+    Lightning saves and loads the state of every loader that has `state_dict` and `load_state_dict`. Each new pass is
+    the next epoch; Lightning's own count, announced by `set_epoch`, is one off after some restarts and is overruled.
+    Nothing is read before the first batch is asked for. Each batch says its ``epoch``. The constructor is torch's,
+    since Lightning calls it anew for ``overfit_batches``, with a sampler of its own that starts from the beginning.
 
     Attributes:
         epoch: Of the last batch served; before the first, -1 or one less than where to begin.
         samples: Pictures served in this epoch, on all ranks together.
-        limit: Batches after which a pass counts as complete, None for all: the Trainer's
-            ``limit_train_batches``.
+        limit: Batches after which a pass counts as complete, None for all: the Trainer's ``limit_train_batches``.
     """
 
     epoch = -1
@@ -70,23 +62,19 @@ class TrainLoader(DataLoader[Batch]):
     _resumed = False
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator, so that reading begins late
-        if not self._resumed or self._is_complete():
+        own = self.sampler if isinstance(self.sampler, EpochSampler) else None
+        ranks = 1 if own is None else own.num_replicas
+        per_step = ranks * (self.batch_size or 1)
+        whole = len(self) if self.limit is None else min(len(self), self.limit)
+        if own is None or not self._resumed or self.samples >= whole * per_step:
             self.epoch, self.samples = self.epoch + 1, 0
         self._resumed = False
-        ranks = 1
-        if isinstance(self.sampler, EpochSampler):
-            ranks = self.sampler.num_replicas
-            self.sampler.set_epoch(self.epoch)
-            self.sampler.skip = self.samples // ranks
+        if own is not None:
+            own.set_epoch(self.epoch)
+            own.skip = self.samples // ranks
         for batch in super().__iter__():
-            self.samples += ranks * (self.batch_size or 1)
+            self.samples += per_step
             yield {**batch, "epoch": self.epoch}
-
-    def _is_complete(self) -> bool:
-        if not isinstance(self.sampler, EpochSampler):
-            return True
-        per_step = self.sampler.num_replicas * (self.batch_size or 1)
-        return self.samples >= min(len(self), len(self) if self.limit is None else self.limit) * per_step
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "samples": self.samples}
@@ -98,29 +86,18 @@ class TrainLoader(DataLoader[Batch]):
 
 def train_loader(dataset: Dataset[Batch], batch_size: int, sampler: EpochSampler, num_workers: int = 0) -> TrainLoader:
     """Shuffled batches; the last one of an epoch may be smaller."""
-    return TrainLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=_collated,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=num_workers > 0,
-    )
+    return TrainLoader(dataset, batch_size=batch_size, sampler=sampler, **_options(num_workers))
 
 
 def eval_loader(dataset: Dataset[Batch], batch_size: int, num_workers: int = 0) -> DataLoader[Batch]:
     """Batches in the order of the set. There is no place to remember: evaluation starts over."""
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        collate_fn=_collated,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=num_workers > 0,
-    )
+    return DataLoader(dataset, batch_size=batch_size, **_options(num_workers))
 
 
-def _collated(batch: Any) -> Any:
-    """The sets return whole batches (`__getitems__`)."""
-    return batch
+def _options(num_workers: int) -> dict[str, Any]:
+    return {
+        "num_workers": num_workers,
+        "collate_fn": default_convert,  # the sets return whole batches
+        "pin_memory": torch.cuda.is_available(),
+        "persistent_workers": num_workers > 0,
+    }

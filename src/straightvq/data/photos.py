@@ -1,17 +1,12 @@
-"""Real pictures that need no download: crops of scikit-learn's two photographs, and its handwritten
-digits."""
-
-from typing import TYPE_CHECKING
+"""Real pictures that need no download: crops of scikit-learn's two photographs, and its handwritten digits."""
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from straightvq.data.decode import to_array
-from straightvq.data.sets import Records, Source
+from straightvq.data.sets import Records, Selection, Source
 from straightvq.errors import InvalidValueError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 # Columns of the two photographs, each 427 rows by 640 columns. No pixel is in two splits.
 REGIONS = {"train": (0, 352), "validation": (352, 480), "test": (480, 640)}
@@ -21,10 +16,9 @@ DIGITS_TEST = 360  # the last fifth: other writers than the first ones
 
 
 class PhotoCrops(Records):
-    """``count`` squares from one region, at random places and scales that depend on (seed, region, number)
-    only."""
+    """``count`` squares from one region; places and scales are random and depend on (seed, region, number) only."""
 
-    def __init__(self, photos: "list[Image]", split: str, count: int, size: int, seed: int) -> None:
+    def __init__(self, photos: list[Image.Image], split: str, count: int, size: int, seed: int) -> None:
         self.photos, self.split = photos, split
         left, right = REGIONS[split]
         # Row i of the table is the same for every `count`: a larger set begins with the smaller one.
@@ -46,32 +40,25 @@ class PhotoCrops(Records):
         return f"{self.split} crop {i}"
 
     def decode(self, i: int, size: int, channels: int) -> NDArray[np.uint8]:
-        from PIL import Image
-
         # Cropped before it is scaled, so that no filter can reach over the border of the region.
         crop = self.photos[self.labels[i]].crop(self.box(i))
         return to_array(crop.resize((size, size), Image.Resampling.BOX), channels)
 
 
 def photos(
-    size: int,
-    num_train: int | None = None,
-    num_test: int | None = None,
-    val_fraction: float = 0.1,
-    seed: int = 0,
+    size: int, num_train: int | None = None, num_test: int | None = None, val_fraction: float = 0.1, seed: int = 0
 ) -> Source:
     """Crops of scikit-learn's ``china.jpg`` and ``flower.jpg`` (427 x 640 pixels each).
 
-    Training crops come from columns 0-351 of both photographs, validation crops from 352-479, test crops from
-    480-639: no pixel is shared. A crop's side is between ``size`` and ``min(3 * size, 128)`` pixels, averaged
-    down by area to ``size``. The label is the photograph: 0 china, 1 flower.
+    Training crops come from columns 0-351 of both photographs, validation crops from 352-479, test crops from 480-639:
+    no pixel is shared. A crop's side is between ``size`` and ``min(3 * size, 128)`` pixels, averaged down by area to
+    ``size``. The label is the photograph: 0 china, 1 flower.
 
     Args:
         size: Side of a crop in pixels, at most 128.
-        num_train: Crops for training and validation together, default 4,096.
-        num_test: Crops for testing, default 512.
-        val_fraction: Share of ``num_train`` that is cut from the validation region.
-        seed: Decides places, scales and photographs.
+        num_train: Crops for training and validation together, by default 4,096; ``val_fraction`` of them validate.
+        num_test: Crops for testing, by default 512.
+        seed: Random seed of places, scales and photographs.
 
     Example:
         >>> source = photos(size=32, num_train=100, num_test=10)
@@ -80,38 +67,31 @@ def photos(
         >>> source.splits["test"].decode(0, size=32, channels=3).shape
         (3, 32, 32)
     """
-    from PIL import Image
     from sklearn.datasets import load_sample_images
 
     if size > LARGEST_CROP:
         raise InvalidValueError(
-            f'`Images`: `size` must be at most {LARGEST_CROP} for source "photos" (its regions are that '
-            f"narrow). Got {size}."
+            f'`Images`: `size` must be at most {LARGEST_CROP} for source "photos", whose regions are that narrow. '
+            f"Got {size}."
         )
     images = [Image.fromarray(array) for array in load_sample_images().images]
-    num_train = NUM_TRAIN if num_train is None else num_train
+    num_train = num_train or NUM_TRAIN
     num_validation = min(round(val_fraction * num_train), num_train - 1)
-    counts = {
-        "train": num_train - num_validation,
-        "validation": num_validation,
-        "test": NUM_TEST if num_test is None else num_test,
-    }
+    counts = {"train": num_train - num_validation, "validation": num_validation, "test": num_test or NUM_TEST}
     splits: dict[str, Records] = {name: PhotoCrops(images, name, count, size, seed) for name, count in counts.items()}
     return Source(splits, ["china", "flower"])
 
 
 class Digits(Records):
-    """A slice of the 8 x 8 digits, 16 grey levels scaled to 0..255."""
+    """The 8 x 8 digits, 16 grey levels scaled to 0..255."""
 
-    def __init__(self, grey: NDArray[np.uint8], labels: NDArray[np.int64], offset: int) -> None:
-        self.grey, self.labels, self.offset = grey, labels.astype(np.int64), offset
+    def __init__(self, grey: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+        self.grey, self.labels = grey, labels.astype(np.int64)
 
     def key(self, i: int) -> str:
-        return f"digit {self.offset + i}"
+        return f"digit {i}"
 
     def decode(self, i: int, size: int, channels: int) -> NDArray[np.uint8]:
-        from PIL import Image
-
         return to_array(Image.fromarray(self.grey[i]).resize((size, size), Image.Resampling.BILINEAR), channels)
 
 
@@ -128,10 +108,8 @@ def digits() -> Source:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    grey = np.rint(data.images * (255 / 16)).astype(np.uint8)
-    cut = len(grey) - DIGITS_TEST
-    splits: dict[str, Records] = {
-        "train": Digits(grey[:cut], data.target[:cut], 0),
-        "test": Digits(grey[cut:], data.target[cut:], cut),
-    }
-    return Source(splits, [str(digit) for digit in range(10)])
+    records = Digits(np.rint(data.images * (255 / 16)).astype(np.uint8), data.target)
+    train, test = np.split(np.arange(len(records)), [len(records) - DIGITS_TEST])
+    return Source(
+        {"train": Selection(records, train), "test": Selection(records, test)}, [str(digit) for digit in range(10)]
+    )

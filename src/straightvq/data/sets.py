@@ -1,24 +1,29 @@
-"""Sets of pictures: what a source offers, how it is split, and the two datasets that serve it."""
+"""Sets of pictures: records that are decoded one at a time, and the two datasets that serve them in batches."""
 
-import hashlib
 import logging
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
+from tqdm import tqdm
 
 from straightvq.data.decode import UnreadableImageError
 from straightvq.errors import InvalidValueError
 
 OnError = Literal["skip", "raise"]
 Batch = dict[str, Any]  # tensors, and the number of the epoch
+
+SOURCES = (
+    'Sources are "photos" and "digits" (embedded), a folder of images or of Parquet files, a .parquet file, '
+    "or owner/name on the Hugging Face Hub."
+)
 
 log = logging.getLogger(__name__)
 
@@ -41,204 +46,133 @@ class Records(ABC):
         """Record ``i`` as UInt8 ``(channels, size, size)``; raises `UnreadableImageError`."""
 
 
+class Selection(Records):
+    """The given rows ``(n,)`` of other records, in that order."""
+
+    def __init__(self, records: Records, rows: NDArray[np.int64]) -> None:
+        self.records, self.rows, self.labels = records, rows, records.labels[rows]
+
+    def key(self, i: int) -> str:
+        return self.records.key(int(self.rows[i]))
+
+    def decode(self, i: int, size: int, channels: int) -> NDArray[np.uint8]:
+        return self.records.decode(int(self.rows[i]), size, channels)
+
+
 @dataclass
 class Source:
-    """What was found at one place.
+    """What was found at one place: records by split ("train" always), and class names by label where there are any.
 
-    Attributes:
-        splits: By name: "train" always, "validation" and "test" where the source has them.
-        class_names: By label, or None.
-        skipped: Name and reason of what was passed over while looking.
+    Raises:
+        ValueError: For labels that would break off an epoch: below -1, or beyond the names of the classes.
     """
 
     splits: dict[str, Records]
     class_names: list[str] | None = None
-    skipped: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for split, records in self.splits.items():
+            low, high = int(records.labels.min(initial=-1)), int(records.labels.max(initial=-1))
+            if low < -1 or high >= self.num_classes:
+                names = ">= 0" if self.class_names is None else f"[0, {self.num_classes}), one for each class name"
+                raise InvalidValueError(
+                    f"`Images`: the labels of split {split!r} must be {names}, or -1 for none. Got {low} to {high}."
+                )
+
+    @property
+    def num_classes(self) -> int:
+        if self.class_names is not None:
+            return len(self.class_names)
+        return max(int(records.labels.max(initial=-1)) for records in self.splits.values()) + 1
 
 
-def check_labels(source: Source) -> None:
-    """Refuses labels that would break off an epoch: below -1, or beyond the names of the classes."""
-    number = None if source.class_names is None else len(source.class_names)
-    for split, records in source.splits.items():
-        low, high = int(records.labels.min(initial=-1)), int(records.labels.max(initial=-1))
-        if low < -1 or (number is not None and high >= number):
-            names = f"[0, {number}), one for each class name" if number is not None else ">= 0"
-            raise InvalidValueError(
-                f"`Images`: the labels of split {split!r} must be {names}, or -1 for none. Got {low} to {high}."
-            )
+class TensorSet(Dataset[Batch]):
+    """Tensors in memory, such as ``image`` UInt8 ``(n, C, H, W)`` and ``label`` Int64 ``(n,)``, served row by row.
 
+    Batches also have ``index``, Int64 ``(B)``: the rows that they were made of.
 
-def share(key: str, seed: int, use: str) -> float:
-    """A number in [0, 1) that depends on nothing but its arguments: files that come or go never move the
-    others."""
-    digest = hashlib.blake2b(f"{use}:{seed}:{key}".encode(errors="surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2.0**64
-
-
-def divide(
-    source: Source, val_fraction: float, num_train: int | None, num_test: int | None, seed: int
-) -> dict[str, tuple[Records, NDArray[np.int64]]]:
-    """Rows of each split. A split the source lacks gets ``val_fraction`` of the training one; none overlap.
-
-    Membership is decided picture by picture from a hash of (seed, name), so that it is the same on every
-    machine and in every order of listing, and a split has ``val_fraction`` of the pictures only about.
-    """
-    train = source.splits["train"]
-    rows = np.arange(len(train))
-    draws = np.array([share(train.key(i), seed, "split") for i in range(len(train))])
-    missing = [name for name in ("validation", "test") if name not in source.splits]
-    # Fixed places for the two, so that a test split that turns up later does not reshuffle the validation
-    # split.
-    place = {"validation": (0.0, val_fraction), "test": (val_fraction, 2 * val_fraction)}
-    taken = {name: rows[(draws >= place[name][0]) & (draws < place[name][1])] for name in missing}
-    kept = np.setdiff1d(rows, np.concatenate([np.empty(0, dtype=np.int64), *taken.values()]))
-    if len(kept) == 0:  # a set of one or two pictures: it can at least be trained on
-        kept, taken = rows, {name: rows[:0] for name in missing}
-    parts = {name: (train, taken[name]) for name in missing}
-    parts |= {name: (records, np.arange(len(records))) for name, records in source.splits.items()}
-    parts["train"] = (train, kept)
-    if num_train is not None and len(kept) + len(taken.get("validation", ())) > num_train:
-        parts = _limit_train(parts, num_train, "validation" in taken, seed)
-    if num_test is not None:
-        parts["test"] = (parts["test"][0], _lowest(*parts["test"], num_test, seed))
-    return parts
-
-
-def _limit_train(
-    parts: dict[str, tuple[Records, NDArray[np.int64]]], num_train: int, with_validation: bool, seed: int
-) -> dict[str, tuple[Records, NDArray[np.int64]]]:
-    """Limits training and the validation pictures taken from it, together, to ``num_train``."""
-    train, kept = parts["train"]
-    own = parts["validation"][1] if with_validation else kept[:0]
-    chosen = _lowest(train, np.union1d(kept, own), num_train, seed)
-    result = parts | {"train": (train, np.intersect1d(chosen, kept))}
-    if with_validation:
-        result["validation"] = (train, np.intersect1d(chosen, own))
-    if len(result["train"][1]) == 0:
-        result |= {"train": (train, chosen), "validation": (train, chosen[:0])}
-    return result
-
-
-def _lowest(records: Records, rows: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:
-    """``count`` of the rows, drawn by hash (the first ones would often be of a single class), in their old
-    order."""
-    if len(rows) <= count:
-        return rows
-    draws = np.array([share(records.key(int(i)), seed, "limit") for i in rows])
-    return np.sort(rows[np.argsort(draws, kind="stable")[:count]])
-
-
-class ImageTensor(Dataset[Batch]):
-    """Decoded pictures in memory.
-
-    Args:
-        images: UInt8 ``(n, C, H, W)``.
-        labels: Int64 ``(n,)``.
+    Attributes:
+        unreadable: Reason by name of every picture that was left out.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
+    def __init__(self, tensors: dict[str, Tensor], unreadable: dict[str, str] | None = None) -> None:
+        self.tensors, self.unreadable = tensors, unreadable or {}
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.tensors["label"])
 
     def __getitem__(self, i: int) -> Batch:
-        return {"image": self.images[i], "label": self.labels[i], "index": torch.tensor(i)}
+        return {name: value[0] for name, value in self.__getitems__([i]).items()}
 
     def __getitems__(self, rows: Sequence[int]) -> Batch:
-        # The loader asks for a whole batch at once: one gather instead of B small tensors and their
-        # collation.
+        # The loader asks for a whole batch at once: one gather instead of B small tensors and their collation.
         index = torch.as_tensor(rows, dtype=torch.int64)
-        return {"image": self.images[index], "label": self.labels[index], "index": index}
+        return {name: value[index] for name, value in self.tensors.items()} | {"index": index}
 
 
 class ImageStream(Dataset[Batch]):
-    """Pictures decoded when they are asked for.
+    """Pictures that are decoded when they are asked for.
 
-    An unreadable one is replaced by the next readable one of the same split, under ``on_error="skip"``: an
-    epoch is never lost to one file. The first is warned of, all are counted (in each worker process for
-    itself).
-
-    Args:
-        records: Where the pictures come from.
-        rows: Which of them belong to this set, ``(n,)``.
-        size: Side in pixels.
-        channels: 1 or 3.
-        on_error: "skip" or "raise".
+    Under ``on_error="skip"`` the next readable picture takes the place of an unreadable one, so that an epoch is never
+    lost to one file. The first is warned of, all are counted (in each worker process for itself).
 
     Attributes:
-        unreadable: Reason by name of every bad file met so far.
+        unreadable: Reason by name of every bad picture met so far.
         num_substituted: How often another picture was served instead.
     """
 
-    def __init__(
-        self, records: Records, rows: NDArray[np.int64], size: int, channels: int, on_error: OnError = "skip"
-    ) -> None:
-        self.records, self.rows = records, rows
-        self.size, self.channels, self.on_error = size, channels, on_error
+    def __init__(self, records: Records, size: int, channels: int, on_error: OnError = "skip") -> None:
+        self.records, self.size, self.channels, self.on_error = records, size, channels, on_error
         self.unreadable: dict[str, str] = {}
         self.num_substituted = 0
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.records)
 
     def __getitem__(self, i: int) -> Batch:
         for step in range(len(self)):
-            row = int(self.rows[(i + step) % len(self)])
-            image = self._decode(row)
+            place = (i + step) % len(self)
+            image = self._read(place, warn=True)
             if image is not None:
                 self.num_substituted += step > 0
-                label = torch.tensor(int(self.records.labels[row]))
+                label = torch.tensor(int(self.records.labels[place]))
                 return {"image": torch.from_numpy(image), "label": label, "index": torch.tensor(i)}
         raise InvalidValueError(f"`Images`: none of the {len(self)} files of this split can be read.")
 
     def __getitems__(self, rows: Sequence[int]) -> Batch:
-        items = [self[i] for i in rows]
-        return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+        return default_collate([self[i] for i in rows])
 
-    def _decode(self, row: int) -> NDArray[np.uint8] | None:
-        key = self.records.key(row)
+    def decode_all(self, title: str) -> TensorSet:
+        """All readable pictures, in memory; ``title`` names them on the progress bar."""
+        images = torch.empty((len(self), self.channels, self.size, self.size), dtype=torch.uint8)
+        kept: list[int] = []
+        # `disable=None`: no bar where nobody watches (a log file); `delay`: none for what takes a moment.
+        for i in tqdm(range(len(self)), desc=f"decoding {title}", unit="img", disable=None, delay=2, leave=False):
+            image = self._read(i, warn=False)
+            if image is not None:
+                images[len(kept)] = torch.from_numpy(image)
+                kept.append(i)
+        labels = torch.from_numpy(self.records.labels[kept].astype(np.int64))
+        return TensorSet({"image": images[: len(kept)], "label": labels}, self.unreadable)
+
+    def _read(self, i: int, *, warn: bool) -> NDArray[np.uint8] | None:
+        """Picture ``i``, or None if it cannot be read."""
+        key = self.records.key(i)
         if key in self.unreadable:
             return None
         try:
-            return self.records.decode(row, self.size, self.channels)
+            return self.records.decode(i, self.size, self.channels)
         except UnreadableImageError as error:
             if self.on_error == "raise":
-                raise unreadable_error(key, str(error)) from error
-            if not self.unreadable:
+                raise InvalidValueError(
+                    f'`Images`: {key} cannot be read: {error}. Pass on_error="skip" to go on without it.'
+                ) from error
+            if warn and not self.unreadable:
                 warnings.warn(
                     f"`Images`: {key} cannot be read ({error}); the next readable picture takes its place. "
                     "Further ones are counted in `ImageStream.unreadable` and logged.",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
             self.unreadable[key] = str(error)
             log.info("cannot read %s: %s", key, error)
             return None
-
-
-def decode_all(
-    records: Records, rows: NDArray[np.int64], size: int, channels: int, on_error: OnError, split: str
-) -> tuple[ImageTensor, dict[str, str]]:
-    """Decodes ``rows`` into memory; returns them with the name and reason of each one that could not be
-    read."""
-    from tqdm import tqdm
-
-    images = torch.empty((len(rows), channels, size, size), dtype=torch.uint8)
-    unreadable: dict[str, str] = {}
-    kept: list[int] = []
-    # `disable=None`: no bar where nobody watches (a log file); `delay`: none for what takes a moment.
-    for row in tqdm(rows.tolist(), desc=f"decoding {split}", unit="img", disable=None, delay=2, leave=False):
-        try:
-            images[len(kept)] = torch.from_numpy(records.decode(row, size, channels))
-        except UnreadableImageError as error:
-            if on_error == "raise":
-                raise unreadable_error(records.key(row), str(error)) from error
-            unreadable[records.key(row)] = str(error)
-        else:
-            kept.append(row)
-    labels = torch.from_numpy(np.asarray(records.labels[kept], dtype=np.int64))
-    return ImageTensor(images[: len(kept)], labels), unreadable
-
-
-def unreadable_error(key: str, reason: str) -> ValueError:
-    return InvalidValueError(f'`Images`: {key} cannot be read: {reason}. Pass on_error="skip" to go on without it.')

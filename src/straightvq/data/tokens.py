@@ -5,11 +5,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from straightvq.data.loader import EpochSampler, TrainLoader, eval_loader, train_loader
+from straightvq.data.augment import Augmentation
+from straightvq.data.loader import TrainLoader, eval_loader
 from straightvq.data.module import Images
-from straightvq.data.sets import Batch, ImageTensor
+from straightvq.data.sets import Batch, TensorSet
 from straightvq.errors import InvalidTypeError, InvalidValueError
 
 
@@ -19,32 +20,6 @@ class HasTokenizer(Protocol):
 
     def encode_all(self, images: Tensor) -> Tensor:
         """Images, UInt8 (n, C, H, W) -> tokens, Int32 (n, h, w), on the CPU."""
-
-
-class TokenGrids(Dataset[Batch]):
-    """Token grids in memory.
-
-    Args:
-        tokens: Int32 ``(n, h, w)``.
-        mirrored: those of the mirrored images, or None.
-        labels: Int64 ``(n,)``, -1 where there is none.
-    """
-
-    def __init__(self, tokens: Tensor, mirrored: Tensor | None, labels: Tensor) -> None:
-        self.tokens, self.mirrored, self.labels = tokens, mirrored, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> Batch:
-        return {name: value[0] for name, value in self.__getitems__([i]).items()}
-
-    def __getitems__(self, rows: list[int]) -> Batch:
-        index = torch.as_tensor(rows, dtype=torch.int64)
-        batch = {"tokens": self.tokens[index], "label": self.labels[index], "index": index}
-        if self.mirrored is not None:
-            batch["mirrored"] = self.mirrored[index]
-        return batch
 
 
 class Tokens(Images):
@@ -69,7 +44,7 @@ class Tokens(Images):
     """
 
     @cached_property
-    def _grids(self) -> dict[str, TokenGrids]:
+    def _grids(self) -> dict[str, TensorSet]:
         return {}
 
     def encode(self, task: HasTokenizer) -> None:
@@ -82,18 +57,19 @@ class Tokens(Images):
         for split in ("train", "validation"):
             if split not in self._grids:
                 images = self._set(split, "fit")
-                if not isinstance(images, ImageTensor):
+                if not isinstance(images, TensorSet):
                     raise InvalidValueError(
                         "`Tokens`: the set must fit into `memory_limit_mb` as bytes of pixels. Raise it, or take "
                         f"`Images`, which is encoded in every step. Got {self.memory_limit_mb}."
                     )
-                mirror = self.flip and split == "train"
-                mirrored = task.encode_all(images.images.flip(-1)) if mirror else None
-                self._grids[split] = TokenGrids(task.encode_all(images.images), mirrored, images.labels)
+                image = images.tensors["image"]
+                tensors = {"tokens": task.encode_all(image), "label": images.tensors["label"]}
+                if self.flip and split == "train":
+                    tensors["mirrored"] = task.encode_all(image.flip(-1))
+                self._grids[split] = TensorSet(tensors)
 
     def train_dataloader(self) -> TrainLoader:
-        grids = self._encoded("train")
-        return self._resuming(train_loader(grids, self.batch_size, EpochSampler(grids, self.seed, **self._ranks())))
+        return self._train_loader(self._encoded("train"), num_workers=0)  # in memory
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         grids = self._encoded("validation")
@@ -105,11 +81,11 @@ class Tokens(Images):
             return super().on_after_batch_transfer(batch, dataloader_idx)
         tokens = batch["tokens"]
         if "mirrored" in batch:
-            chosen = self._mirrored(int(batch["epoch"]), tokens.device)[batch["index"]]
+            chosen = Augmentation(self.seed, batch["epoch"], batch["index"]).mirrored()
             tokens = torch.where(chosen[:, None, None], batch["mirrored"], tokens)
         return {"tokens": tokens, "label": batch["label"]}
 
-    def _encoded(self, split: str) -> TokenGrids:
+    def _encoded(self, split: str) -> TensorSet:
         if split not in self._grids:
             task = getattr(self.trainer, "lightning_module", None)
             if not isinstance(task, HasTokenizer):

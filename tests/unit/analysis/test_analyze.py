@@ -13,12 +13,12 @@ import yaml
 from PIL import Image
 from rich.console import Console
 
-from straightvq.analysis import probe as _probe
-from straightvq.analysis import report as _report
-from straightvq.analysis.analyze import FILES, MAX_CHECKPOINTS, _select, analyze
+from straightvq.analysis.analyze import FILES, MAX_CHECKPOINTS, analyze, select_checkpoints
+from straightvq.analysis.probe import Probe, resume_for_a_step
+from straightvq.analysis.quantities import QUANTITIES, concerns
 from straightvq.cli import main
 from straightvq.diagnostics import usage, usage_counts
-from straightvq.runs import RunFolder, load_weights
+from straightvq.runs import Checkpoint, RunFolder, load_weights
 
 # A few steps of a tiny network may well use few codes.
 pytestmark = pytest.mark.filterwarnings("ignore::straightvq.training.monitor.CodebookWarning")
@@ -99,10 +99,14 @@ class TestWholeRun:
             task, data = folder.build()
             start, end = folder.checkpoints[first - 1], folder.checkpoints[second - 1]
             load_weights(task, start)
-            _probe._resume_for_a_step(task, data, start, {"accelerator": "cpu"})
+            resume_for_a_step(task, data, start, {})
             expected = torch.load(end.path, weights_only=True)["state_dict"]
             state = task.state_dict()
             assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+    def test_every_quantity_of_the_table_is_measured(self, result: dict[str, Any]) -> None:
+        measured = set(result["checkpoints"][-1]["values"])
+        assert {q.name for q in QUANTITIES} - measured == {"gradient_sparsity"}
 
     def test_is_deterministic(self, kept: Path, result: dict[str, Any], tmp_path: Path) -> None:
         again = analyze(kept, out=tmp_path / "again", num_images=13, device="cpu", console=silent())
@@ -141,12 +145,12 @@ class TestOtherRuns:
 
 
 def test_of_many_checkpoints_an_even_selection_is_taken() -> None:
-    many = [_probe.Checkpoint(Path(f"{i}.ckpt"), ("best",) if i == 33 else (f"step-{i}",), i) for i in range(100)]
-    taken = [c.step for c in _select(many)]
+    many = [Checkpoint(Path(f"{i}.ckpt"), ("best",) if i == 33 else (f"step-{i}",), i) for i in range(100)]
+    taken = [c.step for c in select_checkpoints(many)]
     assert len(taken) in (MAX_CHECKPOINTS, MAX_CHECKPOINTS + 1)
     assert {0, 33, 99} <= set(taken)
     assert taken == sorted(taken)
-    assert _select(many[:5]) == many[:5]
+    assert select_checkpoints(many[:5]) == many[:5]
 
 
 GOOD = {
@@ -158,7 +162,7 @@ GOOD = {
 
 class TestReport:
     def test_a_healthy_codebook_gives_no_concern(self) -> None:
-        assert _report.concerns(GOOD, 512) == []
+        assert concerns(GOOD, 512) == []
 
     @pytest.mark.parametrize(
         ("name", "value"),
@@ -176,9 +180,9 @@ class TestReport:
         ],
     )
     def test_each_bad_number_names_a_page_that_exists(self, name: str, value: float) -> None:
-        (found,) = _report.concerns({**GOOD, name: value}, 512)
+        ((found, cure),) = concerns({**GOOD, name: value}, 512)
         assert found.name == name
-        pages = [word.strip(":,.();") for word in found.cure.split() if word.startswith("docs/")]
+        pages = [word.strip(":,.();") for word in cure.split() if word.startswith("docs/")]
         assert pages
         assert all((Path(__file__).parents[3] / page).is_file() for page in pages)
 
@@ -273,7 +277,7 @@ class TestMistakes:
         self, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         (tmp_path / "taken").write_text("mine")
-        monkeypatch.setattr(_probe.Probe, "measure", lambda *_: pytest.fail("it measured"))
+        monkeypatch.setattr(Probe, "measure", lambda *_: pytest.fail("it measured"))
         said = self.said(capsys, plain, "--out", tmp_path / "taken")
         assert said == f"straightvq: cannot use '{tmp_path / 'taken'}': File exists.\n"
 

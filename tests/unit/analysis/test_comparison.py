@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from straightvq.analysis import comparison
-from straightvq.analysis.comparison import FILES, compare, method_names
+from straightvq.analysis.comparison import FILES, Measurements, compare, method_names
 from straightvq.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::straightvq.training.monitor.CodebookWarning")
@@ -79,10 +79,11 @@ def test_table_has_means_over_moving_checkpoints_and_spread_over_seeds(
 def test_lines_are_means_of_seeds_and_keep_their_colour_where_a_method_lacks_a_number() -> None:
     seeds = [analysis(Path("seed0"), [0.2, 0.4, 0.8]), analysis(Path("seed1"), [0.4, 0.8])]
     other = analysis(Path("seed0"), [1.0, 1.0], rates=[1.0, 0.0], codes_moved=0.5)  # the end moves nothing
-    plots = {plot.title: plot.lines for plot in comparison._plots({"VQ": seeds, "all": [other]})}
-    assert set(plots) == {"Usage", "Codes that a step moves"}
+    measured = Measurements(["VQ", "all", "VQ"], [seeds[0], other, seeds[1]])
+    plots = {plot.title: plot.lines for plot in measured.curves()}
+    assert set(plots) == {"Usage", "Codes moved by a step"}
     assert plots["Usage"]["VQ"] == ([10, 20], pytest.approx([0.3, 0.6]))
-    assert plots["Codes that a step moves"] == {"VQ": ([], []), "all": ([10], [0.5])}
+    assert plots["Codes moved by a step"] == {"VQ": ([], []), "all": ([10], [0.5])}
 
 
 def test_a_place_for_the_results_that_is_none_is_found_before_anything_is_measured(
@@ -103,18 +104,15 @@ def test_a_bar_in_a_name_ends_no_column(measured: dict[Path, dict[str, Any]], tm
 
 def test_page_tells_how_the_gradient_gap_follows_the_error() -> None:
     values = {"a": (0.1, 0.2), "b": (0.2, 0.3), "c": (0.4, 0.5), "d": (0.5, 0.6)}
-    results = {
-        name: [analysis(Path(name), [1.0, 1.0], error=error, gradient_gap=gap)] for name, (error, gap) in values.items()
-    }
+    results = [analysis(Path(name), [1.0, 1.0], error=error, gradient_gap=gap) for name, (error, gap) in values.items()]
     sentence = (
         "Correlation of quantization error and gradient gap over the 4 methods: 1.00 to 1.00 at the 2 checkpoints."
     )
-    assert sentence in comparison._page(results)
+    assert sentence in Measurements([*values], results).page()
     # Deviations of the errors -.2, -.1, .1, .2 and of the gaps -.1, 0, .2, -.1: .02 / (.316 * .245).
-    results["d"][0]["checkpoints"][1]["values"]["gradient_gap"] = 0.2
-    assert "methods: 0.26 to 1.00 at" in comparison._page(results)
-    del results["d"]
-    assert "Correlation" not in comparison._page(results)
+    results[3]["checkpoints"][1]["values"]["gradient_gap"] = 0.2
+    assert "methods: 0.26 to 1.00 at" in Measurements([*values], results).page()
+    assert "Correlation" not in Measurements([*values][:3], results[:3]).page()
 
 
 def test_whole_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,4 @@
 import io
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -8,7 +6,7 @@ from PIL import Image
 
 from straightvq.data.decode import UnreadableImageError, decode_image
 
-from .conftest import encoded, grey, noise_jpeg
+from .conftest import encoded, grey, huge_png, noise_jpeg
 
 
 def test_shorter_side_is_scaled_and_the_centre_kept():
@@ -71,16 +69,6 @@ def test_exif_orientation_turns_the_picture_upright():
     upright = decode_image(buffer.getvalue(), 8, 1)
     assert (upright[0, :, :4] == 255).all()
     assert (upright[0, :, 4:] == 0).all()
-
-
-def huge_png(width, height):
-    """A header that announces width x height, with next to no data behind it."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(

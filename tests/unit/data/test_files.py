@@ -3,11 +3,12 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from straightvq.data.decode import UnreadableImageError
+from straightvq.data.decode import FORMATS, UnreadableImageError
 from straightvq.data.files import local
 
-from .conftest import grey, write_parquet
+from .conftest import grey, huge_png, noise_jpeg, write_parquet
 
 MIB = 1 << 20
 
@@ -57,13 +58,26 @@ def test_folder_without_images_says_what_it_holds(tmp_path):
         local(tmp_path, MIB)
 
 
-def test_other_suffixes_are_named_hidden_files_are_not_and_no_suffix_is_tried(folder):
-    (folder / "notes.txt").write_text("words")
-    (folder / ".DS_Store").write_text("words")
+def test_images_are_told_by_their_suffix_and_without_one_by_their_first_bytes(folder):
+    for name in ("notes.txt", "LICENSE", ".hidden.png"):
+        (folder / name).write_text("words")
+    for name in ("damaged.png", "phone.heic", "layers.psd", "drawing.svg"):  # they claim to be images
+        (folder / name).write_text("words")
     (folder / "a" / "plain").write_bytes(grey(9))
-    source = local(folder, MIB)
-    assert source.skipped == {"notes.txt": "not an image by its suffix"}
-    assert "a/plain" in source.splits["train"].paths
+    (folder / "a" / "cut").write_bytes(noise_jpeg()[:-400])
+    (folder / "a" / "bomb").write_bytes(huge_png(30_000, 30_000))
+    os.mkfifo(folder / "pipe")
+    paths = local(folder, MIB).splits["train"].paths
+    known = {f"{name}/{i:02}.png" for name in "ab" for i in range(20)}
+    assert set(paths) - known == {
+        "damaged.png",
+        "phone.heic",
+        "layers.psd",
+        "drawing.svg",
+        "a/plain",
+        "a/cut",
+        "a/bomb",
+    }
 
 
 def test_linked_folders_are_followed_once(folder):
@@ -150,3 +164,9 @@ def test_real_parquet_sets_open(name, classes, count):
     assert len(source.class_names) == classes
     assert len(source.splits["train"]) == count
     assert source.splits["test"].decode(0, 32, 3).std() > 0
+
+
+def test_every_format_that_is_read_has_suffixes_that_are_looked_for():
+    suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS}
+    assert suffixes
+    assert all(Image.MIME[Image.registered_extensions()[suffix]].startswith("image/") for suffix in suffixes)

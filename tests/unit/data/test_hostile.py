@@ -108,11 +108,12 @@ def hostile(tmp_path):
     (tmp_path / "mislabelled.jpg").write_bytes(grey(7))  # a PNG: the content counts
     (tmp_path / "drawing.eps").write_bytes(postscript())
     (tmp_path / "letter.pdf").write_bytes(b"%PDF-1.4")
+    (tmp_path / "program").write_bytes(b"\x7fELF" + os.urandom(64))
+    os.mkfifo(tmp_path / "pipe")
     return tmp_path
 
 
 UNREADABLE = {"cut.jpg", "empty.png", "words.png", "program.jpg", "postscript.png"}
-OTHERS = {"drawing.eps", "letter.pdf"}
 
 
 @pytest.mark.parametrize("memory_limit_mb", [2048, 0], ids=["decoded once", "decoded as read"])
@@ -124,8 +125,8 @@ def test_an_epoch_over_a_hostile_folder_ends(hostile, memory_limit_mb):
         served = sum(len(batch["label"]) for batch in data.train_dataloader())
     assert served == (21 if memory_limit_mb else 21 + len(UNREADABLE))
     named = set(data.unreadable) | set(getattr(data._set("train", "fit"), "unreadable", {}))
-    assert named == UNREADABLE | OTHERS
-    expected = "skipped 7 unreadable file(s)" if memory_limit_mb else "the next readable picture takes its place"
+    assert named == UNREADABLE
+    expected = "skipped 5 unreadable file(s)" if memory_limit_mb else "the next readable picture takes its place"
     assert any(expected in str(warning.message) for warning in caught)
 
 
@@ -138,10 +139,6 @@ def test_loading_processes_outlive_a_hostile_folder(hostile):
 
 
 def test_a_fault_is_an_error_on_request(hostile):
-    with pytest.raises(ValueError, match=r"`Images`: drawing.eps cannot be read.* on_error=\"skip\""):
-        Images(source=str(hostile), size=4, on_error="raise").setup("fit")
-    for name in OTHERS:
-        (hostile / name).unlink()
     with pytest.raises(ValueError, match=r"`Images`: \w+.\w+ cannot be read: .* on_error=\"skip\""):
         Images(source=str(hostile), size=4, val_fraction=0.0, on_error="raise").setup("fit")
 

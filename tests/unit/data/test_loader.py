@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from straightvq.data.loader import EpochSampler, eval_loader, train_loader
-from straightvq.data.sets import ImageTensor
+from straightvq.data.sets import TensorSet
 
 
 def pictures(count):
     values = torch.arange(count, dtype=torch.uint8)
-    return ImageTensor(values[:, None, None, None].expand(count, 1, 4, 4).clone(), values.long())
+    return TensorSet({"image": values[:, None, None, None].expand(count, 1, 4, 4).clone(), "label": values.long()})
 
 
 def loader(count=10, batch_size=4, seed=0, **kwargs):

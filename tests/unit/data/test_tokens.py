@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from straightvq.data import Images, Tokens
-from straightvq.data.tokens import TokenGrids
 
 
 class Task:
@@ -56,12 +55,6 @@ def test_test_batches_are_images() -> None:
     data = make()
     batch = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
     assert batch["image"].shape == (16, 1, 8, 8)
-
-
-def test_one_grid_is_a_row_of_a_batch() -> None:
-    grids = TokenGrids(torch.arange(8, dtype=torch.int32).view(2, 2, 2), None, torch.tensor([5, -1]))
-    assert grids[1]["tokens"].tolist() == [[4, 5], [6, 7]]
-    assert grids[1]["label"].item() == -1
 
 
 def test_sets_that_are_streamed_are_refused() -> None:

@@ -1,0 +1,164 @@
+"""Encoded pictures in Parquet files of the Hugging Face layout, read into memory or mapped from disk."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from straightvq.data.decode import UnreadableImageError, decode_image
+from straightvq.data.sets import Records, Source
+from straightvq.errors import InvalidTypeError, InvalidValueError
+
+IMAGE_COLUMNS = ("image", "img")
+PREFIXES = {"train": "train", "val": "validation", "test": "test"}
+DAMAGES = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for names of columns
+
+
+class EncodedRows(Records):
+    """Rows of tables, an encoded picture in each.
+
+    Args:
+        cells: Column of bytes, or of dictionaries with "bytes": of Arrow, or a mapped one of `datasets`.
+        labels: ``(n,)``.
+        parts: Name and number of rows of each table, in order.
+    """
+
+    def __init__(self, cells: Any, labels: NDArray[np.int64], parts: list[tuple[str, int]]) -> None:
+        self.cells, self.labels, self.names = cells, labels, [name for name, _ in parts]
+        self.starts = np.cumsum([0, *(rows for _, rows in parts)])
+
+    def key(self, i: int) -> str:
+        part = int(np.searchsorted(self.starts, i, side="right")) - 1
+        return f"{self.names[part]} row {i - self.starts[part]}"
+
+    def decode(self, i: int, size: int, channels: int) -> NDArray[np.uint8]:
+        cell = self.cells[i]
+        cell = cell.as_py() if isinstance(cell, pa.Scalar) else cell
+        data = cell.get("bytes") if isinstance(cell, dict) else cell
+        if not isinstance(data, bytes):
+            raise UnreadableImageError("the row holds no bytes")
+        return decode_image(data, size, channels)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the column of pictures, of that of labels, if there is one, and of the classes, if they have some."""
+
+    image: str
+    label: str | None
+    class_names: list[str] | None = field(default=None, compare=False)
+
+    def used(self) -> list[str]:
+        return [self.image] if self.label is None else [self.image, self.label]
+
+
+def read_parquet(paths: list[Path], memory_limit: int) -> Source:
+    """Parquet files by split: the file's name, else its folder's, begins with train, val or test; else training.
+
+    Splits whose files have more than ``memory_limit`` bytes are memory-mapped.
+    """
+    by_split: dict[str, list[Path]] = {}
+    for path in sorted(paths):
+        names = (path.name.lower(), path.parent.name.lower())
+        splits = [split for name in names for prefix, split in PREFIXES.items() if name.startswith(prefix)]
+        by_split.setdefault(splits[0] if splits else "train", []).append(path)
+    if len(paths) == 1:
+        by_split = {"train": paths}  # named on purpose: all there is
+    if "train" not in by_split:
+        found = ", ".join(path.name for path in paths[:5])
+        raise InvalidValueError(f"`Images`: there must be a Parquet file named train*. Got {found}.")
+    columns = {split: _common_columns(files) for split, files in by_split.items()}
+    records: dict[str, Records] = {}
+    for split, files in by_split.items():
+        is_large = sum(file.stat().st_size for file in files) > memory_limit
+        records[split] = (_map if is_large else _read)(files, columns[split])
+    return Source(records, next((each.class_names for each in columns.values() if each.class_names), None))
+
+
+def _common_columns(files: list[Path]) -> Columns:
+    first, *others = map(_columns, files)
+    for file, other in zip(files[1:], others, strict=True):
+        if other != first:
+            raise InvalidValueError(
+                f"`Images`: the Parquet files of one split must have the same columns. {files[0].name} has "
+                f"{_listed(first)}, {file.name} has {_listed(other)}."
+            )
+    return first
+
+
+def _listed(columns: Columns) -> str:
+    return " and ".join(map(repr, columns.used()))
+
+
+def _columns(file: Path) -> Columns:
+    try:
+        schema = pq.read_schema(file)
+        kinds = dict(zip(schema.names, schema.types, strict=True))
+    except DAMAGES as error:
+        raise InvalidValueError(f"`Images`: {file.name} is not a readable Parquet file: {error}") from error
+    image = next((name for name in IMAGE_COLUMNS if name in kinds), None)
+    if image is None:
+        raise InvalidValueError(
+            f"`Images`: {file.name} must have a column 'image' with encoded pictures. "
+            f"Got the columns {', '.join(kinds) or 'none'}."
+        )
+    kind = kinds[image]
+    inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+        raise InvalidTypeError(
+            f"`Images`: column {image!r} of {file.name} must be binary or struct<bytes, path>. Got {kind}."
+        )
+    if not pa.types.is_integer(kinds.get("label", pa.int64())):
+        raise InvalidTypeError(f"`Images`: column 'label' of {file.name} must be integer. Got {kinds['label']}.")
+    try:
+        names = json.loads(schema.metadata[b"huggingface"])["info"]["features"]["label"]["names"]
+        class_names = [str(name) for name in names]
+    except (KeyError, TypeError, ValueError):  # no such metadata, or another program's
+        class_names = None
+    return Columns(image, "label" if "label" in kinds else None, class_names)
+
+
+def _read(files: list[Path], columns: Columns) -> EncodedRows:
+    try:
+        # `partitioning=None`: a folder named "a=b" is no column.
+        tables = [pq.read_table(file, columns=columns.used(), partitioning=None) for file in files]
+        chunks = [chunk for table in tables for chunk in table.column(columns.image).chunks]
+        cells = pa.chunked_array(chunks, tables[0].schema.field(columns.image).type)
+        labels = np.concatenate([_labels(table, columns) for table in tables])
+    except DAMAGES as error:
+        raise InvalidValueError(f"`Images`: {files[0].parent} holds a damaged Parquet file: {error}") from error
+    return EncodedRows(cells, labels, [(file.name, len(table)) for file, table in zip(files, tables, strict=True)])
+
+
+def _map(files: list[Path], columns: Columns) -> EncodedRows:
+    """Mapped from an unpacked copy in the cache of `datasets`: Parquet itself has no fast way to a single row."""
+    import datasets
+
+    try:
+        rows = datasets.Dataset.from_parquet([str(file) for file in files], columns=columns.used())
+    except Exception as error:  # `datasets` wraps whatever it met
+        cause = error.__cause__ or error
+        raise InvalidValueError(f"`Images`: {files[0].parent} holds a damaged Parquet file: {cause}") from error
+    return mapped_rows(rows, columns, files[0].name)
+
+
+def mapped_rows(rows: Any, columns: Columns, name: str) -> EncodedRows:
+    """The rows of a `datasets.Dataset`, which stay on disk; ``name`` is that of the set in messages."""
+    import datasets
+
+    labels = _labels(rows.select_columns(columns.label or columns.image).with_format("arrow")[:], columns)
+    if isinstance(rows.features[columns.image], datasets.Image):
+        rows = rows.cast_column(columns.image, datasets.Image(decode=False))  # bytes: we decode, as for files
+    return EncodedRows(rows.select_columns(columns.image)[columns.image], labels, [(name, len(rows))])
+
+
+def _labels(table: Any, columns: Columns) -> NDArray[np.int64]:
+    """Int64 ``(n,)`` of an Arrow table, -1 where there is none."""
+    if columns.label is None:
+        return np.full(len(table), -1, dtype=np.int64)
+    return table.column(columns.label).cast(pa.int64()).fill_null(-1).to_numpy()
