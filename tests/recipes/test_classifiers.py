@@ -12,7 +12,8 @@ import torch
 import yaml
 from PIL import Image
 
-from straightvq.cli import main, recipe_path
+from straightvq.cli import main
+from straightvq.recipes import recipe_path
 
 pytestmark = pytest.mark.filterwarnings("ignore::straightvq.training.monitor.CodebookWarning")
 

@@ -15,8 +15,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from straightvq.cli import main, recipe_names, recipe_path
-from straightvq.training.resume import WholeFiles
+from straightvq.checkpoints import WholeFiles
+from straightvq.cli import main
+from straightvq.recipes import recipe_names, recipe_path
 
 # A few steps of a tiny network may well use few codes.
 pytestmark = pytest.mark.filterwarnings("ignore::straightvq.training.monitor.CodebookWarning")

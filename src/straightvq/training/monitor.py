@@ -8,6 +8,7 @@ import lightning
 import torch
 from torch import Tensor
 
+from straightvq import internals
 from straightvq.diagnostics import GradientGap
 from straightvq.nn.part import check_float, check_int
 from straightvq.nn.ranks import sum_over_ranks
@@ -350,7 +351,7 @@ class _Subject:
 def _step(trainer: lightning.Trainer) -> int:
     """Steps of training done, by the loggers' count: one per batch that stepped, whatever the number of optimizers."""
     # Inside `fit` the hooks run before Lightning counts the step that they belong to.
-    return trainer.fit_loop.epoch_loop._batches_that_stepped + int(trainer.state.fn == "fit")
+    return internals.logged_step(trainer) + int(trainer.state.fn == "fit")
 
 
 def _number(value: Tensor) -> float:

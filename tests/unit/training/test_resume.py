@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from straightvq.checkpoints import KeptCheckpoints, WholeFiles
 from straightvq.data.loader import EpochSampler, train_loader
+from straightvq.runs import MetricsLog
 from straightvq.training import ExactResume, LastCheckpoint
-from straightvq.training.log import MetricsLog
-from straightvq.training.resume import KeptCheckpoints, WholeFiles
 
 
 def draw() -> tuple[float, float, float, float]:
@@ -151,8 +151,8 @@ def rows(folder: Path) -> list[dict[str, str]]:
 class Watched(LastCheckpoint):
     """Remembers what was in the log when a checkpoint was written."""
 
-    def _save(self, trainer: lightning.Trainer) -> None:
-        super()._save(trainer)
+    def save(self, trainer: lightning.Trainer) -> None:
+        super().save(trainer)
         found = rows(self.path.parent)
         steps = {name: [int(row["step"]) for row in found if name in row] for name in ("train/sum", "val/sum")}
         seen.append((trainer.global_step, steps["train/sum"], steps["val/sum"]))
