@@ -3,6 +3,7 @@
 import errno
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tests.full_disk import fills_up
 from straightvq import commands
 from straightvq.cli import main
 from straightvq.errors import InvalidValueError
+from straightvq.training.command_line import quiet
 
 
 def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -97,3 +99,11 @@ def test_training_on_a_full_disk_ends_with_a_sentence(
     assert said.endswith(f"straightvq: cannot use '{tmp_path}/mine/last.ckpt': No space left on device.\n")
     assert "Traceback" not in said
     assert not [file.name for file in (tmp_path / "mine").iterdir() if "ckpt" in file.name]
+
+
+def test_a_warning_is_one_line_without_its_place_and_said_once() -> None:
+    before = warnings.formatwarning
+    with quiet():
+        shown = [warnings.formatwarning(text, UserWarning, "a.py", 1) for text in ("new", "new")]
+    assert shown == ["warning: new\n", ""]
+    assert warnings.formatwarning is before

@@ -114,6 +114,8 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses ``args`` and nothing else; Lightning would warn of what ``sys.argv`` holds."""
+        if any(word.partition("=")[0] == "--base" for word in args):
+            raise InvalidValueError("`--base` belongs in a recipe; on the command line, pass --config for each recipe.")
         words = resolve(args)
         with explained(*trees_of(words)):
             self.config = parser.parse_args(words)
