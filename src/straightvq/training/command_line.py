@@ -269,11 +269,24 @@ class RunBar(RichProgressBar):
         return {name: value for name, value in metrics.items() if name != "v_num" and not name.startswith("val/")}
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        super().on_train_epoch_start(trainer, pl_module)
-        if self.progress is not None and self.train_progress_bar_id is not None and trainer.max_epochs == -1:
-            # There is no last epoch to be named.
+        if trainer.max_epochs == -1:
+            self._begin_epoch(trainer)
+        else:
+            super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        if self.train_progress_bar_id is None and trainer.max_epochs == -1:  # resumed within an epoch
+            self._begin_epoch(trainer)
+        super().on_train_batch_end(trainer, *args)
+
+    def _begin_epoch(self, trainer: lightning.Trainer) -> None:
+        """Lightning's would name a last epoch, -2, where there is none."""
+        if self.progress is not None:
+            if self.train_progress_bar_id is None:
+                self.train_progress_bar_id = self.progress.add_task("", total=self.total_train_batches)
             name = f"Epoch {trainer.current_epoch}".ljust(len(self.validation_description))
-            self.progress.update(self.train_progress_bar_id, description=name)
+            self.progress.reset(self.train_progress_bar_id, total=self.total_train_batches, description=name)
+            self.refresh()
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
