@@ -108,7 +108,7 @@ class Training:
         found = sorted(self.folder.rglob(".*.tmp"))
         for file in found:
             file.unlink()
-        return [file.name.strip(".").removesuffix(".tmp") for file in found]
+        return [file.name.strip(".").rpartition(".")[0].rpartition(".")[0] for file in found]
 
 
 def until(seconds: float) -> Iterator[None]:

@@ -1,23 +1,27 @@
-"""Files that hold either the whole of what was written or what was there before."""
+"""The one way to write a file: whole, and on the disk, or not at all."""
 
 import contextlib
+import glob
 import os
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["replacing", "results_folder", "write_text"]
-
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Another name in the same folder, made if it is missing; what is written there takes the place of ``path``.
+    """Gives another name in the same folder; what is written there takes the place of ``path`` when the block ends.
 
-    It does so when the block ends, and not if it raises. A rename is atomic only within one file system.
+    The folder is made if it is missing. The file is flushed to the disk before it is renamed, and a rename within one
+    file system is atomic: whoever is killed meanwhile leaves the previous file untouched. If the block raises, the
+    previous file stays and the unfinished one is removed.
+
+    Raises:
+        OSError: naming ``path``, if the disk refuses it; also where the writer turned the refusal into a
+            `RuntimeError`, as `torch.save` does.
 
     Example:
-        >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "new" / "a.txt"
         >>> with replacing(file) as unfinished:
         ...     _ = unfinished.write_text("whole")
@@ -28,20 +32,34 @@ def replacing(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield unfinished
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:
+        refusal = error if isinstance(error, OSError) else error.__context__
+        if isinstance(refusal, OSError) and refusal.errno and refusal.filename in (None, str(unfinished)):
+            raise OSError(refusal.errno, refusal.strerror, str(path)) from error
+        raise
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a text in UTF-8; see `replacing`."""
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
 
 
+def remove_unfinished(path: Path) -> None:
+    """Removes what writers of ``path`` left when they were killed; only for files that one process at a time writes."""
+    for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        file.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def results_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder for the results of the block, which is gone again if the block raises before it wrote some.
+    """Makes a folder for the results of the block; it is removed if the block raises before it wrote any.
 
     Raises:
         OSError: before the block, if nothing can be written there.

@@ -1,39 +1,47 @@
-"""A finished run as `straightvq fit` leaves it: its configuration, its checkpoints, its log."""
+"""A run's folder as `straightvq fit` leaves it: its configuration, its checkpoints, its logs."""
 
-import contextlib
 import csv
 import functools
+import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import lightning
 import torch
 import yaml
-from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 
+from straightvq.checkpoints import BEST, LAST, checkpoint_files
+from straightvq.checkpoints import KEPT as KEPT
+from straightvq.checkpoints import Checkpoint as Checkpoint
+from straightvq.checkpoints import load_weights as load_weights
+from straightvq.checkpoints import read_checkpoint as read_checkpoint
+from straightvq.configuration import deny_foreign_code, explained
 from straightvq.errors import InvalidValueError
 from straightvq.io import write_text
 
-KEPT = "checkpoints"
-"""Subfolder of the checkpoints that ``--keep_every`` writes."""
+CONFIG = "config.yaml"
+LOGS = "metrics"
+"""Subfolder of the CSV logs; each start of the training writes one, in ``version_0`` and so on."""
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """One state of the training.
+def run_directory(runs: Path, name: str, *, is_new: bool) -> Path:
+    """``runs/name`` or its newest successor ``runs/name-2``, ...; with ``is_new`` the next one that is free.
 
-    Attributes:
-        path: its file.
-        names: all files of the run that hold this step, without suffix.
-        step: optimizer steps done.
+    Example:
+        >>> run_directory(Path("nowhere"), "photos", is_new=True).name
+        'photos'
     """
-
-    path: Path
-    names: tuple[str, ...]
-    step: int
+    newest, number = runs / name, 1
+    taken = newest.exists()
+    while (runs / f"{name}-{number + 1}").exists():
+        number, taken = number + 1, True
+        newest = runs / f"{name}-{number}"
+    return runs / f"{name}-{number + 1}" if is_new and taken else newest
 
 
 class RunFolder:
@@ -57,19 +65,19 @@ class RunFolder:
                 f"`{owner}`: there is no folder {str(folder)!r}. Pass the one that `straightvq fit` made."
             )
         self.config = self._read_config()
-        self._files = sorted([*folder.glob("*.ckpt"), *folder.glob(f"{KEPT}/*.ckpt")])
+        self._files = checkpoint_files(folder)
         if not self._files:
             raise InvalidValueError(
-                f"`{owner}`: {str(folder)!r} has no checkpoint: neither last.ckpt, nor best.ckpt, nor any in {KEPT}/. "
-                "Train until the first is written (--save_every)."
+                f"`{owner}`: {str(folder)!r} has no checkpoint: neither {LAST}.ckpt, nor {BEST}.ckpt, nor any in "
+                f"{KEPT}/. Train until the first is written (--save_every)."
             )
 
     def _read_config(self) -> dict[str, Any]:
-        file = self.folder / "config.yaml"
+        file = self.folder / CONFIG
         hint = "Pass a folder that `straightvq fit` made, such as runs/photos."
         if not file.is_file():
             here = f"{str(self.folder)!r} is not a run's folder"
-            raise InvalidValueError(f"`{self.owner}`: {here}: it has no config.yaml. {hint}")
+            raise InvalidValueError(f"`{self.owner}`: {here}: it has no {CONFIG}. {hint}")
         try:
             config = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -85,10 +93,11 @@ class RunFolder:
         Raises:
             ValueError: if one cannot be read.
         """
-        by_step: dict[int, list[Path]] = {}
-        for file in self._files:
-            by_step.setdefault(int(read_checkpoint(file, self.owner)["global_step"]), []).append(file)
-        return [Checkpoint(same[0], tuple(file.stem for file in same), step) for step, same in sorted(by_step.items())]
+        by_step: dict[int, Checkpoint] = {}
+        for found in (Checkpoint.at(file, self.owner) for file in self._files):
+            known = by_step.setdefault(found.step, replace(found, names=()))
+            by_step[found.step] = replace(known, names=known.names + found.names)
+        return [by_step[step] for step in sorted(by_step)]
 
     def checkpoint(self, name: str | None = None) -> Checkpoint:
         """The one of that file name, without suffix; None takes the best, or else the last. No other one is read.
@@ -96,10 +105,10 @@ class RunFolder:
         Raises:
             ValueError: if there is none of that name, or it cannot be read.
         """
-        for wanted in ("best", "last") if name is None else (name,):
+        for wanted in (BEST, LAST) if name is None else (name,):
             for file in self._files:
                 if file.stem == wanted:
-                    return Checkpoint(file, (wanted,), int(read_checkpoint(file, self.owner)["global_step"]))
+                    return Checkpoint.at(file, self.owner)
         if name is None:
             return self.checkpoints[-1]
         known = ", ".join(file.stem for file in self._files)
@@ -119,11 +128,45 @@ class RunFolder:
         parser = LightningArgumentParser(exit_on_error=False)
         for key, kind in kinds.items():
             parser.add_lightning_class_args(kind, key, subclass_mode=True)
-        return parser.instantiate_classes(parser.parse_object({key: self.config[key] for key in kinds}))
+        described = {key: self.config[key] for key in kinds}
+        with explained(described):
+            return parser.instantiate_classes(parser.parse_object(described))
 
     def log(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of one column of the run's log; see `read_log`."""
         return read_log(self.folder, name)
+
+
+class MetricsLog(CSVLogger):
+    """Lightning's ``metrics.csv``, with two differences.
+
+    A new column rewrites the table aside, so that a kill at that moment leaves the old one; and a row that repeats the
+    one before, as a checkpoint makes it (see `StepCheckpoint`), is written once.
+    """
+
+    _latest: tuple[int | None, dict[str, Any]] | None = None
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        row = (step, dict(metrics))
+        if row != self._latest:
+            super().log_metrics(metrics, step)
+        self._latest = row
+
+    @rank_zero_only
+    def save(self) -> None:
+        table = self.experiment
+        file = Path(table.metrics_file_path)
+        columns = sorted({*table.metrics_keys, *(name for row in table.metrics for name in row)})
+        if columns != table.metrics_keys and file.is_file():
+            with file.open(newline="", encoding="utf-8") as old:
+                rows = list(csv.DictReader(old))
+            wider = io.StringIO(newline="")
+            writer = csv.DictWriter(wider, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+            write_text(file, wider.getvalue())
+        table.metrics_keys = columns  # so that Lightning finds nothing new, and appends
+        super().save()
 
 
 def read_log(folder: Path, name: str) -> tuple[list[int], list[float]]:
@@ -141,81 +184,22 @@ def read_log(folder: Path, name: str) -> tuple[list[int], list[float]]:
 def write_log(folder: Path, name: str, steps: list[int], values: list[float]) -> None:
     """A log for `read_log`, of a run that was made elsewhere."""
     lines = [f"step,{name}", *(f"{step - 1},{value!r}" for step, value in zip(steps, values, strict=True))]
-    write_text(folder / "metrics" / "version_0" / "metrics.csv", "\n".join([*lines, ""]))
+    write_text(folder / LOGS / "version_0" / "metrics.csv", "\n".join([*lines, ""]))
 
 
 def log_rows(folder: Path) -> Iterator[dict[str, str]]:
     """The rows of a run's CSV logs as they were written, text by column."""
-    files = folder.glob("metrics/version_*/metrics.csv")
+    files = folder.glob(f"{LOGS}/version_*/metrics.csv")
     for file in sorted(files, key=lambda f: (len(f.parent.name), f.parent.name)):
         with file.open(newline="", encoding="utf-8") as lines:
             yield from csv.DictReader(lines)
 
 
-def read_checkpoint(file: Path, owner: str = "analyze") -> dict[str, Any]:
-    """A checkpoint of Lightning's, by the loader that runs no code of the file. Tensors stay on disk until used.
-
-    Raises:
-        ValueError: if it is damaged, holds other objects than tensors and plain values, or is not one.
-    """
+def _number(text: str | None) -> float | None:
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # what torch.load raises for damaged files is not documented
-        raise InvalidValueError(
-            f"`{owner}`: {str(file)!r} cannot be read as a checkpoint: it is damaged, or holds other objects than "
-            "tensors and plain values, which are not loaded."
-        ) from error
-    sound = isinstance(content, dict) and isinstance(content.get("state_dict"), dict)
-    if not sound or not isinstance(content.get("global_step"), int):
-        raise InvalidValueError(f"`{owner}`: {str(file)!r} is not a checkpoint of a training run.")
-    return content
-
-
-def find_sound(folder: Path, *, other_than: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run's folder that can be read, leaving one out."""
-    sound = []
-    for file in sorted([*folder.glob("*.ckpt"), *folder.glob(f"{KEPT}/*.ckpt")]):
-        if file != other_than:
-            with contextlib.suppress(ValueError):
-                sound.append(Checkpoint(file, (file.stem,), read_checkpoint(file)["global_step"]))
-    return max(sound, key=lambda checkpoint: checkpoint.step, default=None)
-
-
-def deny_foreign_code() -> None:
-    """Configurations may name parts of networks, data and training; nothing that runs code, reads or writes files.
-
-    jsonargparse checks that a class fits its slot. Its list of denied modules (os, subprocess, pickle, functools, ...)
-    also covers slots for functions, but only warns unless it is switched on. Holds for the whole process.
-    """
-    set_parsing_settings(
-        import_path_denylist=["torch.hub", "torch.serialization", "torch.jit"], instantiate_subclass_spec_in_any=False
-    )
-
-
-def load_weights(task: lightning.LightningModule, checkpoint: Checkpoint, owner: str = "analyze") -> None:
-    """Loads the network's weights strictly.
-
-    Raises:
-        ValueError: if the checkpoint is of another network than the configuration's.
-    """
-    state = read_checkpoint(checkpoint.path, owner)["state_dict"]
-    found = differences(task, state)
-    if found:
-        raise InvalidValueError(
-            f"`{owner}`: {str(checkpoint.path)!r} is of another network, or another version of it, than config.yaml "
-            f"describes: it {found}. Use the version that trained it; config.yaml names it."
-        )
-    task.load_state_dict(state)
-
-
-def differences(task: lightning.LightningModule, state: dict[str, Any]) -> str:
-    """In which names and shapes a state is not one of this task, "" if in none."""
-    own = task.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    other = sorted(key for key in own.keys() & state.keys() if own[key].shape != getattr(state[key], "shape", None))
-    found = [f"{word} {_some(keys)}" for word, keys in (("lacks", missing), ("also has", extra)) if keys]
-    found += [f"has {key} {_size(state[key])} instead of {_size(own[key])}" for key in other[:2]]
-    return "; it ".join(found)
+        return float(text) if text else None
+    except ValueError:
+        return None
 
 
 def pick_device(owner: str, name: str, kinds: Sequence[str]) -> torch.device:
@@ -236,19 +220,3 @@ def pick_device(owner: str, name: str, kinds: Sequence[str]) -> torch.device:
     if name not in present:
         raise InvalidValueError(f"`{owner}`: `device` must be one of auto, {', '.join(present)} here. Got {name!r}.")
     return torch.device(name)
-
-
-def _size(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__
-
-
-def _some(keys: list[str]) -> str:
-    shown = ", ".join(keys[:3])
-    return shown if len(keys) <= 3 else f"{shown} and {len(keys) - 3} more"
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None

@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from straightvq.cli import main, recipe_path
+from straightvq.cli import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::straightvq.training.monitor.CodebookWarning")
 
@@ -100,15 +100,6 @@ def test_two_phase_step_and_resume_from_the_command_line(tmp_path: Path) -> None
     resumed = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert whole["global_step"] == resumed["global_step"] > 3
     assert [n for n, value in whole["state_dict"].items() if not torch.equal(value, resumed["state_dict"][n])] == []
-
-
-@pytest.mark.parametrize("name", [*RECIPES, SHRINKING])
-def test_every_field_of_a_recipe_has_a_comment(name: str) -> None:
-    text = Path(recipe_path(name)).read_text()
-    assert isinstance(yaml.safe_load(text), dict)
-    assert text.startswith("# ")
-    bare = [line for line in text.splitlines() if line.strip() and not line.rstrip().endswith(":") and "#" not in line]
-    assert [line.strip() for line in bare if not line.strip().startswith("class_path:")] == []
 
 
 def test_labels_beyond_the_classes_are_explained(classes: Path, tmp_path: Path, capsys: Any) -> None:

@@ -19,9 +19,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import straightvq as svq
-from straightvq.cli import main, recipe_path
+from straightvq.cli import main
 from straightvq.data import Images
 from straightvq.models import Autoencoder
+from straightvq.recipes import recipe_path
 from straightvq.training import Reconstruction
 from straightvq.training.command_line import TrainingCLI, quiet
 

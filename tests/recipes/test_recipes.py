@@ -1,6 +1,7 @@
 """Every packaged recipe through the real command line, and the mistakes that people make there."""
 
 import csv
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from straightvq.cli import main, recipe_names, recipe_path
-from straightvq.training.resume import WholeFiles
+from straightvq.checkpoints import WholeFiles
+from straightvq.cli import main
+from straightvq.recipes import read_recipe, recipe_names, recipe_path, resolve
 
 # A few steps of a tiny network may well use few codes.
 pytestmark = pytest.mark.filterwarnings("ignore::straightvq.training.monitor.CodebookWarning")
@@ -28,6 +30,7 @@ FROM_A_FOLDER = ("fashion", "folder")
 OVERLAYS = ("ema", "plain_vq", "vq_ste_pp")
 SHRINKING = "tiny"
 SHRINKING_MASKED = "tiny_maskgit"
+STEPS = "tiny_steps"  # below the ones that shrink
 UNCONDITIONAL = "unconditional"
 FEATURES = "features"
 CLASSIFIERS = ("classify_digits", "classify_folder", "tiny_classify")  # tests/recipes/test_classifiers.py
@@ -55,11 +58,12 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def test_every_recipe_is_tested() -> None:
-    tested = [*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, UNCONDITIONAL, FEATURES, *CLASSIFIERS]
+    tested = [*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, STEPS, UNCONDITIONAL, FEATURES]
+    tested += CLASSIFIERS
     assert sorted(tested) == recipe_names()
 
 
-@pytest.mark.parametrize("name", [*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, UNCONDITIONAL, FEATURES])
+@pytest.mark.parametrize("name", recipe_names())
 def test_every_field_of_a_recipe_has_a_comment(name: str) -> None:
     text = Path(recipe_path(name)).read_text()
     assert isinstance(yaml.safe_load(text), dict)
@@ -139,7 +143,9 @@ def test_a_trained_model_is_measured_and_used(tmp_path: Path, capsys: pytest.Cap
     assert not (tmp_path / "digits-tiny-2").exists()
     for command in ("validate", "test", "predict"):
         assert run(command, digits, "--ckpt_path", "best", runs=tmp_path) == 0
-    assert "test/psnr" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{folder / 'best.ckpt'}: test/mse " in said
+    assert f"{folder / 'best.ckpt'}: val/mse " in said
     predicted = load_file(folder / "predictions.safetensors")
     assert predicted["indices"].shape == (16, 4, 4)
     assert predicted["reconstruction"].shape == (16, 1, 16, 16)
@@ -193,6 +199,7 @@ MISTAKES = {
         ["fit", "--config", "photos", "--model.model.quantizer", "straightvq.presets.nothing"],
         ["module 'straightvq.presets' has no attribute 'nothing'"],
     ),
+    "base as an option": (["fit", "--config", "photos", "--base", "digits"], ["`--base` belongs in a recipe"]),
     "missing folder": (["fit", "--config", "folder"], ["`Images`: `source` 'path/to/your/images' does not exist"]),
     "impossible value": (
         ["fit", "--config", "photos", "--model.model.downsample", "3"],
@@ -230,12 +237,55 @@ def test_misspelt_key_in_a_file_leads_with_the_innermost_line(
     mine = tmp_path / "mine.yaml"
     mine.write_text("model:\n  init_args:\n    model:\n      init_args:\n        hiden: 8\n")
     assert main(["fit", "--config", "photos", "--config", str(mine)]) == 2
-    first, second, *_ = capsys.readouterr().err.splitlines()
+    first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("straightvq: Option 'hiden' is not accepted")
-    assert "'hidden'?" in first
+    assert first.endswith(
+        "(in model > model, straightvq.models.Autoencoder). Did you mean 'hidden'? It accepts quantizer, in_channels, "
+        "hidden, downsample, blocks."
+    )
     assert second == "Add --verbose_errors to see the whole message."
     assert main(["fit", "--config", "photos", "--config", str(mine), "--verbose_errors"]) == 2
     assert "Given value:" in capsys.readouterr().err
+
+
+def test_a_recipe_lies_on_another(tmp_path: Path) -> None:
+    """Packaged ones by name, others by a path from its own folder; a copy of a packaged one is as good as it."""
+    (tmp_path / "far").mkdir()
+    below, mine = tmp_path / "far" / "below.yaml", tmp_path / "mine.yaml"
+    below.write_text("base: digits\ntrainer: {max_steps: 7}\n")
+    mine.write_text("base: [far/below.yaml, tiny]\nsave_every: 3\n")
+    files = resolve(["fit", "-c", str(mine), "--config=ema", "--name", "run"])
+    stems = [Path(word).stem for word in files if word.endswith(".yaml")]
+    assert stems == ["photos", "digits", "below", "tiny_steps", "tiny", "mine", "ema"]
+    assert (files[0], files[-2:]) == ("fit", ["--name", "run"])
+    assert run("fit", [str(mine)], runs=tmp_path / "runs") == 0
+    kept = yaml.safe_load((tmp_path / "runs" / "mine-tiny" / "config.yaml").read_text())
+    assert (kept["base"], kept["data"]["init_args"]["source"], kept["save_every"]) == (None, "digits", 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("base: phots", "no recipe 'phots'. Did you mean 'photos'?"),
+        ("base: gone.yaml", "no file 'gone.yaml'"),
+        ("base: mine.yaml", "`base`: a recipe must not lie on itself."),
+        ("base: [1", "must be readable as YAML"),
+    ],
+)
+def test_a_base_that_is_none_is_explained(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    assert main(["fit", "--config", str(tmp_path / "mine.yaml")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_copied_template_is_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "--show", "folder"]) == 0
+    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    words = [resolve(["--config", name]) for name in ("folder", str(tmp_path / "mine.yaml"))]
+    assert words[0][:-1] == words[1][:-1]
+    assert read_recipe(words[0][-1]) == read_recipe(words[1][-1])
 
 
 def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -286,6 +336,8 @@ def test_progress_names_no_last_epoch_where_there_is_none_and_no_version_of_a_lo
     assert "Epoch 0  " in said
     assert "Epoch 0/0" in said
     assert "train/loss" in said
+    assert re.search(r"Step \d+: val/mse [\d.]+, val/psnr", said), "the values of a validation are a line of their own"
+    assert "Last validation: val/mse" in said
     assert "v_num" not in said
     assert "/-2" not in said
 

@@ -1,22 +1,38 @@
-"""The command `straightvq`: what it says when it is stopped, and when the disk refuses."""
+"""The command `straightvq`: what it says of mistakes, when it is stopped, and when the disk refuses."""
 
 import errno
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from tests.full_disk import fills_up
 
-from straightvq import cli
+from straightvq import commands
 from straightvq.cli import main
+from straightvq.errors import InvalidValueError
+from straightvq.training.command_line import quiet
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Makes a command end with this error."""
+
+    def fails(args: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(commands, "recipes", fails)
 
 
 def test_ctrl_c_says_that_it_stopped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def stopped(args: list[str]) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "_recipes", stopped)
+    raising(monkeypatch, KeyboardInterrupt())
     assert main(["recipes"]) == 130
     assert capsys.readouterr().err == "straightvq: stopped\n"
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
 
 
 @pytest.mark.parametrize(
@@ -24,19 +40,53 @@ def test_ctrl_c_says_that_it_stopped(monkeypatch: pytest.MonkeyPatch, capsys: py
     [
         (OSError(errno.ENOSPC, "No space left on device"), "cannot read or write: No space left on device."),
         (OSError(errno.ENOSPC, "No space left on device", "a.png"), "cannot use 'a.png': No space left on device."),
+        (InvalidValueError("`A`: `b` must be 1. Got 2."), "`A`: `b` must be 1. Got 2."),
+        (
+            caused(ValueError("in a slot"), InvalidValueError("`A`: `b` must be 1. Got 2.")),
+            "`A`: `b` must be 1. Got 2.",
+        ),
     ],
 )
-def test_every_error_of_the_disk_is_a_sentence(error: OSError, sentence: str) -> None:
-    with pytest.raises(cli.UsageError) as told, cli._explained():
-        raise error
-    assert str(told.value) == sentence
-    with pytest.raises(OSError, match="No space left"), cli._explained(is_verbose=True):
-        raise error
+def test_mistakes_and_errors_of_the_disk_are_a_sentence(
+    error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(monkeypatch, error)
+    assert main(["recipes"]) == 2
+    assert capsys.readouterr().err == f"straightvq: {sentence}\n"
+    assert main(["recipes", "--verbose_errors"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError("`A` looks like ours"), RuntimeError("a fault"), OSError("a word")])
+def test_a_fault_of_ours_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    raising(monkeypatch, error)
+    with pytest.raises(type(error)):
+        main(["recipes"])
+
+
+def test_a_missing_package_is_named_with_what_brings_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(monkeypatch, ModuleNotFoundError("No module named 'lightning'"))
+    assert main(["recipes"]) == 2
+    assert "No module named 'lightning'. `pip install \"straightvq[train]\"`" in capsys.readouterr().err
 
 
 def test_a_reader_that_went_away_is_no_error_of_the_disk() -> None:
-    with pytest.raises(BrokenPipeError), cli._explained():
-        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    code = "import sys; from straightvq.cli import main; sys.exit(main(['recipes']))"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_an_option_that_a_command_does_not_have_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--steps", "many"]) == 2
+    assert capsys.readouterr().err == (
+        "straightvq: argument --steps: invalid int value: 'many'. `straightvq demo --help` lists the options.\n"
+    )
 
 
 def test_training_on_a_full_disk_ends_with_a_sentence(
@@ -49,3 +99,11 @@ def test_training_on_a_full_disk_ends_with_a_sentence(
     assert said.endswith(f"straightvq: cannot use '{tmp_path}/mine/last.ckpt': No space left on device.\n")
     assert "Traceback" not in said
     assert not [file.name for file in (tmp_path / "mine").iterdir() if "ckpt" in file.name]
+
+
+def test_a_warning_is_one_line_without_its_place_and_said_once() -> None:
+    before = warnings.formatwarning
+    with quiet():
+        shown = [warnings.formatwarning(text, UserWarning, "a.py", 1) for text in ("new", "new")]
+    assert shown == ["warning: new\n", ""]
+    assert warnings.formatwarning is before

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree
 
 from straightvq.errors import InvalidTypeError, InvalidValueError, NonFiniteError
+from straightvq.internals import register_named_tuple
 from straightvq.nn.batch import Context
 from straightvq.nn.codebook import Codebook, count_not_finite, largest_value
 from straightvq.nn.estimators import Estimator, StraightThrough
@@ -49,8 +49,8 @@ class QuantizerOutput(NamedTuple):
     terms: dict[str, Tensor]
 
 
-# So that an exported layer can be saved. Private, and the only door; a test says when it is gone.
-_pytree._register_namedtuple(QuantizerOutput, serialized_type_name="straightvq.QuantizerOutput")
+# So that an exported layer can be saved.
+register_named_tuple(QuantizerOutput, "straightvq.QuantizerOutput")
 
 
 class Step(NamedTuple):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from straightvq.errors import InvalidValueError
+from straightvq.internals import in_backward
 from straightvq.nn.assigners import Assigner, Nearest
 from straightvq.nn.batch import Batch, Context
 from straightvq.nn.codebook import Codebook
@@ -193,7 +194,7 @@ class VectorQuantizer(Quantizer):
 
     def _check_not_recomputed(self) -> None:
         """Refuses a forward inside a backward: it would update the codebook twice and assign differently."""
-        if not self.training or torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        if not self.training or torch.compiler.is_compiling() or not in_backward():
             return
         parts = [self.estimator, *self._losses()]
         is_random = self.assigner.is_random or any(part.takes_context for part in parts)

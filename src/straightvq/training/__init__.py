@@ -1,5 +1,6 @@
 """What is trained and how: LightningModules, callbacks, checkpoints, the training commands."""
 
+from straightvq.checkpoints import LastCheckpoint
 from straightvq.diagnostics.task import HasHead
 from straightvq.training.alternated import alternated_step
 from straightvq.training.base import Alternation, OptimizerSettings
@@ -7,7 +8,7 @@ from straightvq.training.classification import Classification
 from straightvq.training.finite import NonFiniteError, StopOnNonFinite
 from straightvq.training.monitor import CodebookMonitor, CodebookWarning
 from straightvq.training.reconstruction import Reconstruction
-from straightvq.training.resume import ExactResume, LastCheckpoint
+from straightvq.training.resume import ExactResume
 
 __all__ = [
     "Alternation",

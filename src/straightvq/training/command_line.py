@@ -1,31 +1,42 @@
-"""The training commands: Lightning's command line with run folders, checkpoints and recipes of ours."""
+"""The training commands: Lightning's command line with recipes, run folders, checkpoints and logs of ours."""
 
 import contextlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
 from torch import Tensor
 
 import straightvq
+from straightvq.checkpoints import (
+    BEST,
+    KEPT,
+    LAST,
+    KeptCheckpoints,
+    LastCheckpoint,
+    WholeFiles,
+    checkpoint_file,
+    differences,
+    find_sound,
+    read_checkpoint,
+)
+from straightvq.configuration import deny_foreign_code, explained, trees_of
 from straightvq.errors import InvalidValueError
-from straightvq.runs import deny_foreign_code, differences, find_sound, read_checkpoint
-from straightvq.training.bar import RunBar
+from straightvq.io import replacing, write_text
+from straightvq.recipes import resolve
+from straightvq.runs import CONFIG, LOGS, MetricsLog, run_directory
 from straightvq.training.finite import StopOnNonFinite
-from straightvq.training.log import MetricsLog
 from straightvq.training.monitor import CodebookMonitor
-from straightvq.training.resume import ExactResume, KeptCheckpoints, LastCheckpoint, WholeFiles
-
-__all__ = ["TrainingCLI", "quiet", "run_directory"]
+from straightvq.training.resume import ExactResume
 
 PREDICTIONS = "predictions.safetensors"
 
@@ -42,31 +53,41 @@ class TrainingCLI(LightningCLI):
         args: command line, the subcommand first.
         default_name: name of the run if ``--name`` is not given.
         command: what the user typed, for the header of the saved configuration.
+
+    Raises:
+        ValueError: for a mistake in a configuration or an option, and for a checkpoint that does not fit.
     """
 
     def __init__(self, args: list[str], default_name: str, command: str) -> None:
         self.default_name = default_name
         deny_foreign_code()
-        # Errors come back as exceptions, so that the caller can shorten them; a saved configuration says what made it.
-        kwargs: dict[str, Any] = {"exit_on_error": False, "dump_header": _header(command)}
-        super().__init__(
-            lightning.LightningModule,
-            lightning.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            args=args,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            # The configuration in a run's folder is that of its training.
-            save_config_callback=_SavedConfig if args[0] == "fit" else None,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [ExactResume()]},
-            parser_kwargs={**kwargs, **{command: dict(kwargs) for command in self.subcommands()}},
-        )
+        versions = f"torch=={torch.__version__} lightning=={lightning.__version__}"
+        header = [f"straightvq=={straightvq.__version__} {versions}", command]
+        kwargs: dict[str, Any] = {"exit_on_error": False, "dump_header": header}
+        try:
+            super().__init__(
+                lightning.LightningModule,
+                lightning.LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                args=args,
+                seed_everything_default=0,
+                auto_configure_optimizers=False,
+                # The configuration in a run's folder is that of its training.
+                save_config_callback=_SavedConfig if args[0] == "fit" else None,
+                trainer_defaults={"callbacks": [ExactResume()]},
+                parser_kwargs={**kwargs, **{command: dict(kwargs) for command in self.subcommands()}},
+            )
+        except RuntimeError as error:
+            self._explain_other_network(error)
+            raise
+
+    # --- options ----------------------------------------------------------------------------------------------------
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str | None, default=None, help="of the run; default: that of the recipe")
+        parser.add_argument("--name", type=str | None, default=None, help="name of the run (default: the recipe's)")
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
+        parser.add_argument("--base", type=str | list[str] | None, default=None, help="in a file: what it lies on")
         parser.add_argument("--save_every", type=int, default=500, help="steps between two writes of last.ckpt")
         parser.add_argument(
             "--keep_every",
@@ -84,7 +105,7 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(CodebookMonitor, "monitor")
         parser.set_defaults(
             {
-                "checkpoint.filename": "best",
+                "checkpoint.filename": BEST,
                 "checkpoint.monitor": "val/mse",
                 "checkpoint.mode": "min",
                 "checkpoint.enable_version_counter": False,
@@ -93,37 +114,27 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses ``args`` and nothing else; Lightning would warn of what ``sys.argv`` holds."""
-        self.config = parser.parse_args(args)
-
-    def _parse_ckpt_path(self) -> None:
-        """Lightning's would take settings over from the checkpoint, before anybody has looked whether it is sound."""
+        if any(word.partition("=")[0] == "--base" for word in args):
+            raise InvalidValueError("`--base` belongs in a recipe; on the command line, pass --config for each recipe.")
+        words = resolve(args)
+        with explained(*trees_of(words)):
+            self.config = parser.parse_args(words)
+        config = self.config[self.config["subcommand"]]
+        # Lightning would take settings over from the checkpoint, before anybody has looked whether it is sound.
+        self.ckpt_path, config["ckpt_path"] = config["ckpt_path"], None
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
-        config["name"] = config["name"] or self.default_name
-        ckpt = config.get("ckpt_path")
-        is_new = self.subcommand == "fit" and ckpt is None
+        config["name"], config["base"] = config["name"] or self.default_name, None
+        is_new = self.subcommand == "fit" and self.ckpt_path is None
         self.directory = run_directory(Path(config["runs"]), config["name"], is_new=is_new)
-        if ckpt in ("last", "best"):
-            file = self.directory / f"{ckpt}.ckpt"
-            if not file.is_file():
-                raise InvalidValueError(
-                    f"`--ckpt_path {ckpt}`: there is no {file}. Train first, or pass a file or --name."
-                )
-            config["ckpt_path"] = str(file)
-        elif ckpt is not None and not Path(ckpt).is_file():
-            raise InvalidValueError(f"`--ckpt_path`: there is no file {ckpt!r}.")
-        elif ckpt is None and not is_new:
-            raise InvalidValueError(
-                f"`straightvq {self.subcommand}` needs a trained model: --ckpt_path best, last or a file."
-            )
         if config["weights_only"] is False:
             raise InvalidValueError(
                 "`weights_only` must be true: a checkpoint that is loaded otherwise may run any code. Got false."
             )
         config["weights_only"] = True
-        if config["ckpt_path"] is not None:
-            self._check_checkpoint(Path(config["ckpt_path"]))
+        if not is_new:
+            self.ckpt_path = config["ckpt_path"] = str(self._checkpoint_to_read())
         checkpoint = config["checkpoint"]
         if checkpoint["dirpath"] is None:
             checkpoint["dirpath"] = str(self.directory)
@@ -131,11 +142,24 @@ class TrainingCLI(LightningCLI):
             # Lightning may wait for the end of the epoch, which comes behind last.ckpt.
             checkpoint["save_on_train_epoch_end"] = False
 
-    def _check_checkpoint(self, file: Path) -> None:
-        """Refuses a damaged or unsafe file before anything is built, and names the newest one that can be used."""
+    def _checkpoint_to_read(self) -> Path:
+        """The one that ``--ckpt_path`` means. Refuses a bad file before anything is built, and names a sound one."""
+        given = self.ckpt_path
+        if given is None:
+            raise InvalidValueError(
+                f"`straightvq {self.subcommand}` needs a trained model: --ckpt_path {BEST}, {LAST} or a file."
+            )
+        is_name = given in (BEST, LAST)
+        file = checkpoint_file(self.directory, given) if is_name else Path(given)
+        if not file.is_file():
+            if is_name:
+                raise InvalidValueError(
+                    f"`--ckpt_path {given}`: there is no {file}. Train first, or pass a file or --name."
+                )
+            raise InvalidValueError(f"`--ckpt_path`: there is no file {given!r}.")
         try:
             read_checkpoint(file, "--ckpt_path")
-        except ValueError as error:
+        except InvalidValueError as error:
             other = find_sound(file.parent, other_than=file)
             way_out = (
                 f"Pass --ckpt_path {other.path}, the newest sound one there (step {other.step})"
@@ -143,51 +167,54 @@ class TrainingCLI(LightningCLI):
                 else "There is no other one beside it: leave --ckpt_path out to train anew"
             )
             raise InvalidValueError(f"{error} {way_out}.") from error.__cause__
+        return file
+
+    def _explain_other_network(self, error: RuntimeError) -> None:
+        """Where torch could not load the checkpoint, says in what it is another network's."""
+        path, model = getattr(self, "ckpt_path", None), getattr(self, "model", None)
+        if path is None or model is None:
+            return
+        if found := differences(model, read_checkpoint(Path(path), "--ckpt_path")["state_dict"]):
+            raise InvalidValueError(
+                f"`--ckpt_path`: {path!r} is of another network than the configuration describes: it {found}. Leave "
+                "out the options that change the network, or train anew without --ckpt_path."
+            ) from error
+
+    # --- parts ------------------------------------------------------------------------------------------------------
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         options = self.config_init[self.subcommand]["trainer"]
         if options["logger"] in (None, True):
             board = TensorBoardLogger(self.directory.parent, name=self.directory.name, version="")
-            kwargs["logger"] = [board, MetricsLog(self.directory, name="metrics")]
+            kwargs["logger"] = [board, MetricsLog(self.directory, name=LOGS)]
         if options["enable_model_summary"] is None:
             kwargs["enable_model_summary"] = False
-        plugins = options["plugins"] or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        plugins = _as_list(options["plugins"])
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, WholeFiles()]
         trainer = super().instantiate_trainer(**kwargs)
-        callbacks = cast(Any, trainer).callbacks
-        own = options["callbacks"] or []
-        if not any(isinstance(part, ProgressBar) for part in (own if isinstance(own, list) else [own])):
+        callbacks: list[Callback] = cast(Any, trainer).callbacks
+        if not any(isinstance(part, ProgressBar) for part in _as_list(options["callbacks"])):
             callbacks[:] = [RunBar() if type(part) is RichProgressBar else part for part in callbacks]
         if self.subcommand == "fit":
-            options = self.config_init["fit"]
-            if options["stop_on_non_finite"]:
-                callbacks.append(StopOnNonFinite())
-            if options["keep_every"] is not None:
-                callbacks.append(KeptCheckpoints(self.directory / "checkpoints", options["keep_every"]))
-            callbacks.append(LastCheckpoint(self.directory / "last.ckpt", options["save_every"]))  # behind all others
+            callbacks[:] = self._in_order(callbacks)
         return trainer
 
-    def summary(self) -> str:
-        """What there is now and where, for the terminal; empty on all ranks but the first."""
-        if not self.trainer.is_global_zero or self.subcommand in ("validate", "test"):  # these show a table
-            return ""
-        files = sorted(item.name for item in self.directory.glob("*") if not item.name.startswith("events."))
-        return f"{self.directory}{os.sep}: {', '.join(files)}\n"
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        try:
-            super()._run_subcommand(subcommand)
-        except RuntimeError as error:
-            path = self.config[subcommand]["ckpt_path"]
-            found = path and differences(self.model, read_checkpoint(Path(path), "--ckpt_path")["state_dict"])
-            if not found:
-                raise
-            raise InvalidValueError(
-                f"`--ckpt_path`: {path!r} is of another network than the configuration describes: it {found}. Leave "
-                "out the options that change the network, or train anew without --ckpt_path."
-            ) from error
+    def _in_order(self, callbacks: list[Callback]) -> list[Callback]:
+        """All callbacks of a training. Their order is a law: at the end of a step Lightning calls one after another."""
+        options = self.config_init["fit"]
+        every, kept = options["save_every"], options["keep_every"]
+        return [
+            # What measures, logs and remembers: a checkpoint holds all of it.
+            *(part for part in callbacks if not isinstance(part, Checkpoint)),
+            # The guard of what is written.
+            *([StopOnNonFinite()] if options["stop_on_non_finite"] else []),
+            # The best checkpoint, and the kept ones.
+            *(part for part in callbacks if isinstance(part, Checkpoint)),
+            *([] if kept is None else [KeptCheckpoints(self.directory / KEPT, kept)]),
+            # Behind all others: whoever is killed goes on from it and repeats nothing of its step.
+            LastCheckpoint(checkpoint_file(self.directory, LAST), every),
+        ]
 
     def predict(self, **kwargs: Any) -> None:
         """Runs the prediction and writes ``predictions.safetensors`` into the run's folder.
@@ -200,15 +227,27 @@ class TrainingCLI(LightningCLI):
                 "`straightvq predict` writes one file from one process: pass --trainer.devices 1. "
                 f"Got {self.trainer.world_size} processes."
             )
-        batches = self.trainer.predict(**{**kwargs, "return_predictions": True})
-        if not self.trainer.is_global_zero or not batches:
-            return
-        from safetensors.torch import save_file
+        batches = cast(list[dict[str, Tensor]], self.trainer.predict(**{**kwargs, "return_predictions": True}))
+        if batches:
+            from safetensors.torch import save_file
 
-        names = cast(dict[str, Tensor], batches[0])
-        self.directory.mkdir(parents=True, exist_ok=True)
-        tensors = {name: torch.cat([cast(dict[str, Tensor], batch)[name] for batch in batches]) for name in names}
-        save_file({name: value.contiguous() for name, value in tensors.items()}, self.directory / PREDICTIONS)
+            tensors = {name: torch.cat([batch[name] for batch in batches]).contiguous() for name in batches[0]}
+            with replacing(self.directory / PREDICTIONS) as unfinished:
+                save_file(tensors, unfinished)
+
+    # --- what the terminal shows ------------------------------------------------------------------------------------
+
+    def summary(self) -> str:
+        """The values of the last validation or test, and where everything is; empty on all ranks but the first."""
+        if not self.trainer.is_global_zero:
+            return ""
+        stage = "test/" if self.subcommand == "test" else "val/"
+        values = "" if self.subcommand == "predict" else _values(self.trainer.callback_metrics, stage)
+        if self.subcommand in ("validate", "test"):
+            return f"{self.ckpt_path}: {values}\n"
+        files = sorted(item.name for item in self.directory.glob("*") if not item.name.startswith("events."))
+        last = f"Last validation: {values}\n" if values else ""
+        return f"{last}{self.directory}{os.sep}: {', '.join(files)}\n"
 
 
 class _SavedConfig(SaveConfigCallback):
@@ -217,29 +256,53 @@ class _SavedConfig(SaveConfigCallback):
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None: ...
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        super().setup(trainer, pl_module, "fit")
+        folder = trainer.log_dir  # all ranks ask
+        if trainer.is_global_zero and folder is not None:
+            write_text(Path(folder) / CONFIG, self.parser.dump(self.config, skip_none=False))
 
 
-def _header(command: str) -> list[str]:
-    return [
-        f"straightvq=={straightvq.__version__} torch=={torch.__version__} lightning=={lightning.__version__}",
-        command,
-    ]
+class RunBar(RichProgressBar):
+    """Lightning's progress bar, with the values of the training only: those of a validation are a line above it."""
+
+    def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num" and not name.startswith("val/")}
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if trainer.max_epochs == -1:
+            self._begin_epoch(trainer)
+        else:
+            super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        if self.train_progress_bar_id is None and trainer.max_epochs == -1:  # resumed within an epoch
+            self._begin_epoch(trainer)
+        super().on_train_batch_end(trainer, *args)
+
+    def _begin_epoch(self, trainer: lightning.Trainer) -> None:
+        """Lightning's would name a last epoch, -2, where there is none."""
+        if self.progress is not None:
+            if self.train_progress_bar_id is None:
+                self.train_progress_bar_id = self.progress.add_task("", total=self.total_train_batches)
+            name = f"Epoch {trainer.current_epoch}".ljust(len(self.validation_description))
+            self.progress.reset(self.train_progress_bar_id, total=self.total_train_batches, description=name)
+            self.refresh()
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        values = _values(trainer.progress_bar_metrics, "val/")
+        if self.progress is not None and values and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.progress.console.print(f"Step {trainer.global_step}: {values}", highlight=False, markup=False)
 
 
-def run_directory(runs: Path, name: str, *, is_new: bool) -> Path:
-    """``runs/name`` or its newest successor ``runs/name-2``, ...; with ``is_new`` the next one that is free.
+def _values(metrics: Mapping[str, Any], stage: str) -> str:
+    """Names and values of one stage; what the monitor measures beside them is in the log."""
+    own = {name: float(value) for name, value in metrics.items() if name.startswith(stage) and name.count("/") == 1}
+    return ", ".join(f"{name} {value:.4g}" for name, value in own.items())
 
-    Example:
-        >>> run_directory(Path("nowhere"), "photos", is_new=True).name
-        'photos'
-    """
-    newest, number = runs / name, 1
-    taken = newest.exists()
-    while (runs / f"{name}-{number + 1}").exists():
-        number, taken = number + 1, True
-        newest = runs / f"{name}-{number}"
-    return runs / f"{name}-{number + 1}" if is_new and taken else newest
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 # What Lightning warns of and a user of these commands can neither act on nor learn from.
@@ -255,16 +318,26 @@ _NOISE = (
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """While it lasts Lightning announces neither hardware, nor tips, nor products; real warnings still show."""
+    """While it lasts, a warning is one line without its place, said once, and Lightning announces nothing else."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
+    before = [logger.level for logger in loggers], warnings.formatwarning
+    said: set[str] = set()
+
+    def line(message: Warning | str, *_: Any, **__: Any) -> str:
+        text = f"warning: {message}\n"
+        is_new = text not in said
+        said.add(text)
+        return text if is_new else ""
+
     try:
         with warnings.catch_warnings():
             for message in _NOISE:
                 warnings.filterwarnings("ignore", message=message)
             for logger in loggers:
                 logger.setLevel(logging.WARNING)
+            warnings.formatwarning = line
             yield
     finally:
+        levels, warnings.formatwarning = before
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

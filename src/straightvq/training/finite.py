@@ -9,13 +9,11 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from straightvq.errors import NonFiniteError
+from straightvq.checkpoints import LastCheckpoint, listed
+from straightvq.errors import NonFiniteError as NonFiniteError
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
 from straightvq.nn.ranks import sum_over_ranks
-from straightvq.training.resume import LastCheckpoint
-
-__all__ = ["NonFiniteError", "StopOnNonFinite"]
 
 _NEVER = 1 << 62
 
@@ -77,7 +75,7 @@ class StopOnNonFinite(Callback):
             self._remember(1, trainer, finite)
         elif not finite:
             bad = {id(p) for p in parameters if not torch.isfinite(cast(Tensor, p.grad)).all()}
-            names = _some([name for name, p in pl_module.named_parameters() if id(p) in bad])
+            names = listed([name for name, p in pl_module.named_parameters() if id(p) in bad])
             raise _error(trainer, f"the gradient of step {trainer.global_step + 1} is not finite, of {names}")
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, *_: Any) -> None:
@@ -91,7 +89,7 @@ class StopOnNonFinite(Callback):
             return
         self._look_back(trainer)
         if names := _spoiled(pl_module):
-            raise _error(trainer, f"after step {trainer.global_step} the state is not finite: {_some(names)}")
+            raise _error(trainer, f"after step {trainer.global_step} the state is not finite: {listed(names)}")
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
@@ -135,9 +133,8 @@ def _whole(value: Tensor) -> Tensor:
 
 def _terms(trainer: lightning.Trainer) -> str:
     """The logged values of this step that are not finite, for the message."""
-    results: Any = trainer.fit_loop._results
-    values = results.metrics(True)["callback"]
-    bad = [f"{name} {float(v):g}" for name, v in values.items() if not torch.isfinite(torch.as_tensor(v)).all()]
+    values = {name: v for name, v in trainer.callback_metrics.items() if not name.startswith(("val/", "test/"))}
+    bad = [f"{name} {float(v):g}" for name, v in values.items() if not torch.isfinite(v).all()]
     return f" ({', '.join(bad)})" if bad else ""
 
 
@@ -151,11 +148,6 @@ def _spoiled(module: nn.Module) -> list[str]:
         if value.is_floating_point()
         and not (torch.isfinite(_whole(value)).all() if id(value) in strict else ~torch.isnan(_whole(value)).any())
     ]
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 def _error(trainer: lightning.Trainer, what: str) -> _StoppedError:

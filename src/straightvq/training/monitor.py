@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from straightvq import internals
 from straightvq.diagnostics import GradientGap, codebook_scatter, reconstruction_grid, save, usage_histogram
 from straightvq.diagnostics.concerns import Concerns
 from straightvq.diagnostics.following import Followed, follow
@@ -310,4 +311,4 @@ class _Subject:
 def _step(trainer: Trainer) -> int:
     """Steps of training done, by the loggers' count: one per batch that stepped, whatever the number of optimizers."""
     # Inside `fit` the hooks run before Lightning counts the step that they belong to.
-    return trainer.fit_loop.epoch_loop._batches_that_stepped + int(trainer.state.fn == "fit")
+    return internals.logged_step(trainer) + int(trainer.state.fn == "fit")

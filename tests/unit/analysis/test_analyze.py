@@ -291,7 +291,8 @@ class TestMistakes:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(Path, "write_text", full)
-        assert self.said(capsys, *options) == "straightvq: cannot read or write: No space left on device.\n"
+        refused = f"cannot use '{tmp_path / 'analysis.json'}': No space left on device."
+        assert self.said(capsys, *options) == f"straightvq: {refused}\n"
         assert (tmp_path / "analysis.json").read_text() == "before"
 
     def test_impossible_options(self, plain: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,24 +1,14 @@
-"""Random numbers go on where the last training batch left them; checkpoints are whole, and of whole steps."""
+"""Random numbers go on where the last training batch left them."""
 
-import csv
 import io
 import random
-import tempfile
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import lightning
 import numpy as np
-import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from straightvq.data.loader import EpochSampler, train_loader
-from straightvq.training import ExactResume, LastCheckpoint
-from straightvq.training.log import MetricsLog
-from straightvq.training.resume import KeptCheckpoints, WholeFiles
+from straightvq.training import ExactResume
 
 
 def draw() -> tuple[float, float, float, float]:
@@ -73,135 +63,3 @@ def test_a_second_fit_without_checkpoint_starts_from_the_callers_seed() -> None:
     loop = SimpleNamespace(_combined_loader_states_to_load=[], _combined_loader=None)
     callback.on_train_start(SimpleNamespace(ckpt_path="last.ckpt", fit_loop=loop), None)
     assert callback.state_dict() != {}
-
-
-# --- checkpoints on the disk ------------------------------------------------------------------------------------------
-
-
-def test_what_is_written_takes_its_place_only_when_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "deep" / "last.ckpt"
-    WholeFiles().save_checkpoint({"step": torch.tensor(1)}, target)
-
-    def breaks_off(content: Any, file: Any) -> None:
-        file.write(b"half")
-        assert torch.load(target, weights_only=True)["step"] == 1  # the old one is still there
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(torch, "save", breaks_off)
-    with pytest.raises(OSError, match="No space left"):
-        WholeFiles().save_checkpoint({"step": torch.tensor(2)}, target)
-    assert torch.load(target, weights_only=True)["step"] == 1
-    assert list(target.parent.iterdir()) == [target]
-
-
-def test_no_other_folder_takes_part_in_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rename is atomic within one file system; the folder for temporary files may be on another."""
-    monkeypatch.setattr(tempfile, "mkstemp", lambda *_, **__: pytest.fail("wrote elsewhere"))
-    WholeFiles().save_checkpoint({}, tmp_path / "last.ckpt")
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True) == {}
-
-
-class Numbers(Dataset[Any]):
-    """1 to 12, in batches as the library's sets make them."""
-
-    def __len__(self) -> int:
-        return 12
-
-    def __getitems__(self, rows: list[int]) -> dict[str, Tensor]:
-        return {"x": torch.tensor(rows) + 1.0}
-
-
-class Counting(lightning.LightningModule):
-    """Adds up its inputs; validates; logs the sum."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        self.log("train/sum", self.weight.detach(), batch_size=1)
-        return -(self.weight * batch["x"].mean())
-
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.log("val/sum", self.weight.detach(), batch_size=1)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=1.0)
-
-
-def counted(folder: Path, *callbacks: Any, steps: int = 6, ckpt: Path | None = None, **options: Any) -> Counting:
-    log = MetricsLog(folder, name="metrics")
-    trainer = lightning.Trainer(
-        max_steps=steps, accelerator="cpu", logger=log, callbacks=list(callbacks), log_every_n_steps=1,
-        val_check_interval=4, check_val_every_n_epoch=None, num_sanity_val_steps=0,
-        enable_progress_bar=False, enable_model_summary=False, **options,
-    )  # fmt: skip
-    task = Counting()
-    loader = train_loader(Numbers(), 1, EpochSampler(Numbers()))
-    trainer.fit(task, loader, DataLoader(torch.ones(1)), ckpt_path=ckpt)
-    return task
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    (file,) = folder.glob("metrics/version_0/metrics.csv")
-    table = csv.DictReader(file.read_text().splitlines())
-    return [{name: value for name, value in row.items() if value} for row in table]
-
-
-class Watched(LastCheckpoint):
-    """Remembers what was in the log when a checkpoint was written."""
-
-    def _save(self, trainer: lightning.Trainer) -> None:
-        super()._save(trainer)
-        found = rows(self.path.parent)
-        steps = {name: [int(row["step"]) for row in found if name in row] for name in ("train/sum", "val/sum")}
-        seen.append((trainer.global_step, steps["train/sum"], steps["val/sum"]))
-
-
-seen: list[tuple[int, list[int], list[int]]] = []
-
-
-def test_the_log_has_all_of_a_step_before_its_checkpoint_is_written(tmp_path: Path) -> None:
-    seen.clear()
-    counted(tmp_path, Watched(tmp_path / "last.ckpt", 2))
-    assert seen[:2] == [(2, [0, 1], []), (4, [0, 1, 2, 3], [3])]  # the loggers count steps from 0
-    assert [int(row["step"]) for row in rows(tmp_path) if "train/sum" in row] == list(range(6))  # none twice
-
-
-def test_every_step_is_logged_once_when_resumed_at_a_validation(tmp_path: Path) -> None:
-    counted(tmp_path / "whole", LastCheckpoint(tmp_path / "whole" / "last.ckpt", 100))
-    first = LastCheckpoint(tmp_path / "a" / "last.ckpt", 4)
-    counted(tmp_path / "a", first, steps=4)
-    assert torch.load(first.path, weights_only=True)["global_step"] == 4
-    counted(tmp_path / "b", LastCheckpoint(tmp_path / "b" / "last.ckpt", 100), ckpt=first.path)
-    assert [*rows(tmp_path / "a"), *rows(tmp_path / "b")] == rows(tmp_path / "whole")
-
-
-class BreaksOff(lightning.Callback):
-    """Ends the training in the middle of its first validation."""
-
-    def on_validation_batch_start(self, *_: Any) -> None:
-        raise RuntimeError("pulled the plug")
-
-
-def test_a_validation_that_was_cut_is_repeated(tmp_path: Path) -> None:
-    counted(tmp_path / "whole", LastCheckpoint(tmp_path / "whole" / "last.ckpt", 100))
-    last = LastCheckpoint(tmp_path / "a" / "last.ckpt", 2)
-    with pytest.raises(RuntimeError, match="pulled the plug"):
-        counted(tmp_path / "a", last, BreaksOff())
-    counted(tmp_path / "b", LastCheckpoint(tmp_path / "b" / "last.ckpt", 100), ckpt=last.path)
-    assert [row for row in rows(tmp_path / "b") if "val/sum" in row] == [
-        row for row in rows(tmp_path / "whole") if "val/sum" in row
-    ]
-
-
-def test_nothing_is_saved_between_the_micro_batches_of_a_step(tmp_path: Path) -> None:
-    """Their gradients are in no checkpoint, so going on from there would lose some."""
-    options = {"accumulate_grad_batches": 3}
-    whole = counted(tmp_path / "whole", LastCheckpoint(tmp_path / "whole" / "last.ckpt", 1), **options)
-    first = LastCheckpoint(tmp_path / "a" / "last.ckpt", 1)
-    counted(tmp_path / "a", first, steps=2, **options)
-    later = KeptCheckpoints(tmp_path / "b", 1)
-    resumed = counted(tmp_path / "b", later, ckpt=first.path, **options)
-    assert torch.equal(resumed.weight, whole.weight)
-    assert sorted(file.name for file in (tmp_path / "b").glob("*.ckpt")) == [f"step-{n:08d}.ckpt" for n in range(3, 7)]

@@ -1,0 +1,228 @@
+"""Checkpoints of a run: their names, the callbacks that write them, and the one way to read them."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
+from lightning.pytorch.plugins import TorchCheckpointIO
+from torch import Tensor
+
+from straightvq import internals
+from straightvq.errors import InvalidValueError
+from straightvq.io import remove_unfinished, replacing
+from straightvq.nn.part import check_int
+
+BEST, LAST = "best", "last"
+"""Names of a run's checkpoints, as ``--ckpt_path`` takes them."""
+KEPT = "checkpoints"
+"""Subfolder of the checkpoints that ``--keep_every`` writes."""
+
+
+def checkpoint_file(folder: Path, name: str) -> Path:
+    """Where a run's folder holds the checkpoint of that name."""
+    return folder / f"{name}.ckpt"
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """All checkpoints in a run's folder, the kept ones included."""
+    return sorted([*folder.glob("*.ckpt"), *folder.glob(f"{KEPT}/*.ckpt")])
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+class StepCheckpoint(CheckpointCallback, ABC):
+    """Writes the state of every so many optimizer steps, together with all that belongs to the step.
+
+    A checkpoint says that a step is done, and a resumed run logs nothing of it again. Therefore the step's values are
+    in the logs before the checkpoint is written, and a validation that follows on the step comes first.
+
+    Args:
+        every_n_steps: optimizer steps between two writes, at least 1.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        self.every_n_steps = check_int(self, "every_n_steps", every_n_steps, 1)
+        self._saved = 0
+        self._waits = False  # for the end of the validation
+
+    @abstractmethod
+    def file(self, step: int) -> Path:
+        """Where the state after ``step`` optimizer steps is written."""
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        # Resumed between two micro-batches of a step there is nothing to save: their gradients would be lost.
+        self._saved, self._waits = trainer.global_step, False
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        # With gradient accumulation a step has several batches.
+        if trainer.global_step % self.every_n_steps or trainer.global_step == self._saved:
+            return
+        self._waits = internals.validation_follows(trainer)
+        if not self._waits:
+            internals.log_step(trainer)
+            for logger in trainer.loggers:
+                logger.save()
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._waits:
+            self._waits = False
+            self.save(trainer)
+
+    def save(self, trainer: lightning.Trainer) -> None:
+        """Writes the state of this step, unless it is written."""
+        if trainer.global_step != self._saved and not getattr(trainer, "fast_dev_run", False):
+            self._saved = trainer.global_step
+            trainer.save_checkpoint(self.file(self._saved))
+
+
+class LastCheckpoint(StepCheckpoint):
+    """Keeps the newest state in one file: every so many steps, and when training ends.
+
+    Lightning's own "last" is written when the best one is, so never without validation. Put this callback behind all
+    others: a checkpoint that is still to be written when the training is killed would be missing for good, because
+    whoever goes on from the last one repeats nothing of its step.
+
+    Args:
+        path: the file, overwritten each time.
+        every_n_steps: optimizer steps between two writes, at least 1.
+    """
+
+    def __init__(self, path: Path, every_n_steps: int) -> None:
+        super().__init__(every_n_steps)
+        self.path = path
+
+    def file(self, step: int) -> Path:
+        return self.path
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.save(trainer)
+
+
+class KeptCheckpoints(StepCheckpoint):
+    """Keeps the state of every so many steps in a file of its own, for what looks back at the training.
+
+    Args:
+        folder: where ``step-00000500.ckpt`` and the like are written.
+        every_n_steps: optimizer steps between two files, at least 1.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int) -> None:
+        super().__init__(every_n_steps)
+        self.folder = folder
+
+    def file(self, step: int) -> Path:
+        return checkpoint_file(self.folder, f"step-{step:08d}")
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints as `straightvq.io.replacing` does; what a killed process left unfinished is removed.
+
+    (Lightning writes into the folder for temporary files first; where that is another file system, its "move" is a
+    copy that can be cut.)
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if "://" in str(path):  # not on a disk
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        remove_unfinished(Path(path))
+        with replacing(Path(path)) as unfinished, unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One state of the training.
+
+    Attributes:
+        path: its file.
+        names: all files of the run that hold this step, without suffix.
+        step: optimizer steps done.
+    """
+
+    path: Path
+    names: tuple[str, ...]
+    step: int
+
+    @classmethod
+    def at(cls, path: Path, owner: str = "analyze") -> "Checkpoint":
+        """The one in that file; raises as `read_checkpoint` does."""
+        return cls(path, (path.stem,), read_checkpoint(path, owner)["global_step"])
+
+
+def read_checkpoint(file: Path, owner: str = "analyze") -> dict[str, Any]:
+    """Reads a checkpoint of Lightning's and runs no code of the file. Tensors stay on the disk until they are used.
+
+    Args:
+        file: the checkpoint.
+        owner: who asks, for messages.
+
+    Raises:
+        ValueError: if it is damaged, holds other objects than tensors and plain values, or is no checkpoint.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # what torch.load raises for damaged files is not documented
+        raise InvalidValueError(
+            f"`{owner}`: {str(file)!r} cannot be read as a checkpoint: it is damaged, or holds other objects than "
+            "tensors and plain values, which are not loaded."
+        ) from error
+    is_sound = isinstance(content, dict) and isinstance(content.get("state_dict"), dict)
+    if not is_sound or not isinstance(content.get("global_step"), int):
+        raise InvalidValueError(f"`{owner}`: {str(file)!r} is not a checkpoint of a training run.")
+    return content
+
+
+def find_sound(folder: Path, *, other_than: Path) -> Checkpoint | None:
+    """The newest checkpoint of a run's folder that can be read, leaving one out."""
+    sound = []
+    for file in checkpoint_files(folder):
+        try:
+            sound += [Checkpoint.at(file)] if file != other_than else []
+        except InvalidValueError:
+            continue
+    return max(sound, key=lambda checkpoint: checkpoint.step, default=None)
+
+
+def load_weights(task: lightning.LightningModule, checkpoint: Checkpoint, owner: str = "analyze") -> None:
+    """Loads the network's weights strictly.
+
+    Raises:
+        ValueError: if the checkpoint is of another network than the configuration's.
+    """
+    state = read_checkpoint(checkpoint.path, owner)["state_dict"]
+    if found := differences(task, state):
+        raise InvalidValueError(
+            f"`{owner}`: {str(checkpoint.path)!r} is of another network, or another version of it, than config.yaml "
+            f"describes: it {found}. Use the version that trained it; config.yaml names it."
+        )
+    task.load_state_dict(state)
+
+
+def differences(task: lightning.LightningModule, state: dict[str, Any]) -> str:
+    """Says in which names and shapes a state is not one of this task; "" if in none."""
+    own = task.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    other = sorted(key for key in own.keys() & state.keys() if own[key].shape != getattr(state[key], "shape", None))
+    found = [f"{word} {listed(keys)}" for word, keys in (("lacks", missing), ("also has", extra)) if keys]
+    found += [f"has {key} {_size(state[key])} instead of {_size(own[key])}" for key in other[:2]]
+    return "; it ".join(found)
+
+
+def listed(names: list[str]) -> str:
+    """The first three of them, and how many more there are, for messages."""
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def _size(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
