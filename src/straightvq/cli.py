@@ -405,6 +405,7 @@ def _reproduce(args: list[str]) -> None:
         choices=["32-true", "bf16-mixed"],
         help="floating-point precision of the training (default: that of the size, else 32-true)",
     )
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time; several need Ray (default: 1)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and estimate the time")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished runs")
     parser.add_argument("--rerun", action="store_true", help="repeat runs that failed or have other settings")
