@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 from straightvq.errors import InvalidValueError
+from straightvq.studies.pictures import draw
 from straightvq.studies.plan import TUNE, Plan, Run
+from straightvq.studies.report import Report
 from straightvq.studies.results import Result
 from straightvq.studies.study import hint
 from straightvq.studies.train import Check, discard_checkpoints, train
@@ -48,17 +49,27 @@ class Engine:
         executor: where.
         workers: how many runs at a time.
         keep: whether checkpoints of finished runs are kept.
-        report: called after each result.
+        report: written after each result, with pictures at the end.
     """
 
     plan: Plan
     executor: Executor
     workers: int
     keep: bool
-    report: Callable[[], None]
+    report: Report
 
     def run(self) -> None:
         """Does what is due; several at a time where there are several workers."""
+        self.plan.results.refresh()  # another process may have finished something before this one was alone
+        try:
+            self._run()
+        finally:
+            if len(self.plan.results):
+                self.plan.results.write()
+                draw(self.plan)
+                self.report.write()
+
+    def _run(self) -> None:
         running: dict[Future[Result], Run] = {}
         # `disable=None`: no bar where nobody watches, only the lines.
         with tqdm(total=len(list(self.plan)), unit="run", disable=None, dynamic_ncols=True) as bar:
@@ -79,7 +90,7 @@ class Engine:
     def _start(self, run: Run, bar: Any) -> Future[Result]:
         failed = self._failed_before(run)
         place = self.plan.results.folder / run.folder
-        if self.plan.results.has(run):  # failed, or of other settings: nothing to go on from
+        if self.plan.results.forget(run):  # failed, or of other settings: nothing to go on from
             shutil.rmtree(place, ignore_errors=True)
         if failed is not None:
             future: Future[Result] = Future()
@@ -110,7 +121,7 @@ class Engine:
         if not self.keep and not result.error:
             discard_checkpoints(self.plan.results.folder / run.folder)
         tqdm.write(f"{run.title}: {self._words(result)}, {result.seconds:.0f} s", file=sys.stdout)
-        self.report()
+        self.report.write()
 
     def _failed_before(self, run: Run) -> Result | None:
         """The result of a run that is built upon a failed one; an error if the other run's checkpoint is gone."""

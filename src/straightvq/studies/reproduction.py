@@ -2,23 +2,21 @@
 
 import contextlib
 import errno
-import importlib
+import itertools
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import filelock
 
 from straightvq.errors import InvalidValueError
 from straightvq.nn.part import check_int
 from straightvq.studies.engine import Engine, check
-from straightvq.studies.pictures import draw
 from straightvq.studies.plan import Cell, Plan, serving
 from straightvq.studies.report import Report
 from straightvq.studies.results import Results
-from straightvq.studies.study import Size, Study, unknown
+from straightvq.studies.study import Script, Size, Study, unknown
 from straightvq.studies.study_file import load_study
 from straightvq.studies.transfer import Known
 from straightvq.studies.workers import executor
@@ -72,24 +70,28 @@ def reproduce(
             that another process is at, and when a result cannot be written.
         KeyboardInterrupt: when stopped; says how to go on.
     """
-    source = study if isinstance(study, str) else study.name
-    study = load_study(study) if isinstance(study, str) else study
+    source, study = (study, load_study(study)) if isinstance(study, str) else (study.name, study)
     if study.script is not None:
         given = (size, data, sets, models, rows, seeds, precision, known)
         if dry_run or keep or rerun or workers != 1 or any(option is not None for option in given):
             raise InvalidValueError(
                 f"`reproduce`: the study {study.name} is a single figure and takes no option but --out."
             )
-        return _run_script(study, Path("studies") / study.name if out is None else out)
+        return _run_script(study, study.script, Path("studies") / study.name if out is None else out)
     check_int("reproduce", "workers", workers, 1)
-    size = "small" if size is None else size
-    out = Path("studies") / f"{study.name}-{size}" if out is None else out
+    chosen = _size(study, "small" if size is None else size, precision)
+    out = Path("studies") / f"{study.name}-{chosen.name}" if out is None else out
     if workers > 1:  # which may be started elsewhere
         out, data = out.resolve(), None if data is None else data.resolve()
-    chosen = _size(study, size, "the size", precision)
-    plan, remark = _plan(study, chosen, out, data, sets, models, rows, seeds)
+    names, remark = _sets(study, chosen, data, sets)
+    seeds = chosen.seeds if seeds is None else check_int("reproduce", "seeds", seeds, 1)
+    cells = _cells(names, _chosen("--models", models, chosen.models), _chosen("--rows", rows, study.rows))
+    results = Results(out)
+    shown = [name for name in study.sets if name in names or name in {found.set for found in results}]
+    compared = _cells(shown, chosen.models, study.rows)
+    plan = Plan(study, chosen, results, _sources(study, names, data), cells, compared, seeds)
     for option, other in chosen.follows.items():
-        plan.before[option] = _preparation(plan, other, data, precision)
+        plan.before[option] = _preparation(plan, load_study(other), data, precision)
     plans = [*plan.before.values(), plan]
     for part in plans:
         if rerun:
@@ -97,87 +99,69 @@ def reproduce(
         elif not dry_run:
             part.refuse_stale()
     sys.stdout.write(f"{remark}\n" if remark else "")
-    taken = []
-    if known is not None:
-        for part in plans:
-            place = known if part is plan else known / part.study.name
-            if part is plan or place.is_dir():
-                taken.append((part, Known(place)))
-                sys.stdout.write(f"{taken[-1][1].tell(part)}\n")
+    taken = [] if known is None else _taken(plan, known)
     for part in plans:
         check(part)
     if dry_run:
         sys.stdout.write("".join(part.listing() for part in plans))
         return out
     options = [] if data is None else ["--data", "SETS"]  # a place on this machine means nothing to a reader
-    shown = list(dict.fromkeys(cell.set for cell in plan.compared))
     options += [] if set(shown) in (set(chosen.sets), set(chosen.without_data)) else ["--sets", *shown]
-    options += [] if plan.seeds == chosen.seeds else ["--seeds", str(plan.seeds)]
+    options += [] if seeds == chosen.seeds else ["--seeds", str(seeds)]
     options += [] if precision is None else ["--precision", precision]
-    command = shlex.join(["straightvq", "reproduce", source, "--size", size, *options])
-    with executor(workers) as pool, _protected(plan), _alone(out):
+    command = shlex.join(["straightvq", "reproduce", source, "--size", chosen.name, *options])
+    with executor(workers) as pool, _protected(results), _alone(out):
         for part, there in taken:
             there.copy(part)
         for part in plans:
-            part.results.refresh()
-            report = Report(part, command, remark)
             # The checkpoints of what comes before are what the study is built upon.
-            engine = Engine(part, pool, workers, keep or part is not plan, report.write)
-            try:
-                engine.run()
-            finally:
-                if len(part.results):
-                    part.results.write()
-                    draw(part)
-                    report.write()
+            engine = Engine(part, pool, workers, keep or part is not plan, Report(part, command, remark))
+            engine.run()
             sys.stdout.write(f"{part.results.folder / 'report.md'}\n")
     return out
 
 
-def _size(study: Study, name: str, what: str, precision: str | None) -> Size:
+def _size(study: Study, name: str, precision: str | None) -> Size:
     if name not in study.sizes:
-        raise unknown(what, name, study.sizes)
+        raise unknown(f"in {study.name}, the size", name, study.sizes)
     return study.sizes[name].at_precision(precision)
 
 
-def _plan(
-    study: Study,
-    size: Size,
-    out: Path,
-    data: Path | None,
-    sets: Sequence[str] | None,
-    models: Sequence[str] | None,
-    rows: Sequence[str] | None,
-    seeds: int | None,
-) -> tuple[Plan, str]:
-    """What is asked for, and a remark if embedded data take the place of others."""
-    for name in sets or []:
-        if name not in study.sets:
-            raise unknown("`--sets`", name, study.sets)
-    names, remark = list(dict.fromkeys(size.sets if sets is None else sets)), ""
+def _sets(study: Study, size: Size, data: Path | None, sets: Sequence[str] | None) -> tuple[list[str], str]:
+    """Names of the sets; and a remark if embedded data take the place of others."""
+    names = list(dict.fromkeys(size.sets if sets is None else sets))
+    _chosen("--sets", names, study.sets)
     outside = [name for name in names if study.sets[name].folder is not None]
-    if outside and data is None:
-        if not size.without_data or sets is not None:
-            raise InvalidValueError(
-                f"`reproduce`: {study.name} in size {size.name} needs {', '.join(outside)}: pass --data with the "
-                f"folder that holds {', '.join(str(study.sets[name].folder) for name in outside)}."
-            )
-        names = list(dict.fromkeys(size.without_data))
-        remark = (
-            f"No --data was given: embedded {', '.join(names)} stand in for {', '.join(outside)}, so that the numbers "
-            "cannot be compared with the paper's."
+    if not outside or data is not None:
+        return names, ""
+    if not size.without_data or sets is not None:
+        raise InvalidValueError(
+            f"`reproduce`: {study.name} in size {size.name} needs {', '.join(outside)}: pass --data with the "
+            f"folder that holds {', '.join(str(study.sets[name].folder) for name in outside)}."
         )
-    seeds = size.seeds if seeds is None else check_int("reproduce", "seeds", seeds, 1)
-    models, rows = _chosen("--models", models, size.models), _chosen("--rows", rows, study.rows)
-    sources, results = _sources(study, names, data), Results(out)
-    shown = [name for name in study.sets if name in names or name in {found.set for found in results}]
-    cells = [Cell(place, model, row) for place in names for model in models for row in rows]
-    compared = [Cell(place, model, row) for place in shown for model in size.models for row in study.rows]
-    return Plan(study, size, results, sources, cells, compared, seeds), remark
+    return size.without_data, (
+        f"No --data was given: embedded {', '.join(size.without_data)} stand in for {', '.join(outside)}, so that the "
+        "numbers cannot be compared with the paper's."
+    )
+
+
+def _sources(study: Study, names: Iterable[str], data: Path | None) -> dict[str, str | None]:
+    """Place of each set, None for embedded ones."""
+    places: dict[str, str | None] = {}
+    for name in names:
+        folder = study.sets[name].folder
+        place = None if folder is None or data is None else data / folder
+        if place is not None and not place.is_dir():
+            raise InvalidValueError(
+                f"`reproduce`: {study.name} needs the set {name} in {str(place)!r}, which is not there. "
+                "--data must be the folder that holds the sets' folders."
+            )
+        places[name] = None if place is None else str(place)
+    return places
 
 
 def _chosen(option: str, names: Sequence[str] | None, known: Iterable[str]) -> list[str]:
-    """The named ones, in the order of the study."""
+    """The named ones, in the order of the study; None for all."""
     known = list(known)
     for name in names or []:
         if name not in known:
@@ -185,10 +169,13 @@ def _chosen(option: str, names: Sequence[str] | None, known: Iterable[str]) -> l
     return [name for name in known if names is None or name in names]
 
 
-def _preparation(plan: Plan, name: str, data: Path | None, precision: str | None) -> Plan:
+def _cells(sets: Iterable[str], models: Iterable[str], rows: Iterable[str]) -> list[Cell]:
+    return [Cell(*names) for names in itertools.product(sets, models, rows)]
+
+
+def _preparation(plan: Plan, study: Study, data: Path | None, precision: str | None) -> Plan:
     """The part of another study that a plan is built upon."""
-    study = load_study(name)
-    size = _size(study, plan.size.name, f"the size of {study.name},", precision)
+    size = _size(study, plan.size.name, precision)
     if size.follows:
         raise InvalidValueError(f"`reproduce`: {study.name} is built upon, and must not follow another study itself.")
 
@@ -196,23 +183,17 @@ def _preparation(plan: Plan, name: str, data: Path | None, precision: str | None
         return list(dict.fromkeys(serving(study, size, cell, 0)[0] for cell in cells))
 
     seeds = 1 + max(serving(study, size, cell, plan.seeds - 1)[1] for cell in plan.cells)
-    sources = _sources(study, list(plan.sources), data)
-    results = Results(plan.results.folder / study.name)
+    results, sources = Results(plan.results.folder / study.name), _sources(study, plan.sources, data)
     return Plan(study, size, results, sources, served(plan.cells), served(plan.compared), seeds)
 
 
-def _sources(study: Study, names: Sequence[str], data: Path | None) -> dict[str, str | None]:
-    """Place of each set, None for embedded ones."""
-    places: dict[str, str | None] = {}
-    for name in names:
-        folder = study.sets[name].folder
-        places[name] = None if folder is None or data is None else str(data / folder)
-        if places[name] is not None and not Path(str(places[name])).is_dir():
-            raise InvalidValueError(
-                f"`reproduce`: {study.name} needs the set {name} in {places[name]!r}, which is not there. "
-                "--data must be the folder that holds the sets' folders."
-            )
-    return places
+def _taken(plan: Plan, known: Path) -> list[tuple[Plan, Known]]:
+    """What another folder knows of a plan and, in folders below it, of those that it is built upon."""
+    places = [(part, known / part.study.name) for part in plan.before.values()]
+    taken = [(part, Known(place)) for part, place in [*places, (plan, known)] if part is plan or place.is_dir()]
+    for part, there in taken:
+        sys.stdout.write(f"{there.tell(part)}\n")
+    return taken
 
 
 @contextlib.contextmanager
@@ -230,18 +211,17 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _protected(plan: Plan) -> Iterator[None]:
+def _protected(results: Results) -> Iterator[None]:
     """Says what is safe and how to go on when a study is stopped or its disk is full."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning leaves by the second
-        finished, folder = len(plan.results), plan.results.folder
         raise KeyboardInterrupt(
-            f"stopped; {finished} finished runs are in {folder}. The same command goes on where this one was."
+            f"stopped; {len(results)} finished runs are in {results.folder}. The same command goes on where this one "
+            "was."
         ) from stop
     except OSError as error:
-        place = str(plan.results.folder)
-        way_out = f"The {len(plan.results)} finished runs in {place!r} are intact; the same command goes on"
+        way_out = f"The {len(results)} finished runs in {str(results.folder)!r} are intact; the same command goes on"
         raise _unwritable(error, way_out) from error
 
 
@@ -251,25 +231,10 @@ def _unwritable(error: OSError, way_out: str) -> InvalidValueError:
     return InvalidValueError(f"`reproduce`: cannot write the results: {error}. {way_out} once {condition}.")
 
 
-def _run_script(study: Study, folder: Path) -> Path:
-    script = _script(study)
+def _run_script(study: Study, script: Script, folder: Path) -> Path:
     try:
         script(folder, study.title, study.about)
     except OSError as error:
         raise _unwritable(error, "The same command makes them anew") from error
     sys.stdout.write(f"{folder / 'report.md'}\n")
     return folder
-
-
-def _script(study: Study) -> Callable[[Path, str, str], Any]:
-    module, _, name = str(study.script).rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InvalidValueError(
-            f"`reproduce`: `script` of {study.name} must be the class path of a function. Got {study.script!r}: "
-            f"{error}."
-        ) from error
-    if not callable(function):
-        raise InvalidValueError(f"`reproduce`: `script` of {study.name} must be a function. Got {study.script!r}.")
-    return function

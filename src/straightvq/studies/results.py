@@ -106,6 +106,10 @@ class Results:
         """Knows a result without a file."""
         self._known[run.folder] = result
 
+    def forget(self, run: Run) -> bool:
+        """Drops what is known of a run, whatever its settings; returns whether there was something."""
+        return self._known.pop(run.folder, None) is not None
+
     def add(self, run: Run, result: Result) -> None:
         """Writes a result and the table of all."""
         write_text(self.folder / run.folder / "result.json", json.dumps(asdict(result), indent=1) + "\n")

@@ -5,13 +5,16 @@ import difflib
 import math
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
 from straightvq.errors import InvalidValueError
+
+Script = Callable[[Path, str, str], Any]
 
 
 class Config(dict[str, Any]):
@@ -165,7 +168,7 @@ class Study:
         tune: how each row's setting is chosen.
         base: configuration under all overlays.
         sets, rows, sizes: by name.
-        script: instead of all others but title and about: the class path of a function that makes the report.
+        script: instead of all others but title and about: a function that gets the folder and these two.
 
     Raises:
         ValueError: if the parts do not fit together.
@@ -180,7 +183,7 @@ class Study:
     sets: dict[str, DataSet] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
     sizes: dict[str, Size] = field(default_factory=dict)
-    script: str | None = None
+    script: Script | None = None
 
     def __post_init__(self) -> None:
         for key in ("measures", "sets", "rows", "sizes"):

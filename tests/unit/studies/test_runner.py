@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -145,6 +146,17 @@ def test_a_disk_that_fills_within_a_checkpoint_leaves_the_one_before(
     assert torch.load(last, weights_only=True)["global_step"] == 3
     assert stopped() == 0
     assert len(list(last.parent.glob("metrics/version_*"))) == 2, "it started again instead of going on"
+
+
+@pytest.mark.parametrize("owner", ["", "[]", '{"settings": "another"}'])
+def test_a_checkpoint_of_nobody_or_of_other_settings_is_not_gone_on_from(
+    owner: str, stopped: Callable[[], int]
+) -> None:
+    place = Path("out/runs/digits/net/unquantized/seed0")
+    assert len(json.loads((place / "study_run.json").read_text())["settings"]) == 12
+    (place / "study_run.json").write_text(owner)
+    assert stopped() == 0
+    assert len(list(place.glob("metrics/version_*"))) == 1
 
 
 def test_a_damaged_checkpoint_is_named_with_a_way_out(
@@ -435,7 +447,7 @@ def test_networks_and_rows_can_be_chosen(study: Callable[..., int], capsys: pyte
         (("--models", "nett"), "s", "`--models` 'nett' is not there. Did you mean 'net'?"),
         (("--sets", "digit"), "s", "`--sets` 'digit' is not there. Did you mean 'digits'?"),
         (("--seeds", "0"), "s", "`seeds` must be an integer >= 1. Got 0."),
-        ((), "large", "the size 'large' is not there. There are: s, own, both."),
+        ((), "large", "in mine, the size 'large' is not there. There are: s, own, both."),
         ((), "own", "mine in size own needs own: pass --data with the folder that holds own."),
         (("--data", "nowhere"), "own", "needs the set own in 'nowhere/own', which is not there."),
     ],
@@ -562,10 +574,10 @@ def test_a_full_disk_under_a_figure_is_told_in_a_sentence(
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("straightvq.studies.toy.draw_toyy", "must be the class path of a function. Got 'straightvq.studies.toy.draw_"),
-        ("straightvq.studies.toi.draw_toy", "No module named 'straightvq.studies.toi'."),
-        ("draw_toy", "must be the class path of a function. Got 'draw_toy'"),
-        ("straightvq.studies.toy.LR", "`script` of mine must be a function. Got 'straightvq.studies.toy.LR'."),
+        ("straightvq.studies.toy.draw_toyy", "has no attribute 'draw_toyy'"),
+        ("straightvq.studies.toi.draw_toy", "straightvq.studies.toi"),
+        ("draw_toy", "Expected a dot import path string: draw_toy"),
+        ("straightvq.studies.toy.LR", "expects a function or a callable class"),
     ],
 )
 def test_misspelt_script_is_named(
@@ -579,7 +591,7 @@ def test_misspelt_script_is_named(
     Path("mine.yaml").write_text(yaml.safe_dump({"title": "A", "about": "B", "script": script}))
     assert main(["reproduce", "mine.yaml"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("straightvq: `reproduce`: `script` of mine must be")
+    assert said.startswith("straightvq: `reproduce`: in 'mine.yaml', `the study`: Parser key \"script\"")
     assert message in said
 
 
@@ -716,7 +728,7 @@ def test_a_checkpoint_that_is_gone_is_named_and_can_be_made_anew(
     ("follows", "message"),
     [
         ("sme", "the study 'sme' is not there. There are: autoencoder"),
-        ("toy", "the size of toy, 's' is not there."),
+        ("toy", "in toy, the size 's' is not there."),
         ("mine.yaml", "mine is built upon, and must not follow another study itself."),
     ],
 )
