@@ -12,7 +12,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from straightvq.diagnostics import panels, save
 from straightvq.io import write_text
 from straightvq.studies.plan import FINAL, Cell, Plan
-from straightvq.studies.results import CURVES, recorded_curves
+from straightvq.studies.results import CURVES, of_cells, recorded_curves
 from straightvq.studies.study import Measure, Study, slug
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def dots(study: Study, finals: pd.DataFrame, places: Sequence[Sequence[Cell]]) -
         for column, measure in enumerate(measures):
             ax = _axes(figure, (place, column), grid, left=left, height=height)
             for number, cell in enumerate(cells):
-                is_own = (finals.set == cell.set) & (finals.model == cell.model) & (finals.row == cell.row)
-                values = finals[is_own].reindex(columns=[measure.name])[measure.name].dropna() * measure.scale
+                own = of_cells(finals, [cell], FINAL).reindex(columns=[measure.name])
+                values = own[measure.name].dropna() * measure.scale
                 y, color = rows - 1 - number, _color(number)
                 if len(values):
                     ax.scatter(values, [y] * len(values), s=34, color=color, alpha=0.7, linewidths=0, zorder=3)

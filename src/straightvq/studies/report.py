@@ -8,6 +8,7 @@ import pandas as pd  # type: ignore[import-untyped]
 from straightvq.io import write_text
 from straightvq.studies.pictures import sample_picture
 from straightvq.studies.plan import FINAL, TUNE, Plan
+from straightvq.studies.results import of_cells
 from straightvq.studies.tables import main_table, tuning_table
 
 FIGURES = {"results.png": "every run, and the mean of each row", "curves.png": "the course of training"}
@@ -34,9 +35,8 @@ class Report:
         mains, tunings = [], []
         for place in dict.fromkeys(cell.place for cell in plan.compared):
             here = [cell for cell in plan.compared if cell.place == place]
-            kinds = set(results.kind[(results.set == place[0]) & (results.model == place[1])])
-            mains += [main_table(plan.study, here, results)] if FINAL in kinds else []
-            tunings += [tuning_table(plan.study, here, results)] if TUNE in kinds else []
+            mains += [main_table(plan.study, here, results)] if len(of_cells(results, here, FINAL)) else []
+            tunings += [tuning_table(plan.study, here, results)] if len(of_cells(results, here, TUNE)) else []
         sections = [
             *self._head(results, stale),
             *(part for table in mains for part in (f"## {table.title}", table.markdown(), table.note)),
@@ -78,11 +78,10 @@ class Report:
     def _samples(self, results: pd.DataFrame) -> list[str]:
         """What models of images drew, of seed 0."""
         lines = []
-        finals = results[(results.kind == FINAL) & (results.number == 0)]
-        done = set(zip(finals.set, finals.model, finals.row, strict=True))
         for cell in self.plan.compared:
             picture = sample_picture(cell)
-            if (cell.set, cell.model, cell.row) in done and (self.plan.results.folder / picture).is_file():
+            is_done = 0 in set(of_cells(results, [cell], FINAL).number)
+            if is_done and (self.plan.results.folder / picture).is_file():
                 lines += [f"### {cell.title}", f"![{cell.title}]({picture.as_posix()})"]
         return ["## Samples", *lines] if lines else []
 

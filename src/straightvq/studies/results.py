@@ -125,6 +125,14 @@ class Results:
         return table(found for run in runs if (found := self.get(run)) is not None)
 
 
+def of_cells(results: pd.DataFrame, cells: Iterable[Cell], kind: str) -> pd.DataFrame:
+    """The part of a table that is of these methods, and of tuning or final."""
+    wanted = {(cell.set, cell.model, cell.row, kind) for cell in cells}
+    return results.loc[
+        [key in wanted for key in zip(results.set, results.model, results.row, results.kind, strict=True)]
+    ]
+
+
 def table(results: Iterable[Result]) -> pd.DataFrame:
     """One row per result: what it is of, how it was made, then its metrics."""
     rows = [asdict(result) for result in results]

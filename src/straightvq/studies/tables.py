@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pandas as pd  # type: ignore[import-untyped]
 
 from straightvq.studies.plan import FINAL, TUNE, Cell
+from straightvq.studies.results import of_cells
 from straightvq.studies.study import Measure, Study
 
 NONE = "–"
@@ -130,8 +131,8 @@ class _MainTable:
     def __init__(self, study: Study, cells: Sequence[Cell], results: pd.DataFrame) -> None:
         self.study, self.headline = study, study.headline
         self.place, self.names = cells[0].place, [cell.row for cell in cells]
-        is_here = (results.set == self.place[0]) & (results.model == self.place[1])
-        self.results = results[is_here & (results.kind == FINAL) & (results.error == "")]
+        finals = of_cells(results, cells, FINAL)
+        self.results = finals[finals.error == ""]
         paper = pd.DataFrame({name: self._quoted(name) for name in self.names}).T
         self.paper = paper.reindex(columns=[measure.label for measure in study.measures.values()]).astype(float)
         self.values = self._by_seed(self.headline)
@@ -250,8 +251,7 @@ def tuning_table(study: Study, cells: Sequence[Cell], results: pd.DataFrame) -> 
     """What each row tried and found, the best in bold."""
     lines = []
     for cell in cells:
-        is_own = (results.set == cell.set) & (results.model == cell.model) & (results.row == cell.row)
-        tried = results[is_own & (results.kind == TUNE)].reindex(columns=["setting", study.tune.by])
+        tried = of_cells(results, [cell], TUNE).reindex(columns=["setting", study.tune.by])
         values = tried[study.tune.by].astype(float)
         found = ["failed" if math.isnan(value) else f"{value:.4g}" for value in values]
         texts = [f"{setting}: {text}" for setting, text in zip(tried.setting, found, strict=True)]

@@ -138,10 +138,7 @@ def draw_toy(folder: Path, title: str, about: str) -> None:
     write_text(folder / "report.md", "\n\n".join(page) + "\n")
     write_text(folder / "report.tex", table.latex() + "\n")
     columns = ["z_0", "z_1", "code_0", "code_1"]
-    points = {
-        rule: pd.DataFrame(torch.cat(path, 1), columns=["z_0", "z_1", "code_0", "code_1"])
-        for rule, path in paths.items()
-    }
+    points = {rule: pd.DataFrame(torch.cat(path, 1), columns=columns) for rule, path in paths.items()}
     text = pd.concat(points, names=["rule", "step"]).to_csv(float_format="%.6f")
     write_text(folder / "results.csv", text)
 

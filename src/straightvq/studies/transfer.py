@@ -52,11 +52,15 @@ class Known:
             place = plan.results.folder / run.folder
             if run.kind == FINAL and not (place / "metrics").exists():
                 self._copy_curve(run, place)
-            picture = sample_picture(run.cell)
-            if (self.folder / picture).is_file() and not (plan.results.folder / picture).exists():
-                (plan.results.folder / picture).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.folder / picture, plan.results.folder / picture)
+            self._copy_samples(run, plan.results.folder / sample_picture(run.cell))
             plan.results.add(run, found)
+
+    def _copy_samples(self, run: Run, target: Path) -> None:
+        # The second is where versions before this one kept them.
+        for source in (self.folder / sample_picture(run.cell), self.folder / run.folder / "samples" / "grid.png"):
+            if run.kind == FINAL and source.is_file() and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
 
     def _copy_curve(self, run: Run, place: Path) -> None:
         if self.curves is None:

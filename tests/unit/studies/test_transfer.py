@@ -52,6 +52,17 @@ def test_a_study_goes_on_from_its_tables_as_if_its_runs_were_there(
     assert counter.titles == []
 
 
+@pytest.mark.parametrize("place", ["samples/digits-net-VQ.png", "runs/digits/net/VQ/seed0/samples/grid.png"])
+def test_samples_come_along(place: str, study: Callable[..., int], elsewhere: Path, trained: list[Run]) -> None:
+    """Also from where older versions kept them."""
+    (elsewhere / place).parent.mkdir(parents=True)
+    (elsewhere / place).write_bytes(b"picture")
+    assert study("--known", str(elsewhere)) == 0
+    assert trained == []
+    assert Path("out/samples/digits-net-VQ.png").read_bytes() == b"picture"
+    assert "![digits net VQ](samples/digits-net-VQ.png)" in Path("out/report.md").read_text()
+
+
 def test_what_the_tables_lack_is_run(
     study: Callable[..., int],
     elsewhere: Path,
