@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from straightvq.studies import engine
-from straightvq.studies.plan import Run
+from straightvq.studies.run import Run
 
 # Two rows in one network of toy size, tuned over two settings; a second or so for each run.
 STUDY: dict[str, Any] = {

@@ -10,9 +10,10 @@ from tqdm import tqdm
 
 from straightvq.errors import InvalidValueError
 from straightvq.studies.pictures import draw
-from straightvq.studies.plan import TUNE, Plan, Run
+from straightvq.studies.plan import Plan
 from straightvq.studies.report import Report
 from straightvq.studies.results import Result
+from straightvq.studies.run import TUNE, Run
 from straightvq.studies.study import hint
 from straightvq.studies.train import Check, discard_checkpoints, train
 

@@ -11,8 +11,9 @@ import pandas as pd  # type: ignore[import-untyped]
 
 from straightvq.diagnostics import panels, save
 from straightvq.io import write_text
-from straightvq.studies.plan import FINAL, Cell, Plan
+from straightvq.studies.plan import Plan
 from straightvq.studies.results import CURVES, of_cells, recorded_curves
+from straightvq.studies.run import FINAL, Cell
 from straightvq.studies.study import Measure, Study, slug
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ import pandas as pd  # type: ignore[import-untyped]
 
 from straightvq.io import write_text
 from straightvq.studies.pictures import sample_picture
-from straightvq.studies.plan import FINAL, TUNE, Plan
+from straightvq.studies.plan import Plan
 from straightvq.studies.results import of_cells
+from straightvq.studies.run import FINAL, TUNE
 from straightvq.studies.tables import main_table, tuning_table
 
 FIGURES = {"results.png": "every run, and the mean of each row", "curves.png": "the course of training"}

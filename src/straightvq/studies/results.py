@@ -13,7 +13,7 @@ from straightvq.errors import InvalidValueError
 from straightvq.io import write_text
 from straightvq.runs import read_log
 from straightvq.studies.origin import hardware, versions
-from straightvq.studies.plan import Cell, Run
+from straightvq.studies.run import Cell, Run
 
 TABLE, CURVES = "results.csv", "curves.csv"
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pandas as pd  # type: ignore[import-untyped]
 
-from straightvq.studies.plan import FINAL, TUNE, Cell
 from straightvq.studies.results import of_cells
+from straightvq.studies.run import FINAL, TUNE, Cell
 from straightvq.studies.study import Measure, Study
 
 NONE = "–"

@@ -22,8 +22,8 @@ from straightvq.generation.generate import Sampling, generate
 from straightvq.generation.task import Generation
 from straightvq.io import write_text
 from straightvq.runs import read_checkpoint
-from straightvq.studies.plan import FINAL, Run
 from straightvq.studies.results import Result
+from straightvq.studies.run import FINAL, Run
 from straightvq.training.command_line import TrainingCLI, quiet
 from straightvq.training.monitor import CodebookWarning
 

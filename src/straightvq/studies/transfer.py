@@ -8,8 +8,9 @@ import pandas as pd  # type: ignore[import-untyped]
 from straightvq.errors import InvalidValueError
 from straightvq.runs import write_log
 from straightvq.studies.pictures import sample_picture
-from straightvq.studies.plan import FINAL, Plan, Run
+from straightvq.studies.plan import Plan
 from straightvq.studies.results import CURVES, TABLE, Result, read_curves, read_table
+from straightvq.studies.run import FINAL, Run
 
 
 class Known:

@@ -8,8 +8,8 @@ from tests.small_study import STUDY
 
 from straightvq.cli import main
 from straightvq.studies import engine
-from straightvq.studies.plan import Run
 from straightvq.studies.results import Result
+from straightvq.studies.run import Run
 
 
 @pytest.fixture

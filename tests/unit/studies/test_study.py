@@ -11,8 +11,9 @@ import yaml
 
 import straightvq as svq
 from straightvq.studies import Study, ablation, load_study, study_names
-from straightvq.studies.plan import FINAL, Cell, Plan, Run, serving
+from straightvq.studies.plan import Plan, serving
 from straightvq.studies.results import Results
+from straightvq.studies.run import FINAL, Cell, Run
 from straightvq.studies.study import Config
 from straightvq.studies.train import words
 
@@ -351,7 +352,7 @@ def test_unknown_study(name: str, message: str) -> None:
         ),
         ({**SMALL, "title": None}, r"`the study`: the following arguments are required: title"),
         ({"title": "A", "about": "B", "script": [3]}, r'`the study`: .*"script": .*\[3\]'),
-        ({**SMALL, "script": "a.b"}, r"`measures` must have nothing beside a `script`"),
+        ({**SMALL, "script": "straightvq.studies.toy.draw_toy"}, r"`measures` must have nothing beside a `script`"),
         (
             edited(rows__first__paper={"net": {"accuracy": float("nan")}}),
             r"accuracy` must be a number. Got nan",

@@ -11,8 +11,8 @@ from tests.small_study import STUDY, Counter, edited, table
 
 from straightvq.cli import main
 from straightvq.runs import write_log
-from straightvq.studies.plan import FINAL, Cell, Run
 from straightvq.studies.results import read_curves, recorded_curves
+from straightvq.studies.run import FINAL, Cell, Run
 
 
 @pytest.fixture(scope="module")

@@ -26,8 +26,9 @@ from tests.small_study import STUDY, Counter, edited, table
 from straightvq.cli import main
 from straightvq.generation import Tokenizer
 from straightvq.studies import engine, load_study, reproduction
-from straightvq.studies.plan import Cell, Plan, Run
+from straightvq.studies.plan import Plan
 from straightvq.studies.results import Result, Results
+from straightvq.studies.run import Cell, Run
 from straightvq.studies.train import words
 from straightvq.training.command_line import TrainingCLI, quiet
 
@@ -244,6 +245,16 @@ def test_several_workers_need_ray(study: Callable[..., int], capsys: pytest.Capt
     assert "`workers` must be 1 where Ray is not installed. Got 2. Several need the extra" in said
     assert "straightvq[cluster]" in said
     assert not Path("out").exists()
+
+
+@pytest.mark.slow
+def test_workers_of_ray_come_to_the_same_results(study: Callable[..., int]) -> None:
+    pytest.importorskip("ray")
+    assert study("--rows", "VQ") == 0
+    alone = table()
+    shutil.rmtree("out")
+    assert study("--rows", "VQ", "--workers", "2") == 0
+    assert table() == alone
 
 
 def test_several_workers_do_every_run_once_and_no_row_before_its_tuning(
