@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from straightvq.studies import training, work
+from straightvq.studies import engine
 from straightvq.studies.run import Run
 
 # Two rows in one network of toy size, tuned over two settings; a second or so for each run.
@@ -104,7 +104,7 @@ class Counter:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None, at: int = -1) -> None:
         self.titles: list[str] = []
-        real = training.train
+        real = engine.train
 
         def counted(run: Run, *args: Any, **kwargs: Any) -> Any:
             if len(self.titles) == at and error is not None:
@@ -112,4 +112,4 @@ class Counter:
             self.titles.append(run.title)
             return real(run, *args, **kwargs)
 
-        monkeypatch.setattr(work, "train", counted)
+        monkeypatch.setattr(engine, "train", counted)

@@ -147,6 +147,7 @@ def reproduce(args: list[str]) -> None:
     parser.add_argument("--dry-run", action="store_true", help="list the runs and estimate the time")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished runs")
     parser.add_argument("--rerun", action="store_true", help="repeat runs that failed or have other settings")
+    parser.add_argument("--workers", type=int, help="runs at a time; several need Ray (default: 1)")
     parser.add_argument("--known", type=Path, help="folder with results of the same study made elsewhere, to take over")
     options = vars(parser.parse_args(args))
     from straightvq import studies

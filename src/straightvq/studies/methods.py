@@ -21,8 +21,6 @@ from straightvq.nn import (
 )
 from straightvq.nn.part import check_bool
 
-__all__ = ["ablation"]
-
 
 def ablation(
     dim: int,
@@ -69,9 +67,8 @@ def ablation(
         >>> ablation(8, 16, lr_scale=2.0, patience=20).codebook.parametrization
         Affine(lr_scale=2.0, groups=1)
     """
-    check_bool("ablation", "l2", l2)
-    check_bool("ablation", "running", running)
-    check_bool("ablation", "kmeans", kmeans)
+    for name, value in (("l2", l2), ("running", running), ("kmeans", kmeans)):
+        check_bool("ablation", name, value)
     if running and lr_scale is not None:
         raise InvalidValueError(
             "`ablation`: affine codes are learned (`lr_scale`) or follow running statistics (`running`), not both. "

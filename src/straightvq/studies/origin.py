@@ -9,8 +9,6 @@ import torch
 
 import straightvq
 
-__all__ = ["hardware", "versions"]
-
 
 def hardware(device: str | None = None, threads: int | None = None) -> str:
     """The GPU's name, or the processor's and the number of threads.

@@ -1,118 +1,101 @@
-"""The report of a study: its tables, its figures, and how they were made."""
+"""The report of a study: its tables, its pictures, and how they were made."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from straightvq.io import write_text
-from straightvq.studies.results import Findings, Result
-from straightvq.studies.run import FINAL, TUNE, Cell
-from straightvq.studies.study import Size, Study
-from straightvq.studies.tables import Table, main_table, tuning_table
+import pandas as pd
 
-__all__ = ["Context", "write_report"]
+from straightvq.io import write_text
+from straightvq.studies.pictures import sample_picture
+from straightvq.studies.plan import Plan
+from straightvq.studies.results import of_cells
+from straightvq.studies.run import FINAL, TUNE
+from straightvq.studies.tables import main_table, tuning_table
 
 FIGURES = {"results.png": "every run, and the mean of each row", "curves.png": "the course of training"}
 
 
 @dataclass(frozen=True)
-class Context:
-    """What the report says about the study as a whole.
+class Report:
+    """``report.md`` and ``report.tex`` of whatever is finished of a plan.
 
     Attributes:
-        study, size: what was run.
-        command: how.
+        plan: what is compared.
+        command: how it was run.
         remark: on the data, or "".
-        seeds: per row.
-        left_out: how many results are of other settings than the study's, and not in the report.
     """
 
-    study: Study
-    size: Size
+    plan: Plan
     command: str
-    remark: str
-    seeds: int
-    left_out: int = 0
+    remark: str = ""
 
-
-def write_report(folder: Path, context: Context, results: Findings, cells: Sequence[Cell]) -> None:
-    """Writes ``report.md`` and ``report.tex`` of whatever is finished."""
-    places = list(dict.fromkeys((cell.set, cell.model) for cell in cells))
-    tables, tuned = [], []
-    for place in places:
-        here = [cell for cell in cells if (cell.set, cell.model) == place]
-        if any(results.of(cell, FINAL) for cell in here):
-            tables.append(main_table(context.study, here, results))
-        if any(results.of(cell, TUNE) for cell in here):
-            tuned.append(tuning_table(context.study, here, results))
-    write_text(folder / "report.md", _page(folder, context, results, cells, tables, tuned))
-    write_text(folder / "report.tex", "\n\n".join(table.latex() for table in [*tables, *tuned]) + "\n")
-
-
-def _page(
-    folder: Path, context: Context, results: Findings, cells: Sequence[Cell], tables: list[Table], tuned: list[Table]
-) -> str:
-    study, size = context.study, context.size
-    first, headline = next(iter(study.rows)), study.measures[0]
-    finals = [r for cell in cells for r in results.of(cell, FINAL)]
-    lines = [f"# {study.title}", "", study.about.strip(), ""]
-    lines += [
-        f"Size `{size.name}`: {size.about.strip()}" if size.about else f"Size `{size.name}`.",
-        f"`{context.command}`. {len(finals)} of {len(cells) * context.seeds} runs are finished{_origin(finals)}.",
-        "",
-    ]
-    lines += [context.remark, ""] if context.remark else []
-    if context.left_out:
-        lines += [f"Results of other settings than the study has now are left out: {context.left_out}.", ""]
-    if size.follows:
-        before = [f"[{name}]({name}/report.md)" for name in (Path(name).stem for name in size.follows.values())]
-        lines += [f"Built upon {', '.join(before)}, whose checkpoints are kept.", ""]
-    comparison = (
-        f" **Against {first}** is the mean of the paired differences in {headline.label} over common seeds ± its "
-        "standard error; *tied* is within two standard errors."
-    )
-    values = "Values are mean ± standard deviation over seeds, on the test set."
-    lines += [values + (comparison if len(study.rows) > 1 else ""), ""]
-    for table in tables:
-        lines += [f"## {table.title}", "", table.markdown(), "", *([table.note, ""] if table.note else [])]
-    for name, text in FIGURES.items():
-        if (folder / name).is_file():
-            lines += [f"![{text}]({name})", ""]
-    if tuned:
-        lines += [
-            "## Tuning",
-            "",
-            f"Each row tried the same number of settings with seed 0 and was measured by `{study.tune_by}` on the "
-            "validation set; the best, in bold, was used for all seeds.",
-            "",
+    def write(self) -> None:
+        plan = self.plan
+        runs = list(plan.reported())
+        results, stale = plan.results.matching(runs), sum(map(plan.results.is_stale, runs))
+        mains, tunings = [], []
+        for place in dict.fromkeys(cell.place for cell in plan.compared):
+            here = [cell for cell in plan.compared if cell.place == place]
+            mains += [main_table(plan.study, here, results)] if len(of_cells(results, here, FINAL)) else []
+            tunings += [tuning_table(plan.study, here, results)] if len(of_cells(results, here, TUNE)) else []
+        sections = [
+            *self._head(results, stale),
+            *(part for table in mains for part in (f"## {table.title}", table.markdown(), table.note)),
+            *(f"![{text}]({name})" for name, text in FIGURES.items() if (plan.results.folder / name).is_file()),
+            *(self._tuning() if tunings else []),
+            *(part for table in tunings for part in (f"### {table.title}", table.markdown())),
+            *self._samples(results),
+            *self._failed(results),
+            "All metrics of every run: `results.csv`. One again: `straightvq fit --config` with its `config.yaml`.",
         ]
-        for table in tuned:
-            lines += [f"### {table.title}", "", table.markdown(), ""]
-    lines += _samples(folder, results, cells)
-    failed = [r for cell in cells for kind in (TUNE, FINAL) for r in results.of(cell, kind) if r.error]
-    if failed:
-        lines += ["## Failed runs", ""]
-        lines += [f"- {r.set} {r.model} {r.row}, {r.kind} {r.number}: {r.error}" for r in failed] + [""]
-    lines += [
-        "All metrics of every run: `results.csv`. One again: `straightvq fit --config` with its `config.yaml`.",
-        "",
-    ]
-    return "\n".join(lines)
+        folder = plan.results.folder
+        write_text(folder / "report.md", "\n\n".join(section for section in sections if section) + "\n")
+        write_text(folder / "report.tex", "\n\n".join(table.latex() for table in [*mains, *tunings]) + "\n")
+
+    def _head(self, results: pd.DataFrame, stale: int) -> list[str]:
+        plan, study, size = self.plan, self.plan.study, self.plan.size
+        finals = results[results.kind == FINAL]
+        count = f"{len(finals)} of {len(plan.compared) * plan.seeds} runs are finished{origin(finals)}."
+        about = f"Size `{size.name}`: {size.about.strip()}" if size.about else f"Size `{size.name}`."
+        left_out = f"Results of other settings than the study has now are left out: {stale}." if stale else ""
+        before = [f"[{name}]({name}/report.md)" for name in (Path(name).stem for name in size.follows.values())]
+        built = f"Built upon {', '.join(before)}, whose checkpoints are kept." if before else ""
+        values = "Values are mean ± standard deviation over seeds, on the test set."
+        if len(study.rows) > 1:
+            values += (
+                f" **Against {next(iter(study.rows))}** is the mean of the paired differences in "
+                f"{study.headline.label} over common seeds ± its standard error; *tied* is within two standard errors."
+            )
+        how = f"{about}\n`{self.command}`. {count}"
+        return [f"# {study.title}", study.about.strip(), how, self.remark, left_out, built, values]
+
+    def _tuning(self) -> list[str]:
+        return [
+            "## Tuning",
+            "Each row tried the same number of settings with seed 0 and was measured by "
+            f"`{self.plan.study.tune.by}` on the validation set; the best, in bold, was used for all seeds.",
+        ]
+
+    def _samples(self, results: pd.DataFrame) -> list[str]:
+        """What models of images drew, of seed 0."""
+        lines = []
+        for cell in self.plan.compared:
+            picture = sample_picture(cell)
+            is_done = 0 in set(of_cells(results, [cell], FINAL).number)
+            if is_done and (self.plan.results.folder / picture).is_file():
+                lines += [f"### {cell.title}", f"![{cell.title}]({picture.as_posix()})"]
+        return ["## Samples", *lines] if lines else []
+
+    @staticmethod
+    def _failed(results: pd.DataFrame) -> list[str]:
+        failed = results[results.error != ""].itertuples()
+        lines = [f"- {r.set} {r.model} {r.row}, {r.kind} {r.number}: {r.error}" for r in failed]
+        return ["## Failed runs", "\n".join(lines)] if lines else []
 
 
-def _origin(results: Sequence[Result]) -> str:
+def origin(finals: pd.DataFrame) -> str:
     """With what, where and when these were made; results of older versions do not know."""
-    parts = [" and ".join(sorted({getattr(r, name) for r in results} - {""})) for name in ("versions", "hardware")]
-    dates = sorted({r.date for r in results} - {""})
+    parts = [" and ".join(sorted(set(finals[name]) - {""})) for name in ("versions", "hardware")]
+    dates = sorted(set(finals.date) - {""})
     parts.append(" to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "")
     return "".join(f", {part}" for part in parts if part)
-
-
-def _samples(folder: Path, results: Findings, cells: Sequence[Cell]) -> list[str]:
-    """What models of images drew, of seed 0."""
-    lines = []
-    for cell in cells:
-        grid = Path("runs") / cell.folder / "seed0" / "samples" / "grid.png"
-        if any(r.number == 0 for r in results.of(cell, FINAL)) and (folder / grid).is_file():
-            lines += [f"### {cell.title}", "", f"![{cell.title}]({grid.as_posix()})", ""]
-    return ["## Samples", "", *lines] if lines else []

@@ -1,22 +1,21 @@
-"""What is known of a study's runs: one file per finished run, one table of all."""
+"""What is known of a study's runs: one file per finished run, and one table of all."""
 
-import csv
 import datetime
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from straightvq.errors import InvalidValueError
 from straightvq.io import write_text
+from straightvq.runs import read_log
 from straightvq.studies.origin import hardware, versions
 from straightvq.studies.run import Cell, Run
 
-__all__ = ["Findings", "Result", "Results", "read_table"]
-
-FILE, TABLE = "result.json", "results.csv"
+TABLE, CURVES = "results.csv", "curves.csv"
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Result:
         settings: fingerprint of the configuration.
         seconds: of training, interruptions left out.
         error: why there are no metrics, or "".
-        metrics: by logged name.
         versions, hardware, date: with what, where and when it was made.
+        metrics: by logged name.
     """
 
     set: str
@@ -44,48 +43,45 @@ class Result:
     settings: str
     seconds: float
     error: str = ""
-    metrics: dict[str, float] = field(default_factory=dict)
     versions: str = ""
     hardware: str = ""
     date: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run, seconds: float, metrics: dict[str, float], error: str = "") -> "Result":
-        cell = run.cell
-        return cls(
-            cell.set,
-            cell.model,
-            cell.row,
-            run.kind,
-            run.number,
-            run.setting,
-            run.settings,
-            round(seconds, 1),
-            error,
-            metrics,
-            versions(),
-            hardware(),
-            str(datetime.date.today()),
-        )
+        """Of a run that ends here and now."""
+        of: dict[str, Any] = {**asdict(run.cell), "kind": run.kind, "number": run.number, "setting": run.setting}
+        made: dict[str, Any] = {"versions": versions(), "hardware": hardware(), "date": str(datetime.date.today())}
+        return cls(**of, settings=run.settings, seconds=round(seconds, 1), error=error, metrics=metrics, **made)
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.set, self.model, self.row)
 
 
-NAMED = [name for name in Result.__dataclass_fields__ if name != "metrics"]
+NAMED = [item.name for item in fields(Result) if item.name != "metrics"]
 
 
-class Findings:
-    """Results to be compared.
+class Results:
+    """All finished runs below a folder.
+
+    Each run's result is a file in the run's own folder, written in one piece, so that a full disk or a killed process
+    can damage no other. ``results.csv`` is made from them.
 
     Args:
-        known: by the folder of the run.
+        folder: of the study.
     """
 
-    def __init__(self, known: Mapping[Path, Result]) -> None:
-        self._known = dict(known)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[Path, Result] = {}
+        self.refresh()
 
-    def of(self, cell: Cell, kind: str) -> list[Result]:
-        """The results of a cell, by number."""
-        found = [r for r in self if (r.set, r.model, r.row, r.kind) == (cell.set, cell.model, cell.row, kind)]
-        return sorted(found, key=lambda r: r.number)
+    def refresh(self) -> None:
+        """Reads what is there now."""
+        for file in sorted(self.folder.glob("runs/*/*/*/*/result.json")):
+            self._known[file.parent.relative_to(self.folder)] = _read(file)
 
     def __iter__(self) -> Iterator[Result]:
         return iter(self._known.values())
@@ -93,98 +89,70 @@ class Findings:
     def __len__(self) -> int:
         return len(self._known)
 
-
-class Results(Findings):
-    """All finished runs below a folder.
-
-    Each run's result is a file in the run's own folder, written in one piece, so that a full disk or a killed process
-    can damage no other. ``results.csv`` is made from them, those that other processes have written meanwhile included.
-
-    Args:
-        folder: of the study.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__({})
-        self.folder = folder
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Reads what is there now."""
-        files = sorted((self.folder / "runs").glob(f"*/*/*/*/{FILE}"))
-        self._known = {file.parent: _read(file) for file in files}
-
-    def place(self, run: Run) -> Path:
-        """Folder of a run."""
-        return self.folder / self.inner(run)
-
-    @staticmethod
-    def inner(run: Run) -> Path:
-        """Folder of a run within that of its study."""
-        return Path("runs") / run.cell.folder / run.name
+    def has(self, run: Run) -> bool:
+        """Whether there is a result, whatever its settings."""
+        return run.folder in self._known
 
     def get(self, run: Run) -> Result | None:
         """The result of a run with these very settings."""
-        found = self._known.get(self.place(run))
+        found = self._known.get(run.folder)
         return found if found is not None and found.settings == run.settings else None
-
-    def has(self, run: Run) -> bool:
-        """Whether there is a result, whatever its settings."""
-        return self.place(run) in self._known
 
     def is_stale(self, run: Run) -> bool:
         """Whether there is a result of other settings."""
         return self.has(run) and self.get(run) is None
 
     def suppose(self, run: Run, result: Result) -> None:
-        """Knows a result until the files are read again."""
-        self._known[self.place(run)] = result
-
-    def matching(self, runs: Iterable[Run]) -> Findings:
-        """The results of these very runs, without those of other settings."""
-        return Findings({self.place(run): found for run in runs if (found := self.get(run)) is not None})
-
-    def add(self, run: Run, result: Result) -> None:
-        """Writes a result and the table of all."""
-        write_text(self.place(run) / FILE, json.dumps(asdict(result), indent=1) + "\n")
-        self.write()
-
-    def write(self) -> None:
-        """Writes the table of all."""
-        self.refresh()
-        write_text(self.folder / TABLE, self.table())
+        """Knows a result without a file."""
+        self._known[run.folder] = result
 
     def forget(self, run: Run) -> bool:
         """Drops what is known of a run, whatever its settings; returns whether there was something."""
-        return self._known.pop(self.place(run), None) is not None
+        return self._known.pop(run.folder, None) is not None
 
-    def table(self) -> str:
-        """All results as CSV, one line per run, in an order that does not depend on that of running."""
-        rows: list[dict[str, Any]] = []
-        for result in self:
-            row = asdict(result)
-            rows.append({**row, **row.pop("metrics")} | {"metrics": None})
-        rows.sort(key=lambda r: (r["set"], r["model"], r["row"], r["kind"], r["number"]))
-        metrics = sorted({key for result in self for key in result.metrics})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, [*NAMED, *metrics], extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
+    def add(self, run: Run, result: Result) -> None:
+        """Writes a result and the table of all."""
+        write_text(self.folder / run.folder / "result.json", json.dumps(asdict(result), indent=1) + "\n")
+        self.suppose(run, result)
+        self.write()
+
+    def write(self) -> None:
+        """Writes the table of all, in an order that does not depend on that of running."""
+        write_text(self.folder / TABLE, table(self).to_csv(index=False))
+
+    def matching(self, runs: Iterable[Run]) -> pd.DataFrame:
+        """The table of these very runs, without results of other settings."""
+        return table(found for run in runs if (found := self.get(run)) is not None)
+
+
+def of_cells(results: pd.DataFrame, cells: Iterable[Cell], kind: str) -> pd.DataFrame:
+    """The part of a table that is of these methods, and of tuning or final."""
+    wanted = {(cell.set, cell.model, cell.row, kind) for cell in cells}
+    return results.loc[
+        [key in wanted for key in zip(results.set, results.model, results.row, results.kind, strict=True)]
+    ]
+
+
+def table(results: Iterable[Result]) -> pd.DataFrame:
+    """One row per result: what it is of, how it was made, then its metrics."""
+    rows = [asdict(result) for result in results]
+    named = pd.DataFrame(rows, columns=NAMED)
+    metrics = pd.DataFrame([row["metrics"] for row in rows], index=named.index, dtype=float)
+    whole = pd.concat([named, metrics[sorted(metrics)]], axis=1)
+    return whole.sort_values(["set", "model", "row", "kind", "number"], ignore_index=True)
 
 
 def read_table(file: Path) -> list[Result]:
-    """What `Results.table` wrote.
+    """What `Results.write` wrote.
 
     Raises:
         ValueError: if it is something else.
     """
     try:
-        with file.open(newline="", encoding="utf-8") as lines:
-            reader = csv.DictReader(lines)
-            if not set(NAMED) <= set(reader.fieldnames or []):
-                raise ValueError("other columns")
-            return [_from_row(row) for row in reader]
+        rows = pd.read_csv(file, dtype=str, keep_default_na=False)
+        if not set(NAMED) <= set(rows):
+            raise ValueError("other columns")
+        return [_from_row(row) for row in rows.to_dict("records")]
     except (ValueError, TypeError) as error:
         raise InvalidValueError(f"`reproduce`: {str(file)!r} is not a table of results that a study wrote.") from error
 
@@ -192,8 +160,8 @@ def read_table(file: Path) -> list[Result]:
 def _from_row(row: dict[str, str]) -> Result:
     metrics = {name: float(value) for name, value in row.items() if name not in NAMED and value}
     numbers = {"number": int(row["number"]), "seconds": float(row["seconds"])}
-    values: dict[str, Any] = {name: row[name] for name in NAMED} | numbers | {"metrics": metrics}
-    return Result(**values)
+    values: dict[str, Any] = {name: row[name] for name in NAMED} | numbers
+    return Result(**values, metrics=metrics)
 
 
 def _read(file: Path) -> Result:
@@ -203,3 +171,28 @@ def _read(file: Path) -> Result:
         raise InvalidValueError(
             f"`reproduce`: {str(file)!r} is not a result of this version. Remove it to repeat the run."
         ) from error
+
+
+def recorded_curves(folder: Path, finals: Iterable[Run], name: str) -> pd.DataFrame:
+    """What the logs of final runs have of one measure on the validation set: one row per step."""
+    parts = []
+    for run in finals:
+        steps, values = read_log(folder / run.folder, name)
+        if steps:
+            parts.append(pd.DataFrame({**asdict(run.cell), "seed": run.seed, "step": steps, name: values}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def read_curves(file: Path) -> pd.DataFrame:
+    """What was written of `recorded_curves`.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    try:
+        curves = pd.read_csv(file, dtype=str, keep_default_na=False)
+        if list(curves)[:-1] != ["set", "model", "row", "seed", "step"]:
+            raise ValueError("other columns")
+        return curves.astype({"seed": int, "step": int, curves.columns[-1]: float})
+    except ValueError as error:
+        raise InvalidValueError(f"`reproduce`: {str(file)!r} is not a table of curves that a study wrote.") from error

@@ -1,16 +1,51 @@
-"""A study: what is compared, on what, in which sizes; and the runs that follow from it."""
+"""A study as data: what is compared, on what, in which sizes."""
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+import math
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
 from straightvq.errors import InvalidValueError
-from straightvq.studies.run import FINAL, TUNE, Cell, Config, Run, slug
 
-__all__ = ["DataSet", "Measure", "Model", "Row", "Size", "Study", "study_names"]
+Script = Callable[[Path, str, str], Any]
+
+
+class Config(dict[str, Any]):
+    """A configuration whose keys may be written with dots, as nested sections.
+
+    Example:
+        >>> Config({"a.b": {"c": 1}, "a": {"d.e": 2}})
+        {'a': {'b': {'c': 1}, 'd': {'e': 2}}}
+    """
+
+    __slots__ = ()  # jsonargparse copies what has a `__dict__` by that
+
+    def __init__(self, content: Mapping[str, Any] = types.MappingProxyType({})) -> None:
+        super().__init__()
+        for key, value in content.items():
+            value = dict(Config(value)) if isinstance(value, dict) else value
+            for part in reversed(key.split(".")):
+                value = {part: value}
+            _lay_over(self, value)
+
+
+def _lay_over(target: dict[str, Any], overlay: dict[str, Any]) -> None:
+    for key, value in overlay.items():
+        if isinstance(value, dict) and isinstance(target.get(key), dict):
+            _lay_over(target[key], value)
+        else:
+            target[key] = value
+
+
+# jsonargparse would look into what is meant for the command line, and fill in what is not said.
+register_type(Config, serializer=dict, deserializer=Config)
 
 
 @dataclass(frozen=True)
@@ -31,13 +66,21 @@ class Measure:
     label: str
     better: Literal["higher", "lower", ""] = ""
     compare: Literal["difference", "ratio"] = "difference"
-    scale: float = 1.0
-    digits: int = 1
+    scale: PositiveFloat = 1.0
+    digits: NonNegativeInt = 1
     unit: str = ""
 
     @property
     def heading(self) -> str:
         return f"{self.label}, {self.unit}" if self.unit else self.label
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How each row's setting is chosen: by a logged value, among overlays by name."""
+
+    by: str = ""
+    settings: dict[str, Config] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,7 +91,7 @@ class Row:
         name: of the row.
         config: overlay that makes the method.
         paper: the paper's values by model or set, then by the label of the measure, in reported units.
-        settings: what is tried in tuning, overlays by name; None takes the study's.
+        settings: what is tried in tuning; None takes the study's.
         bound: whether it is what the network can do at best, without the method; it is never named the best row.
         against: other rows that it is compared with, beside the first one.
     """
@@ -63,28 +106,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Model:
-    """One network in one size.
-
-    Attributes:
-        name: of the network.
-        config: overlay that makes it.
-        seconds: what one run took where it was measured; for estimates only.
-    """
+    """One network in one size: its overlay, and the seconds that one run took, for estimates."""
 
     name: str
     config: Config
-    seconds: float | None = None
+    seconds: PositiveFloat | None = None
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One set of pictures.
-
-    Attributes:
-        name: of the set.
-        config: overlay that reads it.
-        folder: where it lies below the folder of all sets; None for embedded data.
-    """
+    """One data set: its overlay, and its folder below that of all sets; None for embedded data."""
 
     name: str
     config: Config
@@ -97,137 +128,145 @@ class Size:
 
     Attributes:
         name: of the size.
-        about: what it is and what it needs, for the report.
         sets: names of the sets.
-        without_data: names of the embedded sets that take their place where no folder of sets is given.
-        models: in order.
+        models: networks, in order.
         seeds: number of seeds of each row.
         config: overlay.
+        about: what it is and what it needs, for the report.
+        without_data: embedded sets that take the place of ``sets`` where no folder of sets is given.
         tune: overlay for the runs of tuning, usually half as long; None for no tuning.
         follows: studies whose runs must be there first, by the option that gets a run's folder, such as
-            ``model.init_args.tokenizer``. Which run serves which says `Study.serving`.
+            ``model.init_args.tokenizer``.
     """
 
     name: str
-    about: str
     sets: list[str]
-    without_data: list[str]
     models: dict[str, Model]
-    seeds: int
+    seeds: PositiveInt
     config: Config
-    tune: Config | None
+    about: str = ""
+    without_data: list[str] = field(default_factory=list)
+    tune: Config | None = None
     follows: dict[str, str] = field(default_factory=dict)
 
     def at_precision(self, precision: str | None) -> "Size":
         """The same in another floating-point precision, such as "bf16-mixed"; None changes nothing."""
         if precision is None:
             return self
-        return dataclasses.replace(self, config=expanded(self.config | {"trainer.precision": precision}))
+        return dataclasses.replace(self, config=Config({**self.config, "trainer.precision": precision}))
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says; `study_file` reads it.
+    """What a study file says; keys of configurations may be written with dots.
 
     Attributes:
         name: that of the file.
         title: headline of the report.
         about: introduction of the report, Markdown.
         measures: columns of the report; the first is the headline.
-        tune_by: the logged value by which tuning chooses, compared as the headline is.
-        settings: what tuning tries, overlays by name.
-        base: configuration under all others.
+        tune: how each row's setting is chosen.
+        base: configuration under all overlays.
         sets, rows, sizes: by name.
-        script: instead of runs: the class path of a function that takes the folder of the results.
+        script: instead of all others but title and about: a function that gets the folder and these two.
+
+    Raises:
+        ValueError: if the parts do not fit together.
     """
 
     name: str
     title: str
-    about: str
-    measures: list[Measure]
-    tune_by: str
-    settings: dict[str, Config]
-    base: Config
-    sets: dict[str, DataSet]
-    rows: dict[str, Row]
-    sizes: dict[str, Size]
-    script: str | None = None
+    about: str = ""
+    measures: dict[str, Measure] = field(default_factory=dict)
+    tune: Tuning = field(default_factory=Tuning)
+    base: Config = field(default_factory=Config)
+    sets: dict[str, DataSet] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
+    sizes: dict[str, Size] = field(default_factory=dict)
+    script: Script | None = None
 
-    def cells(
-        self, size: Size, sets: Sequence[str], models: Sequence[str] | None, rows: Sequence[str] | None
-    ) -> list[Cell]:
-        """What is compared, in the order of running; None for all."""
-        models = _chosen("--models", models, size.models)
-        rows = _chosen("--rows", rows, self.rows)
-        return [Cell(s, m, r) for s in sets for m in models for r in rows]
+    def __post_init__(self) -> None:
+        for key in ("measures", "sets", "rows", "sizes"):
+            is_there, wanted = bool(getattr(self, key)), "nothing beside a `script`" if self.script else "at least one"
+            self._require(is_there != bool(self.script), f"`{key}` must have {wanted}")
+        if not self.script:
+            self._check_names()
+            self._check_references()
 
-    def tuning(self, size: Size, cell: Cell, source: str | None) -> list[Run]:
-        """One run for each setting, none where the size or the row is not tuned."""
-        settings = self._settings(cell.row)
-        if size.tune is None or not settings:
-            return []
-        length = {f"{size.name}-tune": size.tune}
-        return [
-            self._run(size, cell, TUNE, number, setting, source, extra=length)
-            for number, setting in enumerate(settings)
-        ]
+    @property
+    def headline(self) -> Measure:
+        return next(iter(self.measures.values()))
 
-    def final(self, size: Size, cell: Cell, seed: int, setting: str, source: str | None) -> Run:
-        """The run of one seed with a setting, "" for that of the row."""
-        return self._run(size, cell, FINAL, seed, setting, source, extra={})
+    def settings(self, row: str) -> dict[str, Config]:
+        """What a row tries in tuning."""
+        own = self.rows[row].settings
+        return self.tune.settings if own is None else own
 
-    def serving(self, size: Size, cell: Cell, seed: int) -> tuple[Cell, int]:
-        """Cell and seed of the run that one of another study builds upon.
+    def _require(self, holds: bool, text: str) -> None:
+        if not holds:
+            raise InvalidValueError(f"`reproduce`: in the study {self.name}, {text}.")
 
-        It has the same set, network, row and seed. A study of a single network serves every network; one of a single
-        row serves every row, with seed 0.
+    def _check_names(self) -> None:
+        """All that names a folder names one of its own."""
+        named: dict[str, Iterable[str]] = {"sets": self.sets, "rows": self.rows, "tune.settings": self.tune.settings}
+        named |= {f"sizes.{size.name}.models": size.models for size in self.sizes.values()}
+        named |= {f"rows.{row.name}.settings": row.settings or {} for row in self.rows.values()}
+        for where, names in named.items():
+            known: dict[str, str] = {}
+            for name in names:
+                folder = slug(name)
+                self._require(
+                    folder.strip(".") != "", f"`{where}` has the name {name!r}, of which no folder can be made"
+                )
+                other = known.setdefault(folder, name)
+                self._require(
+                    other == name,
+                    f"`{where}` has names that differ in signs only, and would share a folder: {other!r} and {name!r}",
+                )
+
+    def _check_references(self) -> None:
+        """What one part says of another is true."""
+        best = "the first of `measures` must say with `better` whether higher or lower is better"
+        self._require(self.headline.better != "", best)
+        for size in self.sizes.values():
+            where = f"`sizes.{size.name}`"
+            self._require(bool(size.sets and size.models), f"{where} must have at least one of `sets` and of `models`")
+            for name in [*size.sets, *size.without_data]:
+                self._require(name in self.sets, f"{where} names the set {name!r}, which `sets` does not describe")
+            is_chosen = size.tune is None or self.tune.by != ""
+            self._require(is_chosen, f"{where} is tuned, but `tune.by` does not say by which value")
+        wanted = len(self.tune.settings)
+        for row in self.rows.values():
+            for name in row.against:
+                self._require(
+                    name in self.rows, f"`rows.{row.name}.against` names the row {name!r}, which is not there"
+                )
+            number = len(self.settings(row.name))
+            text = f"must be as many as `tune.settings`, for a fair comparison: {wanted}. Got {number}"
+            self._require(number == wanted, f"`rows.{row.name}.settings` {text}")
+
+    def check_paper(self) -> None:
+        """Refuses values of the paper that belong to nothing here; rows of another study may have more than this one.
 
         Raises:
-            ValueError: if there is none.
+            ValueError: if there are such.
         """
-        for what, name, known in (("set", cell.set, self.sets), ("network", cell.model, size.models)):
-            if name not in known and (what == "set" or len(known) > 1):
-                raise InvalidValueError(f"`reproduce`: {self.name} is built upon, but has no {what} {name!r}.")
-        if cell.row not in self.rows and len(self.rows) > 1:
-            raise InvalidValueError(f"`reproduce`: {self.name} is built upon, but has no row {cell.row!r}.")
-        model = cell.model if cell.model in size.models else next(iter(size.models))
-        if cell.row in self.rows:
-            return Cell(cell.set, model, cell.row), seed
-        return Cell(cell.set, model, next(iter(self.rows))), 0
+        places = [*self.sets, *(model for size in self.sizes.values() for model in size.models)]
+        labels = [measure.label for measure in self.measures.values()]
+        for row in self.rows.values():
+            for place, values in row.paper.items():
+                self._check_known(f"rows.{row.name}.paper", place, "no network and no set", places)
+                for label, value in values.items():
+                    where = f"rows.{row.name}.paper.{place}"
+                    self._check_known(where, label, "the label of no measure", labels)
+                    self._require(math.isfinite(value), f"`{where}.{label}` must be a number. Got {value}")
 
-    def _settings(self, row: str) -> dict[str, Config]:
-        own = self.rows[row].settings
-        return self.settings if own is None else own
-
-    def _run(
-        self, size: Size, cell: Cell, kind: str, number: int, setting: str, source: str | None, extra: dict[str, Config]
-    ) -> Run:
-        overlays = {
-            "base": self.base,
-            f"model-{size.name}-{cell.model}": size.models[cell.model].config,
-            f"set-{cell.set}": self.sets[cell.set].config,
-            f"size-{size.name}": size.config,
-            f"row-{cell.row}": self.rows[cell.row].config,
-        }
-        if setting:
-            overlays[f"setting-{cell.row}-{setting}"] = self._settings(cell.row)[setting]
-        overlays |= extra
-        # An empty configuration file is refused, and has nothing to say.
-        return Run(cell, kind, number, setting, {slug(name): part for name, part in overlays.items() if part}, source)
+    def _check_known(self, where: str, name: str, otherwise: str, known: list[str]) -> None:
+        there = f"{hint(name, known)} There are: {', '.join(dict.fromkeys(known))}"
+        self._require(name in known, f"`{where}` names {name!r}, which is {otherwise}.{there}")
 
 
-def study_names() -> list[str]:
-    """Names of the packaged studies.
-
-    Example:
-        >>> study_names()
-        ['autoencoder', 'classification', 'maskgit', 'maskgit_features', 'maskgit_tokenizer', 'toy']
-    """
-    files = resources.files("straightvq.studies").iterdir()
-    return sorted(item.name.removesuffix(".yaml") for item in files if item.name.endswith(".yaml"))
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> ValueError:
+def unknown(what: str, name: str, known: Iterable[str]) -> InvalidValueError:
     known = list(known)
     there = ", ".join(known)
     return InvalidValueError(f"`reproduce`: {what} {name!r} is not there.{hint(name, known)} There are: {there}.")
@@ -239,34 +278,11 @@ def hint(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def _chosen(option: str, names: Sequence[str] | None, known: Iterable[str]) -> list[str]:
-    """The named ones, in the order of the study."""
-    known = list(known)
-    for name in names or []:
-        if name not in known:
-            raise unknown(f"`{option}`", name, known)
-    return [name for name in known if names is None or name in names]
-
-
-def expanded(config: Config) -> Config:
-    """A configuration whose keys may be written with dots, as nested sections.
+def slug(text: str) -> str:
+    """A name of a file.
 
     Example:
-        >>> expanded({"a.b": {"c": 1}, "a": {"d.e": 2}})
-        {'a': {'b': {'c': 1}, 'd': {'e': 2}}}
+        >>> slug("EMA + reset"), slug("l2 + replace"), slug("lr 1e-3")
+        ('EMA-reset', 'l2-replace', 'lr-1e-3')
     """
-    result: Config = {}
-    for key, value in config.items():
-        value = expanded(value) if isinstance(value, dict) else value
-        for part in reversed(str(key).split(".")):
-            value = {part: value}
-        _lay_over(result, value)
-    return result
-
-
-def _lay_over(target: Config, overlay: Config) -> None:
-    for key, value in overlay.items():
-        if isinstance(value, dict) and isinstance(target.get(key), dict):
-            _lay_over(target[key], value)
-        else:
-            target[key] = value
+    return re.sub(r"[^\w.]+", "-", text).strip("-")

@@ -1,71 +1,71 @@
 """The tables of a study: each row against the first and against the paper, in Markdown and LaTeX."""
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from straightvq.studies.results import Findings, Result
+import pandas as pd
+
+from straightvq.studies.results import of_cells
 from straightvq.studies.run import FINAL, TUNE, Cell
 from straightvq.studies.study import Measure, Study
-
-__all__ = ["Comparison", "Table", "best_rows", "compare", "main_table", "spread", "tuning_table"]
 
 NONE = "–"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row against the first one, seed by seed.
+    """One row against another, seed by seed, in reported units.
 
     Attributes:
         difference: mean of the paired differences, nan if no seed is common.
         error: its standard error, nan with fewer than two.
+        ratio: of the means over the common seeds.
         verdict: "better", "worse", "tied", or "" where it cannot be told.
     """
 
     difference: float
     error: float
+    ratio: float
     verdict: str
 
 
-def compare(own: Mapping[int, float], first: Mapping[int, float], better: str) -> Comparison:
+def compare(own: pd.Series, other: pd.Series, better: str) -> Comparison:
     """Paired differences over the seeds that both have; "tied" is within two standard errors of zero.
 
     Args:
         own: values of the row by seed.
-        first: values of the first row by seed.
+        other: values of the other row by seed.
         better: "higher" or "lower", or "" for no verdict.
 
     Example:
-        >>> compare({0: 3.0, 1: 5.0}, {0: 1.0, 1: 2.0}, "higher")
-        Comparison(difference=2.5, error=0.5, verdict='better')
-        >>> compare({0: 3.0, 1: 1.0}, {0: 1.0, 1: 2.0}, "higher").verdict
+        >>> compare(pd.Series([3.0, 5.0]), pd.Series([1.0, 3.5]), "higher").verdict
+        'better'
+        >>> compare(pd.Series([3.0, 1.0]), pd.Series([1.0, 2.0]), "higher").verdict
         'tied'
     """
-    differences = [own[seed] - first[seed] for seed in sorted(own.keys() & first.keys())]
-    if not differences:
-        return Comparison(math.nan, math.nan, "")
-    mean = statistics.mean(differences)
-    if len(differences) < 2:
-        return Comparison(mean, math.nan, "")
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    if abs(mean) <= 2 * error:
-        return Comparison(mean, error, "tied" if better else "")
-    return Comparison(mean, error, ("better" if (mean > 0) == (better == "higher") else "worse") if better else "")
+    pairs = pd.DataFrame({"own": own, "other": other}).dropna()
+    differences = pairs.own - pairs.other
+    mean, error, base = differences.mean(), differences.sem(), pairs.other.mean()
+    verdict = ""
+    if better and len(pairs) > 1:
+        verdict = "better" if (mean > 0) == (better == "higher") else "worse"
+        verdict = "tied" if abs(mean) <= 2 * error else verdict
+    return Comparison(mean, error, pairs.own.mean() / base if base else math.nan, verdict)
 
 
-def spread(values: Sequence[float], digits: int) -> str:
+def spread(values: pd.Series, digits: int) -> str:
     """Mean and standard deviation.
 
     Example:
-        >>> spread([1.0, 2.0, 3.0], 1), spread([1.25], 1), spread([], 1)
+        >>> spread(pd.Series([1.0, 2.0, 3.0]), 1), spread(pd.Series([1.25]), 1), spread(pd.Series([]), 1)
         ('2.0 ± 1.0', '1.2', '–')
     """
-    if not values:
+    values = values.dropna()
+    if values.empty:
         return NONE
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+    mean = f"{values.mean():.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {values.std():.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ class Table:
             | a\\|b | 1 |
         """
         head, *rows = (" | ".join(cell.replace("|", r"\|") for cell in row) for row in [self.header, *self.rows])
-        lines = [head, "|".join(["---", *["---:"] * (len(self.header) - 1)]), *rows]
-        return "\n".join(f"| {line} |" if number != 1 else f"|{line}|" for number, line in enumerate(lines))
+        line = "|".join(["---", *["---:"] * (len(self.header) - 1)])
+        return "\n".join([f"| {head} |", f"|{line}|", *(f"| {row} |" for row in rows)])
 
     def latex(self) -> str:
         """A ``tabular`` that needs no package.
@@ -111,104 +111,135 @@ class Table:
             \\hline
             \\end{tabular}
         """
-        body = [" & ".join(_tex(cell) for cell in row) + r" \\" for row in self.rows]
-        columns = "l" + "r" * (len(self.header) - 1)
-        head = " & ".join(_tex(cell) for cell in self.header) + r" \\"
-        return "\n".join(
-            [
-                f"% {self.title}",
-                rf"\begin{{tabular}}{{{columns}}}",
-                r"\hline",
-                head,
-                r"\hline",
-                *body,
-                r"\hline",
-                r"\end{tabular}",
-            ]
-        )
+        head, *rows = (" & ".join(map(_tex, row)) + r" \\" for row in [self.header, *self.rows])
+        begin = rf"\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}"
+        return "\n".join([f"% {self.title}", begin, r"\hline", head, r"\hline", *rows, r"\hline", r"\end{tabular}"])
 
 
-def main_table(study: Study, cells: Sequence[Cell], results: Findings) -> Table:
-    """One network on one set: all rows, the paper's values beside ours."""
-    headline = study.measures[0]
-    by_row = {cell.row: [r for r in results.of(cell, FINAL) if not r.error] for cell in cells}
-    paper = {cell.row: _paper(study, cell) for cell in cells}
-    has_paper = any(paper.values())
-    first = cells[0].row
-    header = ["row"]
-    for measure in study.measures:
-        header += [measure.heading, *(["paper"] if _known(paper, measure) else [])]
-    is_compared = len(cells) > 1
-    if is_compared:
-        header += [f"against {first}", "verdict", *(["paper", "direction"] if has_paper else [])]
-    header += ["seeds", "s per run"]
-    lines = []
-    for cell in cells:
-        own = by_row[cell.row]
-        line = [cell.row]
-        for measure in study.measures:
-            line.append(spread([measure.scale * v for v in _by_seed(own, measure).values()], measure.digits))
-            if _known(paper, measure):
-                value = paper[cell.row].get(measure.label)
-                line.append(NONE if value is None else f"{value:.{measure.digits}f}")
-        if is_compared:
-            line += _compared(headline, cell.row, first, by_row, paper if has_paper else None)
-        seconds = [r.seconds for r in own]
-        line += [str(len(own)), f"{statistics.mean(seconds):.0f}" if seconds else NONE]
-        lines.append(line)
-    methods = {row: _by_seed(own, headline) for row, own in by_row.items() if not study.rows[row].bound}
-    notes = [best_rows(methods, headline), *(note for row in by_row for note in _pairs(study, row, by_row, paper))]
-    return Table(f"{cells[0].model} on {cells[0].set}", header, lines, " ".join(note for note in notes if note))
+def main_table(study: Study, cells: Sequence[Cell], results: pd.DataFrame) -> Table:
+    """One network on one set: all rows, the paper's values beside ours.
+
+    Args:
+        study: what is compared.
+        cells: the rows.
+        results: of runs, as of `straightvq.studies.results.table`; what failed or was tuned counts nowhere.
+    """
+    return _MainTable(study, cells, results).table()
 
 
-def _compared(
-    headline: Measure,
-    row: str,
-    first: str,
-    by_row: Mapping[str, Sequence[Result]],
-    paper: Mapping[str, Mapping[str, float]] | None,
-) -> list[str]:
-    """Difference to the first row and verdict; the paper's difference and whether ours goes its way."""
-    if row == first:
-        return [""] * (2 if paper is None else 4)
-    values, reference = _by_seed(by_row[row], headline), _by_seed(by_row[first], headline)
-    against = compare(values, reference, headline.better)
-    line = [_against(headline, against, values, reference), against.verdict]
-    if paper is None:
-        return line
-    theirs, base = paper[row].get(headline.label), paper[first].get(headline.label)
-    if theirs is None or base is None:
-        return [*line, "", ""]
-    return [*line, _paper_against(headline, theirs, base), _direction(headline, against, theirs - base)]
+class _MainTable:
+    def __init__(self, study: Study, cells: Sequence[Cell], results: pd.DataFrame) -> None:
+        self.study, self.headline = study, study.headline
+        self.place, self.names = cells[0].place, [cell.row for cell in cells]
+        finals = of_cells(results, cells, FINAL)
+        self.results = finals[finals.error == ""]
+        paper = pd.DataFrame({name: self._quoted(name) for name in self.names}).T
+        self.paper = paper.reindex(columns=[measure.label for measure in study.measures.values()]).astype(float)
+        self.values = self._by_seed(self.headline)
+
+    def _quoted(self, row: str) -> pd.Series:
+        """The paper's values of a row, given by network or by set."""
+        known = self.study.rows[row].paper
+        return pd.Series(known.get(self.place[1]) or known.get(self.place[0]) or {}, dtype=float)
+
+    def _by_seed(self, measure: Measure) -> pd.DataFrame:
+        """Seeds x rows, in reported units; nan where there is no value."""
+        results = self.results.reindex(columns=["number", "row", measure.name])
+        values = results.pivot(index="number", columns="row", values=measure.name).reindex(columns=self.names)
+        return values.astype(float) * measure.scale
+
+    def table(self) -> Table:
+        header, columns = ["row"], [self.names]
+        for measure in self.study.measures.values():
+            values, quoted = self._by_seed(measure), self.paper[measure.label]
+            header.append(measure.heading)
+            columns.append([spread(values[name], measure.digits) for name in self.names])
+            if quoted.notna().any():
+                header.append("paper")
+                columns.append([NONE if math.isnan(v) else f"{v:.{measure.digits}f}" for v in quoted])
+        if len(self.names) > 1:
+            first = self.names[0]
+            header += [f"against {first}", "verdict"]
+            width = 2
+            if self.paper.notna().any(axis=None):
+                header += ["paper", "direction"]
+                width = 4
+            lines = [[""] * width, *(self._compared(name, first)[:width] for name in self.names[1:])]
+            columns += map(list, zip(*lines, strict=True))
+        seconds = self.results.groupby("row").seconds.agg(["count", "mean"]).reindex(self.names)
+        header += ["seeds", "s per run"]
+        columns += [[f"{count:.0f}" for count in seconds["count"].fillna(0)]]
+        columns += [[NONE if math.isnan(mean) else f"{mean:.0f}" for mean in seconds["mean"]]]
+        methods = [name for name in self.names if not self.study.rows[name].bound]
+        pairs = [(name, other) for name in self.names for other in self.study.rows[name].against]
+        notes = [best_rows(self.values[methods], self.headline), *(self._pair(*pair) for pair in pairs)]
+        rows = [list(row) for row in zip(*columns, strict=True)]
+        return Table(" on ".join(reversed(self.place)), header, rows, " ".join(note for note in notes if note))
+
+    def _compared(self, name: str, other: str) -> list[str]:
+        """Difference to another row and verdict; the paper's difference and whether ours goes its way."""
+        found = compare(self.values[name], self.values[other], self.headline.better)
+        theirs, base = self.paper[self.headline.label][[name, other]]
+        line = [self._difference(found.difference, found.error, found.ratio), found.verdict]
+        if math.isnan(theirs - base):
+            return [*line, "", ""]
+        paper = self._difference(theirs - base, math.nan, theirs / base if base else math.nan)
+        return [*line, paper, _direction(self.headline, found, theirs - base)]
+
+    def _difference(self, difference: float, error: float, ratio: float) -> str:
+        if math.isnan(difference):
+            return NONE
+        text = f"{difference:+.{self.headline.digits}f}"
+        text += "" if math.isnan(error) else f" ± {error:.{self.headline.digits}f}"
+        return text if self.headline.compare != "ratio" or math.isnan(ratio) else f"{text} (x {ratio:.2f})"
+
+    def _pair(self, name: str, other: str) -> str:
+        """One sentence on a row and another one, not the first, that it is to be compared with."""
+        if other not in self.names:
+            return ""
+        difference, verdict, paper, direction = self._compared(name, other)
+        if difference == NONE:
+            return ""
+        text = f"{name} against {other}: {difference}{f', {verdict}' if verdict else ''}"
+        # Two forms of one row of the paper's have the same values, which say nothing.
+        is_told = paper and len(set(self.paper[self.headline.label][[name, other]])) > 1
+        return text + (f" (paper {paper}{f': {direction}' if verdict else ''})." if is_told else ".")
 
 
-def best_rows(values: Mapping[str, Mapping[int, float]], headline: Measure) -> str:
+def _direction(headline: Measure, found: Comparison, theirs: float) -> str:
+    """Whether ours goes where the paper's goes, if that goes anywhere."""
+    if not found.verdict or theirs == 0:
+        return NONE
+    if found.verdict == "tied":
+        return "tied here"
+    expected = "better" if (theirs > 0) == (headline.better == "higher") else "worse"
+    return "agrees" if found.verdict == expected else "disagrees"
+
+
+def best_rows(values: pd.DataFrame, headline: Measure) -> str:
     """Which row is best on average, and which are tied with it over their common seeds.
 
     The average is that over the seeds which all repeated rows have, if there are two: a row must not win by the seeds
     that the others lack.
 
     Args:
-        values: of each row by seed.
+        values: seeds x rows, nan where there is none.
         headline: what is compared; without a better side nothing is best.
 
     Example:
         >>> accuracy = Measure("accuracy", "accuracy", better="higher")
-        >>> best_rows({"a": {0: 1.0, 1: 1.2}, "b": {0: 3.0, 1: 4.0}, "c": {0: 2.0, 1: 4.5}}, accuracy)
+        >>> best_rows(pd.DataFrame({"a": [1.0, 1.2], "b": [3.0, 4.0], "c": [2.0, 4.5]}), accuracy)
         'Best accuracy: b; tied with it: c.'
     """
-    rows = [row for row, own in values.items() if own]
-    if not headline.better or len(rows) < 2:
+    values = values.dropna(axis=1, how="all")
+    if not headline.better or values.shape[1] < 2:
         return ""
-    repeated = [row for row in rows if len(values[row]) > 1] or rows  # one run proves little
-    common = set.intersection(*(set(values[row]) for row in repeated))
-
-    def mean(row: str) -> float:
-        own = values[row]
-        return statistics.mean(own[seed] for seed in (common if len(common) > 1 else own))
-
-    best = (max if headline.better == "higher" else min)(repeated, key=mean)
-    verdicts = {row: compare(values[row], values[best], headline.better).verdict for row in rows if row != best}
+    is_repeated = values.count() > 1  # one run proves little
+    repeated = values.loc[:, is_repeated] if is_repeated.any() else values
+    common = repeated.dropna()
+    means = (common if len(common) > 1 else repeated).mean()
+    best = means.idxmax() if headline.better == "higher" else means.idxmin()
+    verdicts = {row: compare(values[row], values[best], headline.better).verdict for row in values if row != best}
     unknown = [row for row, verdict in verdicts.items() if not verdict]
     text = f"Best {headline.label}: {best}"
     if len(unknown) < len(verdicts):
@@ -216,87 +247,21 @@ def best_rows(values: Mapping[str, Mapping[int, float]], headline: Measure) -> s
     return text + (f"; too few common seeds to compare it with: {', '.join(unknown)}." if unknown else ".")
 
 
-def _pairs(
-    study: Study, row: str, by_row: Mapping[str, Sequence[Result]], paper: Mapping[str, Mapping[str, float]]
-) -> list[str]:
-    """One sentence for each row, other than the first, that this one is to be compared with."""
-    headline, sentences = study.measures[0], []
-    own = _by_seed(by_row[row], headline)
-    for other in study.rows[row].against:
-        values = _by_seed(by_row.get(other, []), headline)
-        against = compare(own, values, headline.better)
-        if math.isnan(against.difference):
-            continue
-        text = f"{row} against {other}: {_against(headline, against, own, values)}"
-        text += f", {against.verdict}" if against.verdict else ""
-        theirs, base = paper[row].get(headline.label), paper[other].get(headline.label)
-        # Two forms of one row of the paper's have the same values, which say nothing.
-        if theirs is not None and base is not None and theirs != base:
-            direction = _direction(headline, against, theirs - base)
-            text += f" (paper {_paper_against(headline, theirs, base)}{f': {direction}' if against.verdict else ''})"
-        sentences.append(text + ".")
-    return sentences
-
-
-def tuning_table(study: Study, cells: Sequence[Cell], results: Findings) -> Table:
-    """What each row tried and found."""
-    sign = 1 if study.measures[0].better == "higher" else -1
-    width = max(len(results.of(cell, TUNE)) for cell in cells)
+def tuning_table(study: Study, cells: Sequence[Cell], results: pd.DataFrame) -> Table:
+    """What each row tried and found, the best in bold."""
     lines = []
     for cell in cells:
-        tried = results.of(cell, TUNE)
-        values = [sign * r.metrics.get(study.tune_by, -sign * math.inf) for r in tried]
-        texts = [
-            f"{r.setting}: " + (f"{r.metrics[study.tune_by]:.4g}" if study.tune_by in r.metrics else "failed")
-            for r in tried
-        ]
-        if values:
-            best = values.index(max(values))
+        tried = of_cells(results, [cell], TUNE).reindex(columns=["setting", study.tune.by])
+        values = tried[study.tune.by].astype(float)
+        found = ["failed" if math.isnan(value) else f"{value:.4g}" for value in values]
+        texts = [f"{setting}: {text}" for setting, text in zip(tried.setting, found, strict=True)]
+        if values.notna().any():
+            best = int(values.argmax() if study.headline.better == "higher" else values.argmin())
             texts[best] = f"**{texts[best]}**"
-        lines.append([cell.row, *texts, *[NONE] * (width - len(texts))])
-    return Table(f"{cells[0].model} on {cells[0].set}, tuning", ["row", *[""] * width], lines)
-
-
-def _by_seed(results: Sequence[Result], measure: Measure) -> dict[int, float]:
-    return {r.number: r.metrics[measure.name] for r in results if measure.name in r.metrics}
-
-
-def _paper(study: Study, cell: Cell) -> dict[str, float]:
-    """The paper's values of a row, given by network or by set."""
-    known = study.rows[cell.row].paper
-    return known.get(cell.model) or known.get(cell.set) or {}
-
-
-def _known(paper: Mapping[str, Mapping[str, float]], measure: Measure) -> bool:
-    return any(measure.label in values for values in paper.values())
-
-
-def _against(headline: Measure, against: Comparison, own: Mapping[int, float], first: Mapping[int, float]) -> str:
-    if math.isnan(against.difference):
-        return NONE
-    common = own.keys() & first.keys()
-    text = f"{headline.scale * against.difference:+.{headline.digits}f}"
-    if not math.isnan(against.error):
-        text += f" ± {headline.scale * against.error:.{headline.digits}f}"
-    if headline.compare == "ratio":
-        base = statistics.mean(first[seed] for seed in common)
-        text += f" (x {statistics.mean(own[seed] for seed in common) / base:.2f})" if base else ""
-    return text
-
-
-def _paper_against(headline: Measure, theirs: float, base: float) -> str:
-    text = f"{theirs - base:+.{headline.digits}f}"
-    return f"{text} (x {theirs / base:.2f})" if headline.compare == "ratio" else text
-
-
-def _direction(headline: Measure, against: Comparison, theirs: float) -> str:
-    """Whether ours goes where the paper's goes, if that goes anywhere."""
-    if not against.verdict or theirs == 0:
-        return NONE
-    if against.verdict == "tied":
-        return "tied here"
-    expected = "better" if (theirs > 0) == (headline.better == "higher") else "worse"
-    return "agrees" if against.verdict == expected else "disagrees"
+        lines.append([cell.row, *texts])
+    width = max(map(len, lines))
+    rows = [line + [NONE] * (width - len(line)) for line in lines]
+    return Table(f"{cells[0].model} on {cells[0].set}, tuning", ["row", *[""] * (width - 1)], rows)
 
 
 _MACROS = str.maketrans(

@@ -1,11 +1,10 @@
 """The paper's toy figure through the real layer: five ways to combine the commitment and the task gradient."""
 
-import csv
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +16,6 @@ from straightvq.training.alternated import alternated_step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["RULES", "draw_toy", "trajectory"]
 
 # Constants of the authors' figure, read off its pixels.
 LR, SPLIT, SYNC = 0.55, 0.7, 0.3
@@ -55,11 +52,13 @@ def trajectory(rule: str, steps: int = 60) -> tuple[Tensor, Tensor]:
     layer.set_codes(torch.tensor([CODE_START, (100.0, 100.0)]))
     z = nn.Parameter(torch.tensor([Z_START]))
     optimizer = torch.optim.SGD([z, *layer.parameters()], lr=LR)
-    path = [(z.detach()[0].clone(), layer.codes()[0].clone())]
-    for _ in range(steps):
-        step(z, layer, optimizer)
-        path.append((z.detach()[0].clone(), layer.codes()[0].clone()))
-    return torch.stack([p[0] for p in path]), torch.stack([p[1] for p in path])
+    path = []
+    for number in range(steps + 1):
+        if number:
+            step(z, layer, optimizer)
+        path.append(torch.stack([z.detach()[0], layer.codes()[0].detach()]))
+    embeddings, codes = torch.stack(path, 1)
+    return embeddings, codes
 
 
 def _task(quantized: Tensor) -> Tensor:
@@ -135,27 +134,13 @@ def draw_toy(folder: Path, title: str, about: str) -> None:
         lines.append([rule, *own, "–" if off is None else f"{off:.2g}"])
     header = ["rule", "steps until still", "recursion", "length of the path", "recursion", "off the authors' panel"]
     table = Table(title, header, lines)
-    page = [
-        f"# {title}",
-        "",
-        about.strip(),
-        "",
-        "`straightvq reproduce toy`",
-        "",
-        table.markdown(),
-        "",
-        "![trajectories](toy.png)",
-        "",
-    ]
-    write_text(folder / "report.md", "\n".join(page))
+    page = [f"# {title}", about.strip(), "`straightvq reproduce toy`", table.markdown(), "![trajectories](toy.png)"]
+    write_text(folder / "report.md", "\n\n".join(page) + "\n")
     write_text(folder / "report.tex", table.latex() + "\n")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["rule", "step", "z_0", "z_1", "code_0", "code_1"])
-    for rule, (z, code) in paths.items():
-        for step, values in enumerate(torch.cat([z, code], 1).tolist()):
-            writer.writerow([rule, step, *(f"{value:.6f}" for value in values)])
-    write_text(folder / "results.csv", text.getvalue())
+    columns = ["z_0", "z_1", "code_0", "code_1"]
+    points = {rule: pd.DataFrame(torch.cat(path, 1), columns=columns) for rule, path in paths.items()}
+    text = pd.concat(points, names=["rule", "step"]).to_csv(float_format="%.6f")
+    write_text(folder / "results.csv", text)
 
 
 def _figure(paths: dict[str, tuple[Tensor, Tensor]], title: str) -> "Figure":

@@ -3,63 +3,70 @@
 import shutil
 from pathlib import Path
 
+import pandas as pd
+
 from straightvq.errors import InvalidValueError
 from straightvq.runs import write_log
-from straightvq.studies import curves, results
-from straightvq.studies.curves import Curves
-from straightvq.studies.results import Results, read_table
-from straightvq.studies.run import FINAL
-from straightvq.studies.work import Work
-
-__all__ = ["take_over"]
-
-GRID = Path("samples", "grid.png")
+from straightvq.studies.pictures import sample_picture
+from straightvq.studies.plan import Plan
+from straightvq.studies.results import CURVES, TABLE, Result, read_curves, read_table
+from straightvq.studies.run import FINAL, Run
 
 
-def take_over(work: Work, known: Path, *, write: bool) -> str:
-    """Takes over what another folder of the same study has finished, has in its tables, and is missing here.
-
-    That is the metrics of every run, the curve that is drawn, and the samples that the report shows; no checkpoints.
-    Results of other settings are left where they are.
+class Known:
+    """What another folder of the same study has in its tables: metrics, the curve that is drawn, and samples.
 
     Args:
-        work: what is asked for.
-        known: folder with ``results.csv`` and, if there were curves, ``curves.csv``.
-        write: whether to write them into the folder of the study, or only to know them.
-
-    Returns:
-        What was done, in words.
+        folder: with ``results.csv`` and, if there were curves, ``curves.csv``.
 
     Raises:
         ValueError: if that is no folder of results.
     """
-    if not (known / results.TABLE).is_file():
-        raise InvalidValueError(
-            f"`reproduce`: `--known` must be a folder with the {results.TABLE} of a study. {str(known)!r} has none."
-        )
-    found = {(r.set, r.model, r.row, r.kind, r.number): r for r in read_table(known / results.TABLE)}
-    drawn = Curves.read(known / curves.FILE) if (known / curves.FILE).is_file() else Curves("", {})
-    same = taken = 0
-    # Tuning comes first: it decides what the final runs are.
-    for run in work.compared():
-        cell = run.cell
-        result = found.get((cell.set, cell.model, cell.row, run.kind, run.number))
-        if result is None or result.settings != run.settings:
-            continue
-        same += 1
-        if work.results.has(run):
-            continue
-        taken += 1
-        if not write:
-            work.results.suppose(run, result)
-            continue
-        place = work.results.place(run)
-        if run.kind == FINAL and (cell, run.seed) in drawn.points and not (place / "metrics").exists():
-            write_log(place, drawn.name, *drawn.points[cell, run.seed])
-        grid = known / Results.inner(run) / GRID
-        if grid.is_file() and not (place / GRID).exists():
-            (place / GRID).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(grid, place / GRID)
-        work.results.add(run, result)
-    left = f"; {len(found) - same} others there are of other settings, or not asked for" if len(found) > same else ""
-    return f"{taken} finished runs taken over from {known}{left}"
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / TABLE).is_file():
+            raise InvalidValueError(
+                f"`reproduce`: `--known` must be a folder with the {TABLE} of a study. {str(folder)!r} has none."
+            )
+        self.folder = folder
+        self.results = {(found.cell, found.kind, found.number): found for found in read_table(folder / TABLE)}
+        self.curves = read_curves(folder / CURVES) if (folder / CURVES).is_file() else None
+        self._taken: list[tuple[Run, Result]] = []
+
+    def tell(self, plan: Plan) -> str:
+        """Makes what is missing in a plan known to it, but of other settings nothing; says so."""
+        same = 0
+        for run in plan.reported():  # tuning comes first: it decides what the final runs are
+            found = self.results.get((run.cell, run.kind, run.number))
+            if found is not None and found.settings == run.settings:
+                same += 1
+                if not plan.results.has(run):
+                    plan.results.suppose(run, found)
+                    self._taken.append((run, found))
+        others = len(self.results) - same
+        left = f"; {others} others there are of other settings, or not asked for" if others else ""
+        return f"{len(self._taken)} finished runs taken over from {self.folder}{left}"
+
+    def copy(self, plan: Plan) -> None:
+        """Writes what was told into the folder of the plan."""
+        for run, found in self._taken:
+            place = plan.results.folder / run.folder
+            if run.kind == FINAL and not (place / "metrics").exists():
+                self._copy_curve(run, place)
+            self._copy_samples(run, plan.results.folder / sample_picture(run.cell))
+            plan.results.add(run, found)
+
+    def _copy_samples(self, run: Run, target: Path) -> None:
+        # The second is where versions before this one kept them.
+        for source in (self.folder / sample_picture(run.cell), self.folder / run.folder / "samples" / "grid.png"):
+            if run.kind == FINAL and source.is_file() and not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+
+    def _copy_curve(self, run: Run, place: Path) -> None:
+        if self.curves is None:
+            return
+        key = {"set": run.cell.set, "model": run.cell.model, "row": run.cell.row, "seed": run.seed}
+        own = self.curves[(self.curves[list(key)] == pd.Series(key)).all(axis=1)]
+        if len(own):
+            write_log(place, own.columns[-1], own.step.tolist(), own.iloc[:, -1].tolist())

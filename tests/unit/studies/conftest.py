@@ -7,7 +7,7 @@ import yaml
 from tests.small_study import STUDY
 
 from straightvq.cli import main
-from straightvq.studies import runner, work
+from straightvq.studies import engine
 from straightvq.studies.results import Result
 from straightvq.studies.run import Run
 
@@ -35,7 +35,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
         (place / "last.ckpt").touch()
         return Result.of(run, 1.0, {"test/accuracy": 0.5, "val/accuracy": 0.5})
 
-    monkeypatch.setattr(work, "train", train)
-    monkeypatch.setattr(work, "Check", lambda: lambda run, place: None)
-    monkeypatch.setattr(runner, "draw", lambda *args: None)
+    monkeypatch.setattr(engine, "train", train)
+    monkeypatch.setattr(engine, "Check", lambda: lambda run, place: None)
+    monkeypatch.setattr("straightvq.studies.engine.draw", lambda plan: None)
     return runs

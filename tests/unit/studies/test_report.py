@@ -5,14 +5,16 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
 from straightvq.studies import Study, load_study
-from straightvq.studies.report import Context, write_report
-from straightvq.studies.results import Findings, Results
+from straightvq.studies.plan import Plan
+from straightvq.studies.report import Report
+from straightvq.studies.results import Result, Results
 from straightvq.studies.run import Cell
-from straightvq.studies.study import Measure
+from straightvq.studies.study import Config, Measure, Row
 from straightvq.studies.tables import Table, best_rows, compare, main_table, spread, tuning_table
 
 STUDY: dict[str, Any] = {
@@ -47,110 +49,119 @@ def study(tmp_path: Path) -> Study:
 
 
 @pytest.fixture
-def results(study: Study, tmp_path: Path) -> Results:
-    from straightvq.studies.results import Result
-
-    found = Results(tmp_path / "out")
-    size = study.sizes["s"]
-    for row, values in VALUES.items():
-        cell = Cell("digits", "net", row)
-        for seed, mse in enumerate(values):
-            run = study.final(size, cell, seed, "low", None)
-            found.add(run, Result.of(run, 10.0 + seed, {"test/mse": mse, "test/perplexity": 4.0 + seed}))
-        for run, mse in zip(study.tuning(size, cell, None), (0.5, 0.25), strict=True):
-            found.add(run, Result.of(run, 5.0, {"val/mse": mse}))
+def plan(study: Study, tmp_path: Path) -> Plan:
+    """Two seeds of three of the four rows are finished; tuning chose the second setting."""
+    cells = [Cell("digits", "net", row) for row in study.rows]
+    found = Plan(study, study.sizes["s"], Results(tmp_path / "out"), {}, cells, cells, 2)
+    for cell in cells[:-1]:
+        for run, mse in zip(found.tuning(cell), (0.5, 0.25), strict=True):
+            found.results.add(run, Result.of(run, 5.0, {"val/mse": mse}))
+        for seed, mse in enumerate(VALUES[cell.row]):
+            run = found.final(cell, seed)
+            found.results.add(run, Result.of(run, 10.0 + seed, {"test/mse": mse, "test/perplexity": 4.0 + seed}))
     return found
 
 
-def cells(study: Study) -> list[Cell]:
-    return study.cells(study.sizes["s"], ["digits"], None, None)
+def main(plan: Plan, **changed: Row) -> Table:
+    """The table of a study with other rows."""
+    study = dataclasses.replace(plan.study, rows={**plan.study.rows, **changed})
+    return main_table(study, plan.cells, plan.results.matching(plan.reported()))
+
+
+def page(plan: Plan, command: str = "", remark: str = "") -> str:
+    Report(plan, command, remark).write()
+    return (plan.results.folder / "report.md").read_text()
+
+
+def best(values: dict[str, dict[int, float]], headline: Measure) -> str:
+    return best_rows(pd.DataFrame({row: series(own) for row, own in values.items()}), headline)
+
+
+def series(values: dict[int, float]) -> pd.Series:
+    return pd.Series(values, dtype=float)
 
 
 def test_paired_difference_by_hand() -> None:
     """Differences 1, 2, 3: mean 2, standard deviation 1, error 1 / sqrt(3)."""
-    found = compare({0: 2.0, 1: 4.0, 2: 6.0, 5: 100.0}, {0: 1.0, 1: 2.0, 2: 3.0, 7: -50.0}, "higher")
+    found = compare(series({0: 2.0, 1: 4.0, 2: 6.0, 5: 100.0}), series({0: 1.0, 1: 2.0, 2: 3.0, 7: -50.0}), "higher")
     assert found.difference == 2.0
     assert found.error == pytest.approx(1 / math.sqrt(3))
     assert found.verdict == "better"
-    assert compare({0: 2.0, 1: 4.0, 2: 6.0}, {0: 1.0, 1: 2.0, 2: 3.0}, "lower").verdict == "worse"
+    assert compare(series({0: 2.0, 1: 4.0, 2: 6.0}), series({0: 1.0, 1: 2.0, 2: 3.0}), "lower").verdict == "worse"
 
 
 def test_tied_is_within_two_standard_errors() -> None:
     """Differences 0 and 2: mean 1, error 1; then 1 and 3: mean 2 is just two errors; then 1.1 and 3."""
-    assert compare({0: 0.0, 1: 2.0}, {0: 0.0, 1: 0.0}, "higher").verdict == "tied"
-    assert compare({0: 1.0, 1: 3.0}, {0: 0.0, 1: 0.0}, "higher").verdict == "tied"
-    assert compare({0: 1.1, 1: 3.0}, {0: 0.0, 1: 0.0}, "higher").verdict == "better"
-    assert compare({0: 1.0}, {0: 0.0}, "higher").verdict == ""
-    assert math.isnan(compare({0: 1.0}, {1: 0.0}, "higher").difference)
+    assert compare(series({0: 0.0, 1: 2.0}), series({0: 0.0, 1: 0.0}), "higher").verdict == "tied"
+    assert compare(series({0: 1.0, 1: 3.0}), series({0: 0.0, 1: 0.0}), "higher").verdict == "tied"
+    assert compare(series({0: 1.1, 1: 3.0}), series({0: 0.0, 1: 0.0}), "higher").verdict == "better"
+    assert compare(series({0: 1.0}), series({0: 0.0}), "higher").verdict == ""
+    assert math.isnan(compare(series({0: 1.0}), series({1: 0.0}), "higher").difference)
 
 
 def test_equal_runs_are_tied() -> None:
-    assert compare({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}, "lower").verdict == "tied"
+    assert compare(series({0: 1.0, 1: 2.0}), series({0: 1.0, 1: 2.0}), "lower").verdict == "tied"
 
 
 def test_spread_is_mean_and_sample_deviation() -> None:
-    assert spread([1.0, 3.0], 2) == "2.00 ± 1.41"
-    assert spread([], 2) == "–"
+    assert spread(pd.Series([1.0, 3.0]), 2) == "2.00 ± 1.41"
+    assert spread(series({}), 2) == "–"
 
 
 def test_best_row_and_those_tied_with_it() -> None:
     accuracy = Measure("accuracy", "accuracy", better="higher")
     by_row = {"a": {0: 1.0, 1: 1.2}, "b": {0: 3.0, 1: 4.0}, "c": {0: 2.0, 1: 4.5}, "empty": {}}
-    assert best_rows(by_row, accuracy) == "Best accuracy: b; tied with it: c."
-    assert best_rows(by_row, dataclasses.replace(accuracy, better="lower")) == "Best accuracy: a; tied with it: c."
-    assert best_rows(by_row, dataclasses.replace(accuracy, better="")) == ""
-    assert (
-        best_rows({"a": {0: 2.0, 1: 2.1}, "b": {0: 1.0, 1: 1.2}}, accuracy) == "Best accuracy: a; tied with it: none."
-    )
-    assert best_rows({"a": {0: 1.0}}, accuracy) == ""
+    assert best(by_row, accuracy) == "Best accuracy: b; tied with it: c."
+    assert best(by_row, dataclasses.replace(accuracy, better="lower")) == "Best accuracy: a; tied with it: c."
+    assert best(by_row, dataclasses.replace(accuracy, better="")) == ""
+    assert best({"a": {0: 2.0, 1: 2.1}, "b": {0: 1.0, 1: 1.2}}, accuracy) == "Best accuracy: a; tied with it: none."
+    assert best({"a": {0: 1.0}}, accuracy) == ""
 
 
 def test_too_few_seeds_are_not_called_a_tie() -> None:
     accuracy = Measure("accuracy", "accuracy", better="higher")
     one = {"a": {0: 1.0}, "b": {0: 3.0}}
-    assert best_rows(one, accuracy) == "Best accuracy: b; too few common seeds to compare it with: a."
+    assert best(one, accuracy) == "Best accuracy: b; too few common seeds to compare it with: a."
     some = {"a": {0: 9.0}, "b": {0: 3.0, 1: 4.0}, "c": {0: 2.0, 1: 4.5}}
-    assert best_rows(some, accuracy).endswith("b; tied with it: c; too few common seeds to compare it with: a.")
+    assert best(some, accuracy).endswith("b; tied with it: c; too few common seeds to compare it with: a.")
 
 
 def test_a_row_is_not_best_by_a_seed_that_the_others_lack() -> None:
     """Over seeds 0 and 1: 1 and 1.85."""
     accuracy = Measure("accuracy", "accuracy", better="higher")
     values = {"a": {0: 1.0, 1: 1.0, 2: 4.0}, "b": {0: 1.9, 1: 1.8}}
-    assert best_rows(values, accuracy) == "Best accuracy: b; tied with it: none."
+    assert best(values, accuracy) == "Best accuracy: b; tied with it: none."
     # A single run takes no part in what is common; and one common seed is too few.
-    assert best_rows({**values, "c": {2: 9.0}}, accuracy).startswith("Best accuracy: b; tied with it: none; too few")
-    assert best_rows({"a": values["a"], "b": {0: 1.9, 3: 1.8}}, accuracy).startswith("Best accuracy: a;")
+    assert best({**values, "c": {2: 9.0}}, accuracy).startswith("Best accuracy: b; tied with it: none; too few")
+    assert best({"a": values["a"], "b": {0: 1.9, 3: 1.8}}, accuracy).startswith("Best accuracy: a;")
 
 
-def test_equal_values_of_the_paper_give_no_direction(study: Study, results: Results) -> None:
-    equal = {**study.rows, "half": dataclasses.replace(study.rows["half"], paper=study.rows["VQ"].paper)}
-    table = main_table(dataclasses.replace(study, rows=equal), cells(study), results)
+def test_equal_values_of_the_paper_give_no_direction(plan: Plan) -> None:
+    rows = plan.study.rows
+    table = main(plan, half=dataclasses.replace(rows["half"], paper=rows["VQ"].paper))
     half = next(row for row in table.rows if row[0] == "half")
     assert half[-6:-2] == ["-2.10 ± 0.10 (x 0.50)", "better", "+0.00 (x 1.00)", "–"]
 
 
-def test_a_bound_is_never_the_best_row(study: Study, results: Results) -> None:
+def test_a_bound_is_never_the_best_row(plan: Plan) -> None:
     best = min(VALUES, key=lambda row: sum(VALUES[row]))
-    assert f": {best};" in main_table(study, cells(study), results).note
-    bounded = {**study.rows, best: dataclasses.replace(study.rows[best], bound=True)}
-    assert best not in main_table(dataclasses.replace(study, rows=bounded), cells(study), results).note
+    assert f": {best};" in main(plan).note
+    assert best not in main(plan, **{best: dataclasses.replace(plan.study.rows[best], bound=True)}).note
 
 
-def test_a_row_is_compared_with_the_rows_that_it_names(study: Study, results: Results) -> None:
+def test_a_row_is_compared_with_the_rows_that_it_names(plan: Plan) -> None:
     """Differences of `half` and `same`: -2.1 and -2.1; the paper's are 3 and 5."""
-    named = {**study.rows, "half": dataclasses.replace(study.rows["half"], against=["same", "none"])}
-    note = main_table(dataclasses.replace(study, rows=named), cells(study), results).note
+    named = dataclasses.replace(plan.study.rows["half"], against=["same", "none"])
+    note = main(plan, half=named).note
     assert note.endswith(" half against same: -2.10 ± 0.00 (x 0.50), better (paper -2.00 (x 0.60): agrees).")
     assert "against none" not in note
     # Two forms of one row of the paper's: it has nothing to say on their difference.
-    own = {**named, "half": dataclasses.replace(named["half"], paper=study.rows["same"].paper)}
-    note = main_table(dataclasses.replace(study, rows=own), cells(study), results).note
+    note = main(plan, half=dataclasses.replace(named, paper=plan.study.rows["same"].paper)).note
     assert note.endswith(" half against same: -2.10 ± 0.00 (x 0.50), better.")
 
 
-def test_main_table(study: Study, results: Results) -> None:
-    table = main_table(study, cells(study), results)
+def test_main_table(plan: Plan) -> None:
+    table = main(plan)
     assert table.title == "net on digits"
     assert table.header == [
         "row", "MSE", "paper", "perplexity", "paper", "against VQ", "verdict", "paper", "direction", "seeds",
@@ -165,58 +176,68 @@ def test_main_table(study: Study, results: Results) -> None:
     assert rows["none"] == ["–", "–", "–", "–", "–", "", "", "", "0", "–"]
 
 
-def test_tuning_table_marks_the_best(study: Study, results: Results) -> None:
-    rows = {row[0]: row[1:] for row in tuning_table(study, cells(study), results).rows}
+def test_tuning_table_marks_the_best(plan: Plan) -> None:
+    table = tuning_table(plan.study, plan.cells, plan.results.matching(plan.reported()))
+    rows = {row[0]: row[1:] for row in table.rows}
     assert rows["half"] == ["low: 0.5", "**high: 0.25**"]
     assert rows["none"] == ["–", "–"]
 
 
-def test_both_languages_have_every_number(study: Study, results: Results, tmp_path: Path) -> None:
-    context = Context(study, study.sizes["s"], "straightvq reproduce mine", "A remark.", 2)
-    write_report(tmp_path, context, results, cells(study))
-    page, tex = (tmp_path / "report.md").read_text(), (tmp_path / "report.tex").read_text()
-    assert page.startswith("# A study\n\nWhat it is.\n")
-    assert "A remark." in page
-    assert "6 of 8 runs are finished" in page
-    assert "| half | 2.10 ± 0.14 | 3.00 |" in page
+def test_both_languages_have_every_number(plan: Plan) -> None:
+    text = page(plan, "straightvq reproduce mine", "A remark.")
+    tex = (plan.results.folder / "report.tex").read_text()
+    assert text.startswith("# A study\n\nWhat it is.\n")
+    assert "`straightvq reproduce mine`. 6 of 8 runs are finished" in text
+    assert "\n\nA remark.\n\n" in text
+    assert "| half | 2.10 ± 0.14 | 3.00 |" in text
     assert r"half & 2.10 $\pm$ 0.14 & 3.00" in tex
     assert r"(\textbf" not in tex
     assert r"\textbf{high: 0.25}" in tex
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
 
 
-def test_failed_runs_are_named_and_not_counted(study: Study, results: Results, tmp_path: Path) -> None:
-    from straightvq.studies.results import Result
-
-    run = study.final(study.sizes["s"], Cell("digits", "net", "none"), 0, "low", None)
-    results.add(run, Result.of(run, 1.0, {}, error="`VectorQuantizer`: `z` must be finite."))
-    context = Context(study, study.sizes["s"], "", "", 2)
-    write_report(tmp_path, context, results, cells(study))
-    page = (tmp_path / "report.md").read_text()
-    assert "- digits net none, final 0: `VectorQuantizer`: `z` must be finite." in page
-    assert "| none | – |" in page
+def test_failed_runs_are_named_and_not_counted(plan: Plan) -> None:
+    run = plan.final(plan.cells[-1], 0)
+    plan.results.add(run, Result.of(run, 1.0, {}, error="`VectorQuantizer`: `z` must be finite."))
+    text = page(plan)
+    assert "- digits net none, final 0: `VectorQuantizer`: `z` must be finite." in text
+    assert "| none | – |" in text
 
 
-def test_a_report_tells_when_and_with_what_its_runs_were_made(study: Study, results: Results, tmp_path: Path) -> None:
-    context = Context(study, study.sizes["s"], "straightvq reproduce mine", "", 2)
+def test_a_failed_run_counts_in_no_mean_even_if_it_left_values(plan: Plan) -> None:
+    before = next(row for row in main(plan).rows if row[0] == "half")
+    run = plan.final(Cell("digits", "net", "half"), 1)
+    plan.results.add(run, Result.of(run, 99.0, {"test/mse": 9.0}, error="diverged"))
+    after = next(row for row in main(plan).rows if row[0] == "half")
+    assert before[1] == "2.10 ± 0.14"
+    assert after[1] == "2.00"
+    assert after[5:7] == ["-2.00 (x 0.50)", ""], "one common seed has no verdict"
+    assert after[-2:] == ["1", "10"]
+
+
+def test_a_report_tells_when_and_with_what_its_runs_were_made(plan: Plan) -> None:
     made = {"versions": "straightvq 9", "hardware": "a machine"}
-    found = Findings(
-        {
-            place: dataclasses.replace(result, date=f"2026-01-0{number % 3 + 1}", **made)
-            for number, (place, result) in enumerate(results._known.items())
-        }
-    )
-    write_report(tmp_path, context, found, cells(study))
-    page = (tmp_path / "report.md").read_text()
-    assert "6 of 8 runs are finished, straightvq 9, a machine, 2026-01-01 to 2026-01-03." in page
+    for number, run in enumerate(plan.reported()):
+        found = plan.results.get(run)
+        if found:
+            plan.results.suppose(run, dataclasses.replace(found, date=f"2026-01-0{number % 3 + 1}", **made))
+    assert "6 of 8 runs are finished, straightvq 9, a machine, 2026-01-01 to 2026-01-03." in page(plan)
 
 
-def test_results_of_other_settings_and_further_seeds_are_left_out(study: Study, results: Results) -> None:
-    cell = Cell("digits", "net", "half")
-    size = study.sizes["s"]
-    runs = [study.final(size, cell, 0, "low", None), study.final(size, cell, 1, "high", None)]
-    assert [r.number for r in results.matching(runs).of(cell, "final")] == [0]
-    assert results.is_stale(runs[1])
+def test_results_of_other_settings_and_further_seeds_are_left_out(plan: Plan) -> None:
+    runs = [plan.final(Cell("digits", "net", "half"), seed) for seed in (0, 1, 2)]
+    other = dataclasses.replace(runs[1], overlays=[*runs[1].overlays, Config({"b": 7})])
+    assert plan.results.matching([runs[0], other, runs[2]]).number.tolist() == [0]
+    assert plan.results.is_stale(other)
+    assert not plan.results.is_stale(runs[2])
+
+
+def test_a_value_of_tuning_that_failed_is_not_chosen(plan: Plan) -> None:
+    cell = plan.cells[0]
+    assert plan.final(cell, 0).setting == "high"
+    best = plan.tuning(cell)[1]
+    plan.results.add(best, Result.of(best, 1.0, {}, error="diverged"))
+    assert plan.final(cell, 0).setting == "low"
 
 
 def test_latex_escapes_what_it_must() -> None:

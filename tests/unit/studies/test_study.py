@@ -1,6 +1,7 @@
 """Study files: what they say, which runs follow, and the mistakes in them."""
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import yaml
 
 import straightvq as svq
 from straightvq.studies import Study, ablation, load_study, study_names
-from straightvq.studies.run import Cell
+from straightvq.studies.plan import Plan, serving
+from straightvq.studies.results import Results
+from straightvq.studies.run import FINAL, Cell, Run
+from straightvq.studies.study import Config
+from straightvq.studies.train import words
 
 CLASSIFICATION = load_study("classification")
 
@@ -41,6 +46,13 @@ def load(tmp_path: Path, content: Any) -> Study:
     file = tmp_path / "mine.yaml"
     file.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
     return load_study(str(file))
+
+
+def plan_of(study: Study, size: str = "s", source: str | None = None) -> Plan:
+    """All cells, on data that is not there."""
+    chosen = study.sizes[size]
+    cells = [Cell(p, model, row) for p in study.sets for model in chosen.models for row in study.rows]
+    return Plan(study, chosen, Results(Path("nowhere")), dict.fromkeys(study.sets, source), cells, cells, 2)
 
 
 def edited(**changes: Any) -> dict[str, Any]:
@@ -89,9 +101,11 @@ def test_maskgit_has_the_rows_of_the_paper_and_a_tokenizer_for_each() -> None:
     tokenizers, autoencoders = load_study("maskgit_tokenizer"), load_study("autoencoder")
     assert tokenizers.rows == autoencoders.rows
     for size in study.sizes.values():
-        for cell in study.cells(size, [*size.sets, *size.without_data], None, None):
-            served = tokenizers.serving(tokenizers.sizes[size.name], cell, 1)
-            assert (served[0].set, served[0].row, served[1]) == (cell.set, cell.row, 1)
+        for place in [*size.sets, *size.without_data]:
+            for row in study.rows:
+                other = Cell(place, "MaskGIT", row)
+                cell, seed = serving(tokenizers, tokenizers.sizes[size.name], other, 1)
+                assert (cell.set, cell.row, seed) == (place, row, 1)
 
 
 def test_what_a_file_does_not_say_is_that_of_the_study_it_is_like(tmp_path: Path) -> None:
@@ -118,16 +132,16 @@ def test_rows_of_another_study_may_have_values_for_sets_that_this_one_has_not(tm
 def test_a_study_serves_the_same_row_and_seed_or_all_with_its_only_one(tmp_path: Path) -> None:
     study = load(tmp_path, SMALL)
     size, other = study.sizes["s"], Cell("cifar", "another net", "second")
-    assert study.serving(size, other, 3) == (Cell("cifar", "net", "second"), 3)
+    assert serving(study, size, other, 3) == (Cell("cifar", "net", "second"), 3)
     with pytest.raises(ValueError, match="`reproduce`: mine is built upon, but has no row 'third'"):
-        study.serving(size, Cell("cifar", "net", "third"), 0)
+        serving(study, size, Cell("cifar", "net", "third"), 0)
     with pytest.raises(ValueError, match="`reproduce`: mine is built upon, but has no set 'faces'"):
-        study.serving(size, Cell("faces", "net", "first"), 0)
+        serving(study, size, Cell("faces", "net", "first"), 0)
     single = load(tmp_path, edited(rows__second=None))
-    assert single.serving(size, other, 3) == (Cell("cifar", "net", "first"), 0)
+    assert serving(single, size, other, 3) == (Cell("cifar", "net", "first"), 0)
     two = load(tmp_path, edited(sizes__s__models={"net": {"config": {}}, "wide": {"config": {}}}))
     with pytest.raises(ValueError, match="`reproduce`: mine is built upon, but has no network 'another net'"):
-        two.serving(two.sizes["s"], other, 0)
+        serving(two, two.sizes["s"], other, 0)
 
 
 @pytest.mark.parametrize("l2", [False, True])
@@ -157,53 +171,67 @@ def test_affine_codes_are_learned_or_running() -> None:
 
 
 def test_overlays_come_in_the_order_of_their_generality(tmp_path: Path) -> None:
-    study = load(tmp_path, SMALL)
-    size, cell = study.sizes["s"], Cell("cifar", "net", "second")
-    run = study.final(size, cell, 1, "two", "/data/cifar")
-    assert list(run.overlays) == ["base", "model-s-net", "size-s", "row-second", "setting-second-two"]
-    assert run.overlays["setting-second-two"] == {"a": {"d": 2}}
-    assert run.options[:4] == ["--seed_everything", "1", "--data.init_args.seed", "1"]
-    assert run.options[4:] == ["--data.init_args.source", "/data/cifar"]
-    tuning = study.tuning(size, cell, None)
+    plan, cell = plan_of(load(tmp_path, SMALL), source="/data/cifar"), Cell("cifar", "net", "second")
+    run = plan.final(cell, 1)
+    base, net = {"a": {"b": 0, "c": 0}}, {"net": 1}
+    row, one = {"a": {"c": 5}}, {"a": {"d": 1}}  # nothing is tuned yet: the first setting
+    assert run.overlays == [base, net, {"trainer": {"max_epochs": 4}}, row, one]
+    options = words(run, Path("out/seed1"))
+    assert [yaml.safe_load(options[number]) for number in range(1, 10, 2)] == run.overlays
+    assert options[10:] == [
+        "--seed_everything", "1", "--data.init_args.seed", "1", "--data.init_args.source", "/data/cifar", "--runs",
+        "out", "--name", "seed1",
+    ]  # fmt: skip
+    tuning = plan.tuning(cell)
     assert [(r.kind, r.number, r.setting, r.seed) for r in tuning] == [("tune", 0, "one", 0), ("tune", 1, "two", 0)]
-    assert tuning[0].overlays["s-tune"] == {"trainer": {"max_epochs": 2}}
+    assert tuning[1].overlays[-2:] == [{"a": {"d": 2}}, {"trainer": {"max_epochs": 2}}]
 
 
 def test_every_row_tries_the_same_number_of_settings() -> None:
     for name in ("classification", "autoencoder"):
-        study = load_study(name)
-        size = study.sizes["small"]
-        counts = {len(study.tuning(size, cell, None)) for cell in study.cells(size, ["cifar10"], None, None)}
-        assert counts == {3}
+        plan = plan_of(load_study(name), "small")
+        assert {len(plan.tuning(cell)) for cell in plan.cells} == {3}
+
+
+def test_fingerprints_are_those_of_the_results_that_are_kept() -> None:
+    """Of the same overlays as ever: 12 letters of the SHA-256 of their JSON."""
+    run = Run(Cell("a", "b", "c"), FINAL, 1, "", [Config({"x.y": 1}), Config({"z": "32-true"})])
+    assert run.settings == hashlib.sha256(b'[[{"x": {"y": 1}}, {"z": "32-true"}], 1]').hexdigest()[:12]
+    upon = dataclasses.replace(run, upon={"model.tokenizer": ("here", "1234")})
+    content = b'[[{"x": {"y": 1}}, {"z": "32-true"}], 1, {"model.tokenizer": "1234"}]'
+    assert upon.settings == hashlib.sha256(content).hexdigest()[:12]
+
+
+def test_a_configuration_is_kept_as_it_is_written(tmp_path: Path) -> None:
+    """Parts of it are not filled up with what the named classes take."""
+    part = {"class_path": "straightvq.studies.ablation", "init_args": {"lr_scale": 2.0, "x": "1e-3"}}
+    study = load(tmp_path, edited(base={"model": part}, rows__first__config={"model.init_args.quantizer": part}))
+    assert study.base == {"model": part}
+    assert study.rows["first"].config == {"model": {"init_args": {"quantizer": part}}}
 
 
 def test_fingerprint_depends_on_settings_and_seed_but_not_on_the_place_of_the_data(tmp_path: Path) -> None:
-    study = load(tmp_path, SMALL)
-    size, cell = study.sizes["s"], Cell("cifar", "net", "first")
-    here = study.final(size, cell, 0, "", "/here").settings
-    assert here == study.final(size, cell, 0, "", "/there").settings
-    assert here != study.final(size, cell, 1, "", "/here").settings
-    assert here != study.final(size, cell, 0, "low", "/here").settings
-    changed = load(tmp_path, edited(sizes__s__config={"trainer.max_epochs": 5}))
-    assert here != changed.final(changed.sizes["s"], cell, 0, "", "/here").settings
+    study, cell = load(tmp_path, SMALL), Cell("cifar", "net", "first")
+    plan = plan_of(study, source="/here")
+    here = plan.final(cell, 0).settings
+    assert here == plan_of(study, source="/there").final(cell, 0).settings
+    assert here != plan.final(cell, 1).settings
+    assert (
+        here != plan_of(load(tmp_path, edited(tune__settings={"low": {"a.b": 3}, "high": {}}))).final(cell, 0).settings
+    )
+    changed = plan_of(load(tmp_path, edited(sizes__s__config={"trainer.max_epochs": 5})))
+    assert here != changed.final(cell, 0).settings
 
 
 def test_fingerprint_depends_on_what_a_run_is_built_upon_but_not_on_its_place(tmp_path: Path) -> None:
-    study = load(tmp_path, SMALL)
-    alone = study.final(study.sizes["s"], Cell("cifar", "net", "first"), 0, "", None)
+    alone = plan_of(load(tmp_path, SMALL)).final(Cell("cifar", "net", "first"), 0)
     here, there, other = (
         dataclasses.replace(alone, upon={"model.tokenizer": place})
         for place in (("here/seed0", "1234"), ("there/seed0", "1234"), ("here/seed0", "5678"))
     )
-    assert here.options == [*alone.options, "--model.tokenizer", "here/seed0"]
+    assert words(here, Path("a/b"))[-6:-4] == ["--model.tokenizer", "here/seed0"]
     assert here.settings == there.settings
     assert len({alone.settings, here.settings, other.settings}) == 3
-
-
-def test_rows_and_models_can_be_chosen(tmp_path: Path) -> None:
-    study = load(tmp_path, SMALL)
-    cells = study.cells(study.sizes["s"], ["cifar"], None, ["second"])
-    assert cells == [Cell("cifar", "net", "second")]
 
 
 @pytest.mark.parametrize(
@@ -224,37 +252,61 @@ def test_unknown_study(name: str, message: str) -> None:
         ("a: [1, 2", r"mine.yaml' is not readable as YAML"),
         ("- a list", r"`the study` must be a section with keys. Got \['a list'\]"),
         ({**SMALL, "rwos": {}}, r"`the study` has no key 'rwos'. Did you mean 'rows'\? It takes about, base"),
-        (edited(base=None), r"`the study` must have the key 'base'"),
+        (edited(title=None), r"in '.*mine.yaml', `the study`: the following arguments are required: title"),
         (edited(rows__first__confg={}), r"`rows.first` has no key 'confg'. Did you mean 'config'\?"),
-        (edited(rows__first__config=3), r"`rows.first.config` must be a section with keys. Got 3"),
-        (edited(sizes__s__seeds=0), r"`sizes.s.seeds` must be an integer >= 1. Got 0"),
-        (edited(rows__first__bound="yes"), r"`rows.first.bound` must be true or false. Got 'yes'"),
-        (edited(rows__first__against="second"), r"`rows.first.against` must be a list of names. Got 'second'"),
+        (edited(rows__first__config=3), r'`rows.first`: .*"config": Not of type Config'),
+        (edited(sizes__s__seeds=0), r'`sizes.s`: .*"seeds": Not of type PositiveInt: 0'),
+        (edited(rows__first__bound="maybe"), r'`rows.first`: .*"bound": .*maybe'),
+        (
+            edited(rows__first__against="second"),
+            r'`rows.first`: .*"against": .*list.*second',
+        ),
         (edited(rows__first__against=["third"]), r"`rows.first.against` names the row 'third', which is not there"),
-        (edited(sizes__s__sets="cifar"), r"`sizes.s.sets` must be a list of names. Got 'cifar'"),
-        ("sizes: {s: {sets: }}\nlike: classification", r"`sizes.s` must have the key 'config'"),
+        (
+            edited(sizes__s__sets="cifar"),
+            r'`sizes.s`: .*"sets": .*list.*cifar',
+        ),
+        (
+            "sizes: {s: {sets: }}\nlike: classification",
+            r"`sizes.s`: the following arguments are required: sets, seeds, config",
+        ),
         (edited(sizes__s__sets=[]), r"`sizes.s` must have at least one of `sets` and of `models`"),
         (edited(sizes__s__models={}), r"`sizes.s` must have at least one of `sets` and of `models`"),
-        (edited(sizes__s__models={"net": {"config": {}, "seconds": "fast"}}), r"seconds` must be a number. Got 'fast'"),
+        (
+            edited(sizes__s__models={"net": {"config": {}, "seconds": "fast"}}),
+            r'`sizes.s.models.net`: .*"seconds": .*fast',
+        ),
         (edited(sizes={}), r"`sizes` must have at least one"),
         (edited(rows={}), r"`rows` must have at least one"),
-        (edited(sets__cifar__folder=3), r"`sets.cifar.folder` must be the name of a folder. Got 3"),
-        (edited(rows__first__paper=5), r"`rows.first.paper` must be a section with keys. Got 5"),
-        (edited(rows__first__paper={"net": 5}), r"`rows.first.paper.net` must be a section with keys. Got 5"),
+        (edited(sets__cifar__folder=[3]), r'`sets.cifar`: .*"folder": .*\[3\]'),
+        (edited(rows__first__paper=5), r'`rows.first`: .*"paper": .*dict.*5'),
+        (
+            edited(rows__first__paper={"net": 5}),
+            r'`rows.first`: .*"paper": .*dict.*5',
+        ),
         (
             edited(rows__first__paper={"net": {"accuracy": "47.2%"}}),
-            r"`rows.first.paper.net.accuracy` must be a number. Got '47.2%'",
+            r'`rows.first`: .*"paper": .*float.*47.2%',
         ),
-        (edited(measures={"test/a": {"label": ["a"]}}), r"`measures.test/a.label` must be a text. Got \['a'\]"),
-        (edited(measures={"test/a": {"label": "a", "digits": "one"}}), r"digits` must be an integer >= 0. Got 'one'"),
-        (edited(measures={"test/a": {"label": "a", "scale": "x"}}), r"scale` must be a number. Got 'x'"),
+        (
+            edited(measures={"test/a": {"label": ["a"]}}),
+            r'`measures.test/a`: .*"label": .*str.*\[.a.\]',
+        ),
+        (
+            edited(measures={"test/a": {"label": "a", "digits": "one"}}),
+            r'`measures.test/a`: .*"digits": .*one',
+        ),
+        (edited(measures={"test/a": {"label": "a", "scale": "x"}}), r'`measures.test/a`: .*"scale": .*x'),
         (edited(like="mine.yaml"), r"`like` itself"),
         (edited(sizes__s__sets=["cifar11"]), r"`sizes.s` names the set 'cifar11'"),
         (edited(tune={"settings": {"low": {}, "high": {}}}), r"`tune.by` does not say by which value"),
         (edited(rows__second__settings={"one": {}}), r"`rows.second.settings` must be as many .* fair comparison: 2"),
         (edited(measures={"test/a": {"label": "a"}}), r"the first of `measures` must say with `better`"),
-        (edited(measures={"test/a": {"label": "a", "better": "more"}}), r"must be higher or lower. Got 'more'"),
-        (edited(sizes__s__follows="x"), r"`sizes.s.follows` must be a section with keys. Got 'x'"),
+        (
+            edited(measures={"test/a": {"label": "a", "better": "more"}}),
+            r'`measures.test/a`: .*"better": .*.higher., .lower..*more',
+        ),
+        (edited(sizes__s__follows="x"), r'`sizes.s`: .*"follows": .*dict.*x'),
         (edited(rows={"a b": {"config": {}}, "a+b": {"config": {}}}), r"`rows` has names that differ in signs only"),
         (
             edited(sets={"dig its": {"config": {}}, "dig/its": {"config": {}}}),
@@ -277,15 +329,34 @@ def test_unknown_study(name: str, message: str) -> None:
             edited(rows__first__paper={"cifar": {"acuracy": 1}}),
             r"`rows.first.paper.cifar` names 'acuracy', which is the label of no measure. Did you mean 'accuracy'\?",
         ),
-        (edited(sizes__s__seeds=True), r"`sizes.s.seeds` must be an integer >= 1. Got True"),
-        (edited(measures={"test/a": {"label": "a", "digits": True}}), r"digits` must be an integer >= 0. Got True"),
-        (edited(measures={"test/a": {"label": "a", "scale": 0}}), r"scale` must be a number > 0. Got 0"),
-        (edited(measures={"test/a": {"label": "a", "scale": float("nan")}}), r"scale` must be a number. Got nan"),
-        (edited(sizes__s__models={"net": {"config": {}, "seconds": -3}}), r"seconds` must be a number > 0. Got -3"),
-        (edited(title=["A", "B"]), r"`title` must be a text. Got \['A', 'B'\]"),
-        ({**SMALL, "title": None}, r"`title` must be a text. Got None"),
-        ({**SMALL, "about": None}, r"`about` must be a text. Got None"),
-        ({"title": "A", "about": "B", "script": 3}, r"`script` must be a text. Got 3"),
+        (edited(sizes__s__seeds=True), r'`sizes.s`: .*"seeds": .*True not a number'),
+        (
+            edited(measures={"test/a": {"label": "a", "digits": True}}),
+            r'`measures.test/a`: .*"digits": .*True not a number',
+        ),
+        (
+            edited(measures={"test/a": {"label": "a", "scale": 0}}),
+            r'`measures.test/a`: .*"scale": .*0 does not .*v>0',
+        ),
+        (
+            edited(measures={"test/a": {"label": "a", "scale": float("nan")}}),
+            r"`measures.test/a`: .*nan does not conform",
+        ),
+        (
+            edited(sizes__s__models={"net": {"config": {}, "seconds": -3}}),
+            r'`sizes.s.models.net`: .*"seconds": .*-3',
+        ),
+        (
+            edited(title=["A", "B"]),
+            r'`the study`: .*"title": .*str.*\[.A., .B.\]',
+        ),
+        ({**SMALL, "title": None}, r"`the study`: the following arguments are required: title"),
+        ({"title": "A", "about": "B", "script": [3]}, r'`the study`: .*"script": .*\[3\]'),
+        ({**SMALL, "script": "straightvq.studies.toy.draw_toy"}, r"`measures` must have nothing beside a `script`"),
+        (
+            edited(rows__first__paper={"net": {"accuracy": float("nan")}}),
+            r"accuracy` must be a number. Got nan",
+        ),
     ],
 )
 def test_mistakes_in_a_study_file_are_explained(

@@ -10,8 +10,9 @@ from benchmarks.collect import collect
 from tests.small_study import STUDY, Counter, edited, table
 
 from straightvq.cli import main
-from straightvq.studies.curves import Curves
-from straightvq.studies.run import Cell, Run
+from straightvq.runs import write_log
+from straightvq.studies.results import read_curves, recorded_curves
+from straightvq.studies.run import FINAL, Cell, Run
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,17 @@ def test_a_study_goes_on_from_its_tables_as_if_its_runs_were_there(
     assert "0 finished runs taken over" in capsys.readouterr().out
     assert study() == 0
     assert counter.titles == []
+
+
+@pytest.mark.parametrize("place", ["samples/digits-net-VQ.png", "runs/digits/net/VQ/seed0/samples/grid.png"])
+def test_samples_come_along(place: str, study: Callable[..., int], elsewhere: Path, trained: list[Run]) -> None:
+    """Also from where older versions kept them."""
+    (elsewhere / place).parent.mkdir(parents=True)
+    (elsewhere / place).write_bytes(b"picture")
+    assert study("--known", str(elsewhere)) == 0
+    assert trained == []
+    assert Path("out/samples/digits-net-VQ.png").read_bytes() == b"picture"
+    assert "![digits net VQ](samples/digits-net-VQ.png)" in Path("out/report.md").read_text()
 
 
 def test_what_the_tables_lack_is_run(
@@ -131,10 +143,12 @@ def test_what_is_no_table_is_named_and_nothing_is_written(
 
 
 def test_curves_come_back_from_their_table(tmp_path: Path) -> None:
-    cell, other = Cell("a", "b, c", "d"), Cell("a", "e", "d")
-    curves = Curves(
-        "val/mse", {(cell, 0): ([10, 20], [0.1, 1 / 3]), (cell, 2): ([10], [5.0]), (other, 0): ([1], [2.0])}
-    )
-    (tmp_path / "curves.csv").write_text(curves.table())
-    assert Curves.read(tmp_path / "curves.csv") == curves
-    assert curves.of(cell) == [([10, 20], [0.1, 1 / 3]), ([10], [5.0])]
+    runs = [Run(Cell("a", "b, c", "d"), FINAL, seed, "", []) for seed in (0, 2)]
+    write_log(tmp_path / runs[0].folder, "val/mse", [10, 20], [0.1, 1 / 3])
+    write_log(tmp_path / runs[1].folder, "val/mse", [10], [5.0])
+    curves = recorded_curves(tmp_path, [*runs, Run(Cell("a", "e", "d"), FINAL, 0, "", [])], "val/mse")
+    assert curves.to_dict("split")["data"] == [
+        ["a", "b, c", "d", 0, 10, 0.1], ["a", "b, c", "d", 0, 20, 1 / 3], ["a", "b, c", "d", 2, 10, 5.0]
+    ]  # fmt: skip
+    (tmp_path / "curves.csv").write_text(curves.to_csv(index=False))
+    assert read_curves(tmp_path / "curves.csv").equals(curves)

@@ -1,14 +1,18 @@
 """Studies through the real command line: whole, stopped and taken up again, with mistakes."""
 
+import dataclasses
 import errno
-import multiprocessing
+import importlib.util
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +25,12 @@ from tests.small_study import STUDY, Counter, edited, table
 
 from straightvq.cli import main
 from straightvq.generation import Tokenizer
-from straightvq.studies import load_study, runner, training, work
+from straightvq.studies import engine, load_study, reproduction
+from straightvq.studies.plan import Plan
 from straightvq.studies.results import Result, Results
 from straightvq.studies.run import Cell, Run
+from straightvq.studies.train import words
 from straightvq.training.command_line import TrainingCLI, quiet
-
-
-def folder_is_locked(place: Path) -> filelock.FileLock:
-    """As another process that works on a run does it."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(place.parent / f".{place.name}.lock", is_singleton=False)
-    lock.acquire()
-    return lock
 
 
 def test_whole_study(
@@ -151,6 +149,17 @@ def test_a_disk_that_fills_within_a_checkpoint_leaves_the_one_before(
     assert len(list(last.parent.glob("metrics/version_*"))) == 2, "it started again instead of going on"
 
 
+@pytest.mark.parametrize("owner", ["", "[]", '{"settings": "another"}'])
+def test_a_checkpoint_of_nobody_or_of_other_settings_is_not_gone_on_from(
+    owner: str, stopped: Callable[[], int]
+) -> None:
+    place = Path("out/runs/digits/net/unquantized/seed0")
+    assert len(json.loads((place / "study_run.json").read_text())["settings"]) == 12
+    (place / "study_run.json").write_text(owner)
+    assert stopped() == 0
+    assert len(list(place.glob("metrics/version_*"))) == 1
+
+
 def test_a_damaged_checkpoint_is_named_with_a_way_out(
     stopped: Callable[[], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,99 +206,85 @@ def test_the_result_is_written_before_the_checkpoint_goes(
     assert Path("out/same/runs/digits/net/VQ/seed0/last.ckpt").is_file()
 
 
-def test_a_run_that_another_process_is_at_is_left_to_it_and_waited_for(
-    study: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_folder_that_another_process_is_at_is_refused(
+    study: Callable[..., int], trained: list[Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lock = folder_is_locked(Path("out/runs/digits/net/VQ/tune0"))
-    seen: list[list[str]] = []
-
-    def sleep(seconds: float) -> None:
-        seen.append([run.title for run in trained])
-        if len(seen) == 2:
-            lock.release()  # without a result: the other process was killed
-
-    monkeypatch.setattr(work.time, "sleep", sleep)
+    Path("out").mkdir()
+    with filelock.FileLock("out/.reproduce.lock", is_singleton=False):
+        assert study("--seeds", "1") == 2
+        assert "another process is at the study in 'out'. Wait for it, take a folder" in capsys.readouterr().err
+        assert study("--dry-run") == 0, "a listing disturbs nobody"
+    assert trained == []
     assert study("--seeds", "1") == 0
-    free = ["VQ tuning: lr 1e-3", "unquantized tuning: lr 1e-2", "unquantized tuning: lr 1e-3", "unquantized seed 0"]
-    assert seen == 2 * [[f"digits net {title}" for title in free]]  # no row before all of its tuning
-    assert [run.title for run in trained[4:]] == ["digits net VQ tuning: lr 1e-2", "digits net VQ seed 0"]
-    said = capsys.readouterr().out
-    assert said.count("waiting for digits net VQ tuning: lr 1e-2, which another process works on") == 1
-    assert "2 of 2 runs are finished" in Path("out/report.md").read_text()
 
 
-def test_a_failed_run_that_another_process_repeats_is_not_repeated_again(
+def test_what_another_process_finished_before_it_left_is_not_repeated(
     study: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = edited(tune={"by": "val/accuracy", "settings": {}}, rows={"VQ": STUDY["rows"]["VQ"]})
-    train, failing = work.train, Result.of
-    monkeypatch.setattr(work, "train", lambda run, *args, **kwargs: failing(run, 1.0, {}, error="no luck"))
+    """It ends while this one reads the configurations."""
+    content = edited(tune={"by": "val/accuracy", "settings": {}})
+
+    def meanwhile() -> Callable[[Run, Path], None]:
+        def read(run: Run, place: Path) -> None:
+            if run.cell.row == "unquantized":
+                Results(Path("out")).add(run, Result.of(run, 1.0, {"test/accuracy": 0.25}))
+
+        return read
+
+    monkeypatch.setattr(engine, "Check", meanwhile)
     assert study("--seeds", "1", content=content) == 0
-    monkeypatch.setattr(work, "train", train)
-    file = Path("out/runs/digits/net/VQ/seed0/result.json")
-    lock, written = folder_is_locked(file.parent), file.read_text()
-    file.unlink()
-
-    def sleep(seconds: float) -> None:
-        file.write_text(written)
-        lock.release()
-
-    monkeypatch.setattr(work.time, "sleep", sleep)
-    assert study("--seeds", "1", "--rerun", content=content) == 0
-    assert trained == []
+    assert [run.cell.row for run in trained] == ["VQ"]
+    assert [(row["row"], row["test/accuracy"]) for row in table()] == [("VQ", "0.5"), ("unquantized", "0.25")]
 
 
-def test_the_same_command_in_three_processes_shares_the_work(study: Callable[..., int], tmp_path: Path) -> None:
-    """Real processes; in place of its first training each waits for the others."""
-    done = tmp_path / "done"
-    done.mkdir()
-    context = multiprocessing.get_context("fork")
-    all_are_here = context.Barrier(3)
+def test_several_workers_need_ray(study: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    if importlib.util.find_spec("ray"):
+        pytest.skip("Ray is installed")
+    assert study("--workers", "2", "--seeds", "1") == 2
+    said = capsys.readouterr().err
+    assert "`workers` must be 1 where Ray is not installed. Got 2. Several need the extra" in said
+    assert "straightvq[cluster]" in said
+    assert not Path("out").exists()
 
-    def work_here() -> None:
-        own: list[str] = []
 
-        def train(run: Run, place: Path, *args: Any, **kwargs: Any) -> Result:
-            if not own:
-                all_are_here.wait(60)
-            own.append(run.title)
-            (done / run.title.replace(" ", "_")).touch(exist_ok=False)
-            return Result.of(run, 1.0, {"test/accuracy": 0.5, "val/accuracy": run.number / 10})
+@pytest.mark.slow
+def test_workers_of_ray_come_to_the_same_results(study: Callable[..., int]) -> None:
+    pytest.importorskip("ray")
+    assert study("--rows", "VQ") == 0
+    alone = table()
+    shutil.rmtree("out")
+    assert study("--rows", "VQ", "--workers", "2") == 0
+    assert table() == alone
 
-        work.train, work._PATIENCE, runner.draw = train, 0.01, lambda *args: None
-        sys.exit(study("--seeds", "4"))
 
-    processes = [context.Process(target=work_here) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert len(list(done.iterdir())) == len(table()) == 12
+def test_several_workers_do_every_run_once_and_no_row_before_its_tuning(
+    study: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads in place of Ray's processes; the first two wait for one another."""
+    both, train = threading.Barrier(2), engine.train
+
+    def together(run: Run, place: Path, show: Any) -> Result:
+        if run.kind == "tune" and run.cell.row == "VQ":
+            both.wait(60)
+        return dataclasses.replace(train(run, place, show), metrics={"test/accuracy": 0.5, "val/accuracy": run.number})
+
+    monkeypatch.setattr(engine, "train", together)
+    monkeypatch.setattr(reproduction, "executor", ThreadPoolExecutor)
+    assert study("--workers", "2", "--seeds", "4") == 0
+    assert len({run.title for run in trained}) == len(trained) == len(table()) == 12
     assert {row["setting"] for row in table() if row["kind"] == "final"} == {"lr 1e-3"}
 
 
-def test_what_another_process_finishes_meanwhile_is_kept_and_not_repeated(
-    study: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
+def test_an_error_of_a_worker_is_told_as_one_of_this_process(
+    study: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = edited(tune={"by": "val/accuracy", "settings": {}})
-    train = work.train
-    other = load_study  # read when the file is there
+    def failing(run: Run, place: Path, show: Any) -> Result:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    def meanwhile(run: Run, *args: Any, **kwargs: Any) -> Result:
-        """While this run is trained, another process finishes the next row's."""
-        loaded = other("mine.yaml")
-        cell = Cell("digits", "net", "unquantized")
-        theirs = loaded.final(loaded.sizes["s"], cell, run.seed, "", None)
-        Results(Path("out")).add(theirs, Result.of(theirs, 1.0, {"test/accuracy": 0.25}))
-        return train(run, *args, **kwargs)
-
-    monkeypatch.setattr(work, "train", meanwhile)
-    assert study(content=content) == 0
-    assert [run.cell.row for run in trained] == ["VQ", "VQ"]
-    assert [(row["row"], row["test/accuracy"]) for row in table()] == [
-        ("VQ", "0.5"), ("VQ", "0.5"), ("unquantized", "0.25"), ("unquantized", "0.25"),
-    ]  # fmt: skip
+    monkeypatch.setattr(engine, "train", failing)
+    monkeypatch.setattr(reproduction, "executor", ThreadPoolExecutor)
+    assert study("--workers", "2") == 2
+    assert "cannot write the results: [Errno 28] No space left on device. The 0 finished" in capsys.readouterr().err
 
 
 def test_the_table_of_all_runs_is_made_anew_even_where_nothing_is_due(
@@ -446,6 +441,16 @@ def test_a_set_that_is_named_twice_is_taken_once(study: Callable[..., int], caps
     assert capsys.readouterr().out.splitlines()[-1].startswith("3 runs in out;")
 
 
+def test_networks_and_rows_can_be_chosen(study: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    content = edited(tune={"by": "val/accuracy", "settings": {}})
+    content["sizes"]["s"]["models"]["wide"] = {"config": {}}
+    options = ("--models", "wide", "--rows", "unquantized", "--seeds", "1", "--dry-run")
+    assert study(*options, content=content) == 0
+    listed = capsys.readouterr().out
+    assert listed.startswith("  digits wide unquantized seed 0: due\n1 runs in out; ")
+    assert listed.endswith(", and 1 runs of unknown length\n")
+
+
 @pytest.mark.parametrize(
     ("options", "size", "message"),
     [
@@ -453,7 +458,7 @@ def test_a_set_that_is_named_twice_is_taken_once(study: Callable[..., int], caps
         (("--models", "nett"), "s", "`--models` 'nett' is not there. Did you mean 'net'?"),
         (("--sets", "digit"), "s", "`--sets` 'digit' is not there. Did you mean 'digits'?"),
         (("--seeds", "0"), "s", "`seeds` must be an integer >= 1. Got 0."),
-        ((), "large", "the size 'large' is not there. There are: s, own, both."),
+        ((), "large", "in mine, the size 'large' is not there. There are: s, own, both."),
         ((), "own", "mine in size own needs own: pass --data with the folder that holds own."),
         (("--data", "nowhere"), "own", "needs the set own in 'nowhere/own', which is not there."),
     ],
@@ -515,7 +520,7 @@ def test_configurations_are_read_once_for_each_network_row_and_setting_that_is_d
     content["sets"]["half"] = content["sets"]["digits"]
     content["sizes"]["s"]["sets"] = ["digits", "half"]
     read: list[str] = []
-    monkeypatch.setattr(work, "Check", lambda: lambda run, place: read.append(run.title))
+    monkeypatch.setattr(engine, "Check", lambda: lambda run, place: read.append(run.title))
     assert study("--rows", "VQ", content=content) == 0
     assert read == [
         "digits net VQ tuning: lr 1e-2",
@@ -530,16 +535,6 @@ def test_configurations_are_read_once_for_each_network_row_and_setting_that_is_d
     read.clear()
     assert study(content=content) == 0
     assert read == []
-
-
-def test_overlays_of_one_name_have_files_of_their_own(tmp_path: Path) -> None:
-    """Of a row `a` with the setting `b-c`, and a row `a-b` with the setting `c`; a file of one content is shared."""
-    cell = Cell("digits", "net", "a")
-    runs = [Run(cell, "final", 0, "", {"setting-a-b-c": {"lr": lr}}) for lr in (1, 2, 1)]
-    files = [Path(training._words(run, tmp_path / "run", tmp_path / "configs")[1]) for run in runs]
-    assert [yaml.safe_load(file.read_text()) for file in files] == [{"lr": 1}, {"lr": 2}, {"lr": 1}]
-    assert files[0] == files[2] != files[1]
-    assert all(file.name.startswith("setting-a-b-c-") for file in files)
 
 
 def test_damaged_result_is_named(study: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
@@ -590,10 +585,10 @@ def test_a_full_disk_under_a_figure_is_told_in_a_sentence(
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("straightvq.studies.toy.draw_toyy", "must be the class path of a function. Got 'straightvq.studies.toy.draw_"),
-        ("straightvq.studies.toi.draw_toy", "No module named 'straightvq.studies.toi'."),
-        ("draw_toy", "must be the class path of a function. Got 'draw_toy'"),
-        ("straightvq.studies.toy.LR", "`script` of mine must be a function. Got 'straightvq.studies.toy.LR'."),
+        ("straightvq.studies.toy.draw_toyy", "has no attribute 'draw_toyy'"),
+        ("straightvq.studies.toi.draw_toy", "straightvq.studies.toi"),
+        ("draw_toy", "Expected a dot import path string: draw_toy"),
+        ("straightvq.studies.toy.LR", "expects a function or a callable class"),
     ],
 )
 def test_misspelt_script_is_named(
@@ -607,7 +602,7 @@ def test_misspelt_script_is_named(
     Path("mine.yaml").write_text(yaml.safe_dump({"title": "A", "about": "B", "script": script}))
     assert main(["reproduce", "mine.yaml"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("straightvq: `reproduce`: `script` of mine must be")
+    assert said.startswith("straightvq: `reproduce`: in 'mine.yaml', `the study`: Parser key \"script\"")
     assert message in said
 
 
@@ -679,7 +674,7 @@ def test_precision_is_that_of_what_a_study_is_built_upon_too(
     built_upon: Callable[..., int], trained: list[Run]
 ) -> None:
     assert built_upon("--rows", "VQ", "--seeds", "1", "--precision", "bf16-mixed") == 0
-    assert {run.overlays["size-s"]["trainer"]["precision"] for run in trained} == {"bf16-mixed"}
+    assert {run.overlays[2]["trainer"]["precision"] for run in trained} == {"bf16-mixed"}
     assert len(titles(trained)) == 3
 
 
@@ -702,14 +697,14 @@ def test_results_are_stale_when_what_they_are_built_upon_has_other_settings(
 def test_a_run_built_upon_a_failed_one_fails_with_it(
     built_upon: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = work.train
+    train = engine.train
 
     def failing(run: Run, *args: Any, **kwargs: Any) -> Result:
         is_tokenizer = run.cell.row == "VQ" and not run.upon
         return Result.of(run, 1.0, {}, error="diverged") if is_tokenizer else train(run, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(work, "train", failing)
+        patch.setattr(engine, "train", failing)
         assert built_upon("--seeds", "1") == 0
     assert titles(trained) == [
         "digits net unquantized seed 0",
@@ -744,7 +739,7 @@ def test_a_checkpoint_that_is_gone_is_named_and_can_be_made_anew(
     ("follows", "message"),
     [
         ("sme", "the study 'sme' is not there. There are: autoencoder"),
-        ("toy", "the size of toy, 's' is not there."),
+        ("toy", "in toy, the size 's' is not there."),
         ("mine.yaml", "mine is built upon, and must not follow another study itself."),
     ],
 )
@@ -771,10 +766,10 @@ def test_maskgit_in_its_tiny_size_draws_what_it_learnt(tmp_path: Path) -> None:
     assert not row["error"]
     assert float(row["test/rfid"]) > 0
     assert float(row["test/fid"]) > 0
-    place = "runs/digits/MaskGIT/all/seed0"
-    page = (tmp_path / "report.md").read_text()
-    assert f"![digits MaskGIT all]({place}/samples/grid.png)" in page
-    assert (tmp_path / place / "samples/grid.png").is_file()
+    picture = "samples/digits-MaskGIT-all.png"
+    assert f"![digits MaskGIT all]({picture})" in (tmp_path / "report.md").read_text()
+    drawn = tmp_path / "runs/digits/MaskGIT/all/seed0/samples/grid.png"
+    assert (tmp_path / picture).read_bytes() == drawn.read_bytes()
     assert (tmp_path / "curves.png").is_file(), "FID has no course in training, the cross-entropy has"
     # Only the checkpoints that something is built upon outlive the study.
     kept = [tmp_path / name / "runs/digits" for name in ("maskgit_tokenizer", "maskgit_features")]
@@ -796,25 +791,28 @@ def built(run: Run, folder: Path, *options: str) -> Any:
 
         def _run_subcommand(self, subcommand: str) -> None: ...
 
-    words = training._words(run, folder / "run", folder / "configs")
     with quiet():
-        return Parsed(["fit", *words, *options], "x", "").config_init["fit"]
+        return Parsed(["fit", *words(run, folder / "run"), *options], "x", "").config_init["fit"]
+
+
+def plan_of(name: str, size: str, sets: Iterable[str] | None = None, rows: Sequence[str] | None = None) -> Plan:
+    """All networks of a packaged study on what is not there."""
+    study = load_study(name)
+    chosen = study.sizes[size]
+    places = chosen.sets if sets is None else sets
+    cells = [Cell(p, model, row) for p in places for model in chosen.models for row in rows or study.rows]
+    return Plan(study, chosen, Results(Path("nowhere")), dict.fromkeys(places, "photos"), cells, cells, 1)
 
 
 @pytest.mark.parametrize("name", ["classification", "autoencoder"])
 @pytest.mark.parametrize("size", ["small", "paper"])
 def test_every_configuration_of_a_shipped_study_builds(name: str, size: str, tmp_path: Path) -> None:
     """All rows, and all networks."""
-    study = load_study(name)
-    chosen = study.sizes[size]
-    rows, first = ("all", "unquantized"), next(iter(chosen.models))
-    kept = [
-        cell
-        for cell in study.cells(chosen, chosen.sets, None, None)
-        if cell.row in rows or (size == "small" and cell.model == first)
-    ]
+    plan = plan_of(name, size)
+    rows, first = ("all", "unquantized"), next(iter(plan.size.models))
+    kept = [cell for cell in plan.cells if cell.row in rows or (size == "small" and cell.model == first)]
     for cell in kept:
-        config = built(study.final(chosen, cell, 1, "", "photos"), tmp_path)
+        config = built(plan.final(cell, 1), tmp_path)
         assert config["model"].quantize == (cell.row != "unquantized")
         assert config["data"].seed == 1
 
@@ -822,25 +820,24 @@ def test_every_configuration_of_a_shipped_study_builds(name: str, size: str, tmp
 @pytest.mark.parametrize("name", ["classification", "autoencoder"])
 def test_the_small_networks_take_every_set(name: str, tmp_path: Path) -> None:
     """Also those that a study does not take by itself."""
-    study = load_study(name)
-    chosen = study.sizes["small"]
-    for cell in study.cells(chosen, study.sets, None, ["all"]):
+    plan = plan_of(name, "small", load_study(name).sets, ["all"])
+    for cell in plan.cells:
         if (cell.model, cell.set) == ("ViT", "imagenet100"):
             continue  # has the images of size `paper`
-        config = built(study.final(chosen, cell, 0, "", "photos"), tmp_path)
+        config = built(plan.final(cell, 0), tmp_path)
         data, task = config["data"], config["model"].eval()
         assert task(torch.zeros(1, data.channels, data.size, data.size)).quantizer.indices.numel() > 1
 
 
 @pytest.mark.parametrize("size", ["small", "paper"])
 def test_maskgit_fits_its_tokenizers(size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study, tokenizers = load_study("maskgit"), load_study("maskgit_tokenizer")
-    chosen, served = study.sizes[size], tokenizers.sizes[size]
-    for cell in study.cells(chosen, [*chosen.sets, *chosen.without_data], None, ["all"]):
-        first = built(tokenizers.final(served, *tokenizers.serving(served, cell, 0), "", "photos"), tmp_path / "first")
+    sets = [*load_study("maskgit").sizes[size].sets, *load_study("maskgit").sizes[size].without_data]
+    plan, tokenizers = plan_of("maskgit", size, sets, ["all"]), plan_of("maskgit_tokenizer", size, sets)
+    for cell in plan.cells:
+        first = built(tokenizers.serving(cell, 0), tmp_path / "first")
         monkeypatch.setattr(Tokenizer, "load", lambda path, model=first["model"].model: Tokenizer(model))
         short = ("--model.init_args.model.init_args.layers", "1", "--model.init_args.tokenizer", "here")
-        config = built(study.final(chosen, cell, 0, "", "photos"), tmp_path / "second", *short)
+        config = built(plan.final(cell, 0), tmp_path / "second", *short)
         own, other = config["data"], first["data"]
         same = ("size", "channels", "val_fraction", "seed", "num_train", "flip")
         assert {name: getattr(own, name) for name in same} == {name: getattr(other, name) for name in same}

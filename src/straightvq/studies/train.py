@@ -1,11 +1,9 @@
-"""One run of a study: `straightvq fit` with overlays, taken up where it was stopped, and measured."""
+"""One run of a study: trained as `straightvq fit` trains, taken up where it was stopped, and measured."""
 
 import gc
-import hashlib
+import json
 import math
-import shlex
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -14,6 +12,7 @@ from typing import Any
 
 import lightning
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
@@ -28,20 +27,18 @@ from straightvq.studies.run import FINAL, Run
 from straightvq.training.command_line import TrainingCLI, quiet
 from straightvq.training.monitor import CodebookWarning
 
-__all__ = ["Check", "discard_checkpoints", "train"]
-
 CHECKPOINTS = ("last.ckpt", "best.ckpt")
+OWNER = "study_run.json"  # tells whose checkpoint is in a folder
 SAMPLES = 100  # drawn from a model of images
 Show = Callable[[int, int], None]
 
 
-def train(run: Run, place: Path, configs: Path, show: Show) -> Result:
+def train(run: Run, place: Path, show: Show | None = None) -> Result:
     """Trains, or goes on from the last checkpoint, and measures; a model of images draws some, too.
 
     Args:
         run: what to train.
         place: its folder, made by the command line.
-        configs: where the overlays are written, for this run and for people who repeat it.
         show: told the steps done and the steps planned.
 
     Returns:
@@ -49,18 +46,17 @@ def train(run: Run, place: Path, configs: Path, show: Show) -> Result:
     """
     # A trainer and its callbacks refer to one another, so that the memory of the run before may still be held.
     gc.collect()
-    words = _words(run, place, configs)
-    watcher = _Watcher(show)
+    watcher = _Watcher(run, place, show)
     with quiet(), warnings.catch_warnings():
         # A codebook that dies is a finding here, and is in the table.
         warnings.simplefilter("ignore", CodebookWarning)
         try:
-            _fit(run, place, words, watcher)
+            _fit(run, place, watcher)
         except NonFiniteError as error:
             if watcher.steps == 0:  # no training that broke off, but one that cannot begin
                 raise
             return Result.of(run, watcher.seconds, {}, error=str(error).splitlines()[0])
-        metrics = _measure(run, place, words)
+        metrics = _measure(run, place)
     # The task's own values; a distance between distributions may well be infinite.
     broken = [name for name, value in metrics.items() if not math.isfinite(value) and "/codebook/" not in name]
     if broken:
@@ -68,32 +64,14 @@ def train(run: Run, place: Path, configs: Path, show: Show) -> Result:
     return Result.of(run, watcher.seconds, {name: value for name, value in metrics.items() if math.isfinite(value)})
 
 
-class Check:
-    """Reads configurations as `train` will, and builds nothing."""
-
-    def __init__(self) -> None:
-        try:
-            _ParserCLI(["fit"], "run", "")
-        except _EndedError as ended:
-            self._parser = ended.parser
-
-    def __call__(self, run: Run, place: Path) -> None:
-        """Refuses what is misspelt in the configuration of a run as the command line refuses it."""
-        with quiet(), tempfile.TemporaryDirectory() as configs:
-            self._parser.parse_args(["fit", *_words(run, place, Path(configs))])
-
-
-class _EndedError(Exception):
-    def __init__(self, parser: LightningArgumentParser) -> None:
-        super().__init__()
-        self.parser = parser
-
-
-class _ParserCLI(TrainingCLI):
-    """Ends where the configuration would be read."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        raise _EndedError(parser)
+def words(run: Run, place: Path) -> list[str]:
+    """The command line behind the subcommand."""
+    options = [("--config", yaml.safe_dump(dict(overlay), sort_keys=False)) for overlay in run.overlays]
+    options += [("--seed_everything", str(run.seed)), ("--data.init_args.seed", str(run.seed))]
+    options += [] if run.source is None else [("--data.init_args.source", run.source)]
+    options += [(f"--{name}", folder) for name, (folder, _) in run.upon.items()]
+    options += [("--runs", str(place.parent)), ("--name", place.name)]
+    return [word for option in options for word in option]
 
 
 def discard_checkpoints(place: Path) -> None:
@@ -102,51 +80,53 @@ def discard_checkpoints(place: Path) -> None:
         (place / name).unlink(missing_ok=True)
 
 
-def _words(run: Run, place: Path, configs: Path) -> list[str]:
-    """The command line behind the subcommand."""
-    words = []
-    for name, overlay in run.overlays.items():
-        content = yaml.safe_dump(overlay, sort_keys=False)
-        # Names of two overlays may coincide, and another process may run another version of the study.
-        file = configs / f"{name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}.yaml"
-        write_text(file, content)
-        words += ["--config", str(file)]
-    return [*words, *run.options, "--runs", str(place.parent), "--name", place.name]
+class Check(TrainingCLI):
+    """Reads configurations as `train` will, refuses what is misspelt as the command line does, and builds nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(["fit"], "run", "")
+
+    def __call__(self, run: Run, place: Path) -> None:
+        with quiet():
+            self.parser.parse_args(["fit", *words(run, place)])
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = Namespace(subcommand=None, seed_everything=False)
+
+    def before_instantiate_classes(self) -> None: ...
+
+    def instantiate_classes(self) -> None: ...
 
 
-def _fit(run: Run, place: Path, words: list[str], watcher: "_Watcher") -> None:
-    # The header of config.yaml tells whose checkpoint this is.
-    command = f"{shlex.join(['straightvq', 'fit', *words])}  # settings {run.settings}"
-    last = place / CHECKPOINTS[0]
-    if last.is_file() and command.rpartition("#")[2] in _header(place):
-        _refuse_damaged(last)
-        words = [*words, "--ckpt_path", str(last)]
+def _fit(run: Run, place: Path, watcher: "_Watcher") -> None:
+    last, options = place / CHECKPOINTS[0], words(run, place)
+    if last.is_file() and _owner(place) == run.settings:
+        try:
+            read_checkpoint(last, "reproduce")
+        except ValueError as error:
+            raise InvalidValueError(
+                f"{error} Remove the folder {str(place)!r}, and the same command makes this run anew; finished runs "
+                "are intact."
+            ) from error.__cause__
+        options += ["--ckpt_path", str(last)]
     else:
         shutil.rmtree(place, ignore_errors=True)
-    _RunCLI(["fit", *words], command, watcher)
+    _RunCLI(["fit", *options], f"a run of `straightvq reproduce`: {run.title}", watcher)
 
 
-def _refuse_damaged(last: Path) -> None:
+def _owner(place: Path) -> str | None:
+    """Fingerprint of the run whose checkpoints are in a folder."""
     try:
-        read_checkpoint(last, "reproduce")
-    except ValueError as error:
-        raise InvalidValueError(
-            f"{error} Remove the folder {str(last.parent)!r}, and the same command makes this run anew; finished runs "
-            "are intact."
-        ) from error.__cause__
+        content = json.loads((place / OWNER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("settings") if isinstance(content, dict) else None
 
 
-def _header(place: Path) -> str:
-    try:
-        return "".join((place / "config.yaml").read_text(encoding="utf-8").splitlines(keepends=True)[:2])
-    except OSError:
-        return ""
-
-
-def _measure(run: Run, place: Path, words: list[str]) -> dict[str, float]:
+def _measure(run: Run, place: Path) -> dict[str, float]:
     command, stage = ("test", "test/") if run.kind == FINAL else ("validate", "val/")
-    words = [*words, "--ckpt_path", str(place / CHECKPOINTS[0]), "--verbose", "false", "--trainer.logger", "false"]
-    cli = _RunCLI([command, *words], "", None)
+    options = ["--ckpt_path", str(place / CHECKPOINTS[0]), "--verbose", "false", "--trainer.logger", "false"]
+    cli = _RunCLI([command, *words(run, place), *options], "", None)
     if run.kind == FINAL and isinstance(cli.model, Generation):
         generate(place, Sampling(num=SAMPLES), console=Console(quiet=True))
     return {name: float(v) for name, v in cli.trainer.callback_metrics.items() if name.startswith(stage)}
@@ -169,16 +149,17 @@ class _RunCLI(TrainingCLI):
 
 
 class _Watcher(Callback):
-    """Counts the seconds of training, over interruptions, and reports the step."""
+    """Counts the seconds of training, over interruptions, reports the step, and leaves word whose folder it is."""
 
-    def __init__(self, show: Show) -> None:
-        self.show = show
+    def __init__(self, run: Run, place: Path, show: Show | None) -> None:
+        self.run, self.place, self.show = run, place, show
         self.seconds = 0.0
         self.steps = 0
+        self._since = 0.0
         self._total = 0
-        self._since: float | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        write_text(self.place / OWNER, json.dumps({"run": self.run.title, "settings": self.run.settings}) + "\n")
         total = trainer.estimated_stepping_batches
         self._total = int(total) if math.isfinite(total) else 0
         self._since = time.perf_counter()
@@ -186,16 +167,15 @@ class _Watcher(Callback):
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         self.steps = trainer.global_step
         self._read_clock()
-        self.show(self.steps, self._total)
+        if self.show is not None:
+            self.show(self.steps, self._total)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._read_clock()
-        self._since = None
 
     def _read_clock(self) -> None:
         now = time.perf_counter()
-        if self._since is not None:
-            self.seconds += now - self._since
+        self.seconds += now - self._since
         self._since = now
 
     # Beside the callbacks' states: whoever loads the checkpoint without this callback is not asked for it.

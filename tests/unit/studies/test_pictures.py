@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -7,25 +8,19 @@ from tests.small_study import edited
 
 from straightvq.runs import read_log
 from straightvq.studies import load_study
-from straightvq.studies.figures import _dots, mean_curve
-from straightvq.studies.results import Findings
+from straightvq.studies.pictures import dots, mean_curve
+from straightvq.studies.results import table
+from straightvq.studies.run import Cell
 
 
 def test_mean_curve_of_seeds_that_validate_at_other_steps() -> None:
-    steps, values = mean_curve([([100, 200, 300], [1.0, 2.0, 4.0]), ([110, 220, 330], [3.0, 3.0, 3.0])])
-    assert steps == [200, 300]  # at 100 the second one has not started
-    assert values == pytest.approx([2.5, 3.5])
+    one, other = pd.Series({100: 1.0, 200: 2.0, 300: 4.0}), pd.Series({110: 3.0, 220: 3.0, 330: 3.0})
+    assert mean_curve([one, other]).to_dict() == {200: 2.5, 300: 3.5}  # at 100 the second one has not started
 
 
 def test_mean_curve_ends_with_the_shortest_one_and_takes_values_between_as_straight() -> None:
-    steps, values = mean_curve([([0, 10, 20, 30], [0.0, 1.0, 2.0, 3.0]), ([0, 15], [0.0, 3.0])])
-    assert steps == [0, 15]
-    assert values == pytest.approx([0.0, (1.5 + 3.0) / 2])
-
-
-def test_mean_curve_leaves_out_runs_without_a_log() -> None:
-    assert mean_curve([([], []), ([1, 2], [3.0, 4.0])]) == ([1, 2], [3.0, 4.0])
-    assert mean_curve([([], [])]) == ([], [])
+    mean = mean_curve([pd.Series({0: 0.0, 10: 1.0, 20: 2.0, 30: 3.0}), pd.Series({0: 0.0, 15: 3.0})])
+    assert mean.to_dict() == {0: 0.0, 15: (1.5 + 3.0) / 2}
 
 
 def test_curve_of_a_resumed_run_joins_its_logs_and_the_later_one_counts(tmp_path: Path) -> None:
@@ -45,7 +40,7 @@ def test_headline_and_names_of_rows_are_whole_and_within_the_figure(measures: in
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     study = load_study(str(file))
-    figure = _dots(study, Findings({}), [study.cells(study.sizes["s"], ["digits"], None, None)])
+    figure = dots(study, table([]), [[Cell("digits", "net", row) for row in study.rows]])
     renderer = FigureCanvasAgg(figure).get_renderer()
     (headline,) = figure.texts
     assert headline.get_text() == study.title
