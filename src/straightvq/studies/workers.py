@@ -38,7 +38,7 @@ class RayWorkers(Executor):
 
     def __init__(self, workers: int) -> None:
         try:
-            import ray  # type: ignore[import-not-found,import-untyped,unused-ignore]
+            import ray
         except ImportError as error:
             raise InvalidValueError(
                 f"`reproduce`: `workers` must be 1 where Ray is not installed. Got {workers}. Several need the extra: "
