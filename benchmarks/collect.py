@@ -4,7 +4,8 @@
     python benchmarks/collect.py                                    # the page only, from what is there
 
 Report, tables, numbers and the pictures that the report shows are taken, and what `straightvq analyze` wrote of the
-runs into ``comparison``; runs and their configurations, which name places on the machine, are not.
+runs into ``comparison``, with the pictures of single runs that the page shows. Runs and their configurations, which
+name places on the machine, are not. Pictures get a palette, which makes them a third as large.
 """
 
 import argparse
@@ -12,10 +13,13 @@ import re
 import shutil
 from pathlib import Path
 
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results.md"
 FILES = ("report.md", "report.tex", "results.csv", "curves.csv")
+COLOURS = 128  # of a picture
 COMPARISON = "comparison"  # where `straightvq analyze RUNS --out STUDY/comparison` writes
 PICTURE = re.compile(r"(?<=\]\()[^)]+\.png(?=\))")
 BEFORE = re.compile(r"(?<=\]\()([\w.-]+)/report\.md(?=\))")  # studies that this one is built upon
@@ -33,8 +37,7 @@ def collect(study: Path, results: Path = RESULTS) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     for name in [*FILES, *PICTURE.findall(report.read_text())]:
         if (study / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(study / name, target / name)
+            _take(study / name, target / name)
     for name in BEFORE.findall(report.read_text()):
         collect(study / name, target)
     if (study / COMPARISON / "comparison.md").is_file():
@@ -43,14 +46,27 @@ def collect(study: Path, results: Path = RESULTS) -> Path:
 
 
 def _collect_comparison(study: Path, target: Path) -> None:
-    """What `straightvq analyze` wrote of the study's runs into its folder, and the pictures that it shows."""
-    files = [study / COMPARISON / f"comparison.{kind}" for kind in ("md", "csv", "png")]
-    for name in PICTURE.findall(files[0].read_text()):
-        files.append((study / COMPARISON / name).resolve())
-    for file in files:
-        place = target / file.relative_to(study)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, place)
+    """What `straightvq analyze` wrote of the study's runs into its folder, and those of their pictures on the page."""
+    own, page = study / COMPARISON, PAGE.read_text()
+    kept = []
+    for section in re.split(r"(?=^## )", (own / "comparison.md").read_text(), flags=re.MULTILINE):
+        pictures = [(own / name).resolve() for name in PICTURE.findall(section)]
+        if all(file.parent == own or f"{study.name}/{file.relative_to(study)})" in page for file in pictures):
+            kept.append(section)
+            for file in pictures:
+                _take(file, target / file.relative_to(study))
+    _take(own / "comparison.csv", target / COMPARISON / "comparison.csv")
+    (target / COMPARISON / "comparison.md").write_text("".join(kept))
+
+
+def _take(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.suffix != ".png":
+        shutil.copyfile(source, target)
+        return
+    with Image.open(source) as picture:
+        few = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        few.save(target, optimize=True)
 
 
 def excerpt(name: str, results: Path = RESULTS) -> str:

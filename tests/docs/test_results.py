@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.collect import BEFORE, PAGE, PICTURE, RESULTS, collect, filled
+from PIL import Image
 
 REPORTS = sorted(RESULTS.glob("*/report.md"))
 
@@ -38,16 +39,23 @@ def test_a_study_is_taken_with_what_it_shows_and_without_its_runs(
         "other/report.md": "# Other\n",
         "other/results.csv": "",
         "other/runs/b/last.ckpt": "",
-        "comparison/comparison.md": "![P](../runs/a/analysis/divergence.png)\n",
+        "comparison/comparison.md": "# C\n\n![C](comparison.png)\n\n## a\n\n![P](../runs/a/analysis/divergence.png)\n\n"
+        "## b\n\n![P](../runs/b/analysis/divergence.png)\n",
         "comparison/comparison.csv": "method\n",
         "comparison/comparison.png": "picture",
         "runs/a/analysis/divergence.png": "picture",
         "runs/a/analysis/curves.png": "another picture",
+        "runs/b/analysis/divergence.png": "of a run that the page does not show",
     }
     for name, text in content.items():
         (study / name).parent.mkdir(parents=True, exist_ok=True)
-        (study / name).write_text(text)
+        if name.endswith(".png"):
+            Image.new("RGB", (8, 8), "red").save(study / name)
+        else:
+            (study / name).write_text(text)
     results = tmp_path / "results"
+    monkeypatch.setattr("benchmarks.collect.PAGE", tmp_path / "page.md")
+    (tmp_path / "page.md").write_text("![of a](../benchmarks/results/mine-small/runs/a/analysis/divergence.png)")
     (results / "mine-small").mkdir(parents=True)
     (results / "mine-small" / "old.png").write_text("of an older report")
     target = collect(study, results)
@@ -55,6 +63,10 @@ def test_a_study_is_taken_with_what_it_shows_and_without_its_runs(
         "comparison/comparison.csv", "comparison/comparison.md", "comparison/comparison.png", "other/report.md",
         "other/results.csv", "report.md", "results.csv", "runs/a/analysis/divergence.png", "runs/a/grid.png",
     ]  # fmt: skip
+    comparison = (target / "comparison" / "comparison.md").read_text()
+    assert comparison == "# C\n\n![C](comparison.png)\n\n## a\n\n![P](../runs/a/analysis/divergence.png)\n\n"
+    with Image.open(target / "runs" / "a" / "grid.png") as picture:
+        assert picture.convert("RGB").getpixel((3, 3)) == (255, 0, 0)
     page = "before\n<!-- study: mine-small -->\nstale\n<!-- end -->\nafter\n"
     shown = filled(page, results)
     assert filled(shown, results) == shown
