@@ -1,5 +1,7 @@
 """Recipes for the training commands, as YAML: the packaged ones, one's own, and what each of them lies on.
 
+Where a recipe may be named, its text may stand as well: what has several lines is one.
+
 A recipe whose key ``base`` names another one, or a list of them, is laid over it: packaged ones by name, others by a
 path, which is relative to the recipe's own folder.
 """
@@ -24,12 +26,12 @@ def recipe_names() -> list[str]:
 
 
 def recipe_path(name: str) -> str:
-    """File of a packaged recipe, or the given file itself.
+    """File of a packaged recipe, or the given file itself, or the given text.
 
     Raises:
         ValueError: if there is neither.
     """
-    if Path(name).is_file():
+    if _is_text(name) or Path(name).is_file():
         return name
     if name in recipe_names():
         return str(resources.files("straightvq.recipes") / f"{name}.yaml")
@@ -50,7 +52,7 @@ def read_recipe(path: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.safe_load(path if _is_text(path) else Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         said = " ".join(str(error).split())
         raise InvalidValueError(f"`--config`: {path!r} must be readable as YAML. Got: {said}.") from error
@@ -74,6 +76,10 @@ def resolve(words: Sequence[str]) -> list[str]:
     return result
 
 
+def _is_text(recipe: str) -> bool:
+    return "\n" in recipe
+
+
 def _parts(words: Sequence[str]) -> Iterator[tuple[bool, str]]:
     """The words of a command line, with ``--config NAME`` and ``--config=NAME`` as (True, NAME)."""
     rest = iter(words)
@@ -91,6 +97,6 @@ def _layers(name: str, above: tuple[str, ...] = ()) -> list[str]:
     if path in above:
         raise InvalidValueError(f"`base`: a recipe must not lie on itself. Got {' on '.join([*above, path])}.")
     bases = [base] if isinstance(base, str) else base or []
-    beside = [str(Path(path).parent / below) for below in bases]
+    beside = [str(Path("." if _is_text(path) else path).parent / below) for below in bases]
     found = [file if Path(file).is_file() else below for file, below in zip(beside, bases, strict=True)]
     return [file for below in found for file in _layers(below, (*above, path))] + [path]
