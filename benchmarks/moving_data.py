@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import straightvq as svq
-from straightvq.studies.origin import hardware
+from straightvq.studies.results import hardware
 
 DIM, CODES, VECTORS, STEPS = 8, 1024, 4096, 500
 FRESH, LONG = 65_536, 262_144

@@ -24,7 +24,7 @@ from straightvq import presets
 from straightvq.data import Images
 from straightvq.demo import DemoSettings
 from straightvq.models import Autoencoder
-from straightvq.studies.origin import hardware
+from straightvq.studies.results import hardware
 from straightvq.training import OptimizerSettings, Reconstruction
 from straightvq.training.command_line import quiet
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import straightvq as svq
-from straightvq.nn.losses import masked_mean
+from straightvq.nn.slots.losses import masked_mean
 
 
 class Rotation(svq.Estimator):

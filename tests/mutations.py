@@ -45,10 +45,15 @@ class Fault:
 
 
 ESTIMATOR, LOSSES, BASE, LAYER = (
-    "functional/straight_through.py", "nn/losses.py", "nn/quantizer.py", "nn/vector_quantizer.py",
+    "functional/straight_through.py", "nn/slots/losses.py", "nn/quantizer.py", "nn/vector_quantizer.py",
 )  # fmt: skip
-CODEBOOK, START, RESETS, UPDATES = "nn/codebook.py", "nn/start.py", "nn/resets.py", "nn/updates.py"
-MAPS, OPTIMIZERS, BATCH, DRAWS = "nn/parametrizations.py", "nn/optimizers.py", "nn/batch.py", "functional/draws.py"
+CODEBOOK, START, RESETS, UPDATES = "nn/codebook.py", "nn/start.py", "nn/slots/resets.py", "nn/slots/updates.py"
+MAPS, OPTIMIZERS, BATCH, DRAWS = (
+    "nn/slots/parametrizations.py",
+    "nn/optimizers.py",
+    "nn/batch.py",
+    "functional/draws.py",
+)
 PART = "nn/part.py"
 EXTENSIONS, OTHERS = "tests/contracts/test_extensions.py", f"{NN}/test_other_programs.py"
 
@@ -204,7 +209,7 @@ FAULTS = [
         CODEBOOK,
         "raw = self.parametrization.rebase(self.raw, rows)",
         "raw = self.raw",
-        f"{NN}/test_parametrizations.py",
+        f"{NN}/slots/test_parametrizations.py",
     ),
     Fault("missing all-reduce", CODEBOOK, "message = Message(self.process_group)", "message = Message(False)", LAWS),
     Fault(
@@ -222,7 +227,11 @@ FAULTS = [
         f"{NN}/test_codebook.py",
     ),
     Fault(
-        "stale size after a reset", CODEBOOK, "self.update.forget(rows)", "self.update.forget", f"{NN}/test_resets.py"
+        "stale size after a reset",
+        CODEBOOK,
+        "self.update.forget(rows)",
+        "self.update.forget",
+        f"{NN}/slots/test_resets.py",
     ),
     Fault("frozen parameters train", CODEBOOK, "requires_grad_(not self._frozen)", "requires_grad_(True)", LAWS),
     Fault(
@@ -253,21 +262,21 @@ FAULTS = [
         START,
         'keep = torch.randperm(len(rows), generator=generator, device="cpu")[',
         "keep = torch.arange(len(rows))[",
-        f"{NN}/test_inits.py",
+        f"{NN}/slots/test_inits.py",
     ),
     Fault(
         "vacant rows take the first vectors",
         START,
         'picked = torch.randperm(len(rows), generator=generator, device="cpu")[',
         "picked = torch.arange(len(rows))[",
-        f"{NN}/test_inits.py",
+        f"{NN}/slots/test_inits.py",
     ),
     Fault(
         "vacant rows stay vacant",
         START,
         "codebook.filled[: len(rows)] = 1",
         "codebook.filled.fill_(1)",
-        f"{NN}/test_inits.py",
+        f"{NN}/slots/test_inits.py",
     ),
     Fault(
         "mask ignored in sums",
@@ -303,7 +312,7 @@ FAULTS = [
         RESETS,
         "self.idle >= self.patience - 1e-3",
         "self.idle > self.patience",
-        f"{NN}/test_resets.py",
+        f"{NN}/slots/test_resets.py",
     ),
     Fault(
         "reset draws from the global generator",
@@ -331,7 +340,7 @@ FAULTS = [
         RESETS,
         'relative_to: Measure = "spread")',
         'relative_to: Measure = "norm")',
-        f"{NN}/test_resets.py",
+        f"{NN}/slots/test_resets.py",
     ),
     Fault(
         "reset picks in a progression",
@@ -352,7 +361,7 @@ FAULTS = [
         UPDATES,
         "self.decay * self.cluster_size + (1 - self.decay) * counts",
         "(1 - self.decay) * self.cluster_size + self.decay * counts",
-        f"{NN}/test_updates.py",
+        f"{NN}/slots/test_updates.py",
     ),
     Fault(
         "alternated codebook trained twice",
@@ -366,21 +375,21 @@ FAULTS = [
         MAPS,
         "torch.where(largest > 0, codes / largest, _own_directions(codes))",
         "codes / largest.clamp(min=1e-30)",
-        f"{NN}/test_parametrizations.py",
+        f"{NN}/slots/test_parametrizations.py",
     ),
     Fault(
         "variance with an absolute floor",
         MAPS,
         "least = _SMALLEST_VARIANCE * var.mean(-1, keepdim=True)",
         "least = torch.full_like(var[..., :1], _SMALLEST_VARIANCE)",
-        f"{NN}/test_parametrizations.py",
+        f"{NN}/slots/test_parametrizations.py",
     ),
     Fault(
         "a normalisation before another map",
         MAPS,
         "if self.has_inverse and not part.is_onto:",
         "if False:",
-        f"{NN}/test_parametrizations.py",
+        f"{NN}/slots/test_parametrizations.py",
     ),
     Fault(
         "moments of reset rows kept",
@@ -452,6 +461,41 @@ FAULTS = [
         "> (limit := largest_value(self.raw.dtype))",
         "> (limit := torch.inf)",
         OTHERS,
+    ),
+    Fault(
+        "a validation that a resumed run never makes up for",
+        "checkpoints.py",
+        "self._waits = internals.validation_follows(trainer)",
+        "self._waits = False",
+        "tests/unit/training/test_resume.py tests/unit/test_checkpoints.py",
+    ),
+    Fault(
+        "the worst checkpoint as the best",
+        "training/command_line.py",
+        '"checkpoint.mode": "min"',
+        '"checkpoint.mode": "max"',
+        "tests/recipes/test_recipes.py",
+    ),
+    Fault(
+        "a traceback swallowed",
+        "cli.py",
+        "        cause = cause.__cause__\n    return None",
+        "        cause = cause.__cause__\n    return str(error)",
+        "tests/unit/test_cli.py",
+    ),
+    Fault(
+        "a log torn by a kill",
+        "runs.py",
+        "write_text(file, wider.getvalue())",
+        "file.write_text(wider.getvalue())",
+        "tests/unit/training/test_resume.py",
+    ),
+    Fault(
+        "a result credited to other settings",
+        "studies/results.py",
+        "return found if found is not None and found.settings == run.settings else None",
+        "return found",
+        "tests/unit/studies",
     ),
     Fault("cosine of unnormalised codes", "functional/points.py", "points = _unit(codes)", "points = codes", KNOWN),
 ]

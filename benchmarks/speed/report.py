@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.speed.methods import METHODS
 
-from straightvq.studies.origin import hardware
+from straightvq.studies.results import hardware
 
 Size = tuple[int, int, int]  # vectors, codes, width
 VECTORS, CODES, WIDTH = 16384, 8192, 64  # the middle of the grid

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import straightvq as svq
-from straightvq.nn.losses import masked_mean
+from straightvq.nn.slots.losses import masked_mean
 
 SYNC = 0.7
 WEIGHTS = {"commitment": 0.3, "codebook": 0.6, "joint": 0.4}

@@ -33,7 +33,7 @@ TABLE: dict[str, tuple[str, list[str]]] = {
         "an init with fewer vectors than codes keeps the table's shape and precedes the first assignment",
         [
             "here test_fewer_vectors_than_codes_fill_the_whole_table",
-            f"{NN}/test_inits.py::test_data_init_fits_before_the_first_assignment",
+            f"{NN}/slots/test_inits.py::test_data_init_fits_before_the_first_assignment",
             "law ranks_do_what_one_process_does",
         ],
     ),
@@ -63,7 +63,7 @@ TABLE: dict[str, tuple[str, list[str]]] = {
         [
             "here test_synchronised_gradient_is_nu_times_the_task_gradient",
             f"{CONTRACTS}/test_gradients.py::test_gradient_equals_its_closed_form",
-            f"{NN}/test_parametrizations.py::test_running_affine_groups_really_differ",
+            f"{NN}/slots/test_parametrizations.py::test_running_affine_groups_really_differ",
         ],
     ),
     "T-V11": (
@@ -92,7 +92,7 @@ TABLE: dict[str, tuple[str, list[str]]] = {
         "the inner step's state is saved, and the codebook is moved by one rule",
         [
             "law resume_equals_never_having_stopped",
-            f"{NN}/test_updates.py::test_nothing_is_stepped_twice",
+            f"{NN}/slots/test_updates.py::test_nothing_is_stepped_twice",
             f"{NN}/test_codebook.py::test_raw_table_is_a_parameter_only_if_a_gradient_reaches_it",
         ],
     ),
@@ -135,14 +135,14 @@ TABLE: dict[str, tuple[str, list[str]]] = {
         "k-means of fewer vectors than codes leaves no zero codes; evaluation never initialises",
         [
             "here test_fewer_vectors_than_codes_fill_the_whole_table",
-            f"{NN}/test_inits.py::test_evaluation_never_initialises",
+            f"{NN}/slots/test_inits.py::test_evaluation_never_initialises",
         ],
     ),
     "T-P17": (
         "what counts as dead is relative to N/K, and unused EMA codes stay where they are",
         [
             "here test_small_batches_reset_few_codes",
-            f"{NN}/test_updates.py::test_unused_ema_code_stays_where_it_is_for_ever",
+            f"{NN}/slots/test_updates.py::test_unused_ema_code_stays_where_it_is_for_ever",
         ],
     ),
     "T-P18": (
@@ -181,11 +181,11 @@ TABLE: dict[str, tuple[str, list[str]]] = {
     ),
     "T-E1": (
         "one EMA step after k-means leaves the centres in place",
-        [f"{NN}/test_updates.py::test_ema_right_after_k_means_leaves_the_centres_in_place"],
+        [f"{NN}/slots/test_updates.py::test_ema_right_after_k_means_leaves_the_centres_in_place"],
     ),
     "T-E2": (
         "replaced codes survive the forward that replaced them; planted far codes disappear",
-        [f"{NN}/test_resets.py::test_planted_far_codes_disappear_and_stay_away_under_ema"],
+        [f"{NN}/slots/test_resets.py::test_planted_far_codes_disappear_and_stay_away_under_ema"],
     ),
     "T-E3": ("EMA sums are taken over all ranks", ["law ranks_do_what_one_process_does"]),
     "T-O1": (
@@ -194,7 +194,7 @@ TABLE: dict[str, tuple[str, list[str]]] = {
     ),
     "T-O2": (
         "decode uses the mapped table, and the default weights are the VQ-VAE's",
-        ["law decode_gives_what_the_evaluation_forward_gave", f"{NN}/test_losses.py::test_vq_loss_by_hand"],
+        ["law decode_gives_what_the_evaluation_forward_gave", f"{NN}/slots/test_losses.py::test_vq_loss_by_hand"],
     ),
     "T-O3": (
         "evaluation is repeatable and does not depend on the batch",
@@ -204,15 +204,15 @@ TABLE: dict[str, tuple[str, list[str]]] = {
     "T-O5": (
         "evaluation counts no usage; noise of a reset is a deviation, not a variance",
         [
-            f"{NN}/test_resets.py::test_evaluation_counts_nothing",
-            f"{NN}/test_resets.py::test_noise_is_relative_to_the_norm_of_the_vector",
+            f"{NN}/slots/test_resets.py::test_evaluation_counts_nothing",
+            f"{NN}/slots/test_resets.py::test_noise_is_relative_to_the_norm_of_the_vector",
         ],
     ),
     "T-O6": (
         "what an init has filled and its flag are in the state dict, and a reset takes batches of any size",
         [
             f"{NN}/test_codebook.py::test_loading_goes_on_with_an_unfinished_init",
-            f"{NN}/test_resets.py::test_fewer_vectors_than_dead_codes_serve_the_longest_unused_first",
+            f"{NN}/slots/test_resets.py::test_fewer_vectors_than_dead_codes_serve_the_longest_unused_first",
         ],
     ),
     "T-O7": ("counters are buffers", ["law every_buffer_that_training_changes_is_saved"]),
@@ -229,18 +229,18 @@ TABLE: dict[str, tuple[str, list[str]]] = {
     ),
     "T-O10": (
         "a reloaded layer does not initialise again",
-        [f"{NN}/test_inits.py::test_loaded_codes_are_not_initialised_again"],
+        [f"{NN}/slots/test_inits.py::test_loaded_codes_are_not_initialised_again"],
     ),
     "T-O11": (
         "everything runs in one process on the CPU, EMA state is in buffers",
         [
-            f"{NN}/test_updates.py::test_ema_takes_no_gradient_and_keeps_its_table_in_buffers",
+            f"{NN}/slots/test_updates.py::test_ema_takes_no_gradient_and_keeps_its_table_in_buffers",
             "law every_buffer_that_training_changes_is_saved",
         ],
     ),
     "T-O12": (
         "what gathers vectors is not written in evaluation and takes any batch size",
-        [f"{NN}/test_inits.py::test_evaluation_never_initialises", "law one_vector_at_a_time"],
+        [f"{NN}/slots/test_inits.py::test_evaluation_never_initialises", "law one_vector_at_a_time"],
     ),
 }
 

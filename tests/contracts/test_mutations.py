@@ -15,7 +15,7 @@ PACKAGE = Path(straightvq.__file__).parent
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_planted_fault_still_applies_and_leaves_python(fault: Fault, tmp_path: Path) -> None:
     copy = tmp_path / fault.file
-    copy.parent.mkdir(parents=True)
+    copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(PACKAGE / fault.file, copy)
     before = ast.dump(ast.parse(copy.read_text(encoding="utf-8")))
     fault.apply(tmp_path)

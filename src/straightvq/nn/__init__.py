@@ -1,13 +1,15 @@
 """Quantizers and the parts that fill their slots."""
 
-from straightvq.nn.assigners import Assigner, Nearest
 from straightvq.nn.batch import Batch, Context
 from straightvq.nn.codebook import Codebook
-from straightvq.nn.estimators import Estimator, StraightThrough
-from straightvq.nn.inits import Init, KMeansInit, NormalInit, SampleInit, UniformInit
-from straightvq.nn.losses import CodebookLoss, CommitmentLoss, Loss
 from straightvq.nn.optimizers import attach_optimizer, parameter_groups
-from straightvq.nn.parametrizations import (
+from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
+from straightvq.nn.resize import resize_codebooks
+from straightvq.nn.slots.assigners import Assigner, Nearest
+from straightvq.nn.slots.estimators import Estimator, StraightThrough
+from straightvq.nn.slots.inits import Init, KMeansInit, NormalInit, SampleInit, UniformInit
+from straightvq.nn.slots.losses import CodebookLoss, CommitmentLoss, Loss
+from straightvq.nn.slots.parametrizations import (
     Affine,
     Chain,
     Direct,
@@ -15,11 +17,9 @@ from straightvq.nn.parametrizations import (
     RunningAffine,
     UnitNormCodes,
 )
-from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
-from straightvq.nn.resets import DeadCodeReset, Reset
-from straightvq.nn.resize import resize_codebooks
-from straightvq.nn.transforms import Identity, Projection, Transform, UnitNorm
-from straightvq.nn.updates import AlternatedUpdate, EMAUpdate, GradientUpdate, Trains, Update
+from straightvq.nn.slots.resets import DeadCodeReset, Reset
+from straightvq.nn.slots.transforms import Identity, Projection, Transform, UnitNorm
+from straightvq.nn.slots.updates import AlternatedUpdate, EMAUpdate, GradientUpdate, Trains, Update
 from straightvq.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [

@@ -12,12 +12,12 @@ from straightvq.errors import InvalidTypeError, InvalidValueError, NonFiniteErro
 from straightvq.functional.sums import code_sums
 from straightvq.nn import start
 from straightvq.nn.batch import Batch
-from straightvq.nn.inits import Init, NormalInit
-from straightvq.nn.parametrizations import Direct, Parametrization
 from straightvq.nn.part import Part, check_int, check_part, default, making_float32
 from straightvq.nn.ranks import Group, Message
-from straightvq.nn.resets import Reset
-from straightvq.nn.updates import NOTHING, Assigned, GradientUpdate, Trains, Update
+from straightvq.nn.slots.inits import Init, NormalInit
+from straightvq.nn.slots.parametrizations import Direct, Parametrization
+from straightvq.nn.slots.resets import Reset
+from straightvq.nn.slots.updates import NOTHING, Assigned, GradientUpdate, Trains, Update
 
 
 class Codebook(Part):

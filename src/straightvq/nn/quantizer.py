@@ -13,8 +13,6 @@ from straightvq.errors import InvalidTypeError, InvalidValueError, NonFiniteErro
 from straightvq.internals import register_named_tuple
 from straightvq.nn.batch import Context
 from straightvq.nn.codebook import Codebook, count_not_finite, largest_value
-from straightvq.nn.estimators import Estimator, StraightThrough
-from straightvq.nn.losses import Loss
 from straightvq.nn.part import (
     at_least_float32,
     can_ask,
@@ -27,7 +25,9 @@ from straightvq.nn.part import (
     making_float32,
     no_autocast,
 )
-from straightvq.nn.transforms import Identity, Transform
+from straightvq.nn.slots.estimators import Estimator, StraightThrough
+from straightvq.nn.slots.losses import Loss
+from straightvq.nn.slots.transforms import Identity, Transform
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 

@@ -11,8 +11,8 @@ from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.functional.draws import draw_normal
 from straightvq.nn.codebook import Codebook, count_not_finite
 from straightvq.nn.part import at_least_float32, check_float, check_module, making_float32
-from straightvq.nn.resets import DeadCodeReset
-from straightvq.nn.updates import EMAUpdate
+from straightvq.nn.slots.resets import DeadCodeReset
+from straightvq.nn.slots.updates import EMAUpdate
 
 _OWNER = "`resize_codebooks`"
 # Noise is at least this many units in the last place of the codes, or it would be rounded away.

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from straightvq.errors import InvalidValueError
 from straightvq.internals import in_backward
-from straightvq.nn.assigners import Assigner, Nearest
 from straightvq.nn.batch import Batch, Context
 from straightvq.nn.codebook import Codebook
 from straightvq.nn.draws import Clock, Draws
-from straightvq.nn.estimators import Estimator
-from straightvq.nn.losses import CodebookLoss, CommitmentLoss, Loss
 from straightvq.nn.part import can_ask, check_part, default
 from straightvq.nn.quantizer import Quantizer, Step, where_valid
-from straightvq.nn.transforms import Transform
-from straightvq.nn.updates import Assigned, Trains
+from straightvq.nn.slots.assigners import Assigner, Nearest
+from straightvq.nn.slots.estimators import Estimator
+from straightvq.nn.slots.losses import CodebookLoss, CommitmentLoss, Loss
+from straightvq.nn.slots.transforms import Transform
+from straightvq.nn.slots.updates import Assigned, Trains
 
 
 class VectorQuantizer(Quantizer):

@@ -12,15 +12,14 @@ import filelock
 
 from straightvq.errors import InvalidValueError
 from straightvq.nn.part import check_int
-from straightvq.studies.engine import Engine, check
+from straightvq.studies.engine import Engine, check, executor
 from straightvq.studies.plan import Plan, serving
-from straightvq.studies.report import Report
+from straightvq.studies.report.page import Report
 from straightvq.studies.results import Results
 from straightvq.studies.run import Cell
 from straightvq.studies.study import Script, Size, Study, unknown
 from straightvq.studies.study_file import load_study
 from straightvq.studies.transfer import Known
-from straightvq.studies.workers import executor
 
 LOCK = ".reproduce.lock"
 

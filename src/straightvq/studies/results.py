@@ -1,18 +1,22 @@
 """What is known of a study's runs: one file per finished run, and one table of all."""
 
+import contextlib
 import datetime
 import json
+import platform
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
+import straightvq
 from straightvq.errors import InvalidValueError
 from straightvq.io import write_text
 from straightvq.runs import read_log
-from straightvq.studies.origin import hardware, versions
 from straightvq.studies.run import Cell, Run
 
 TABLE, CURVES = "results.csv", "curves.csv"
@@ -196,3 +200,25 @@ def read_curves(file: Path) -> pd.DataFrame:
         return curves.astype({"seed": int, "step": int, curves.columns[-1]: float})
     except ValueError as error:
         raise InvalidValueError(f"`reproduce`: {str(file)!r} is not a table of curves that a study wrote.") from error
+
+
+def hardware(device: str | None = None, threads: int | None = None) -> str:
+    """The GPU's name, or the processor's and the number of threads.
+
+    Args:
+        device: "cuda" or "cpu"; None is the GPU where there is one.
+        threads: on the CPU; None is torch's.
+    """
+    if (device or ("cuda" if torch.cuda.is_available() else "cpu")) == "cuda":
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # Linux; elsewhere the processor's own word must do
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        model = found[1] if found else model
+    threads = threads or torch.get_num_threads()
+    return f"{model}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def versions() -> str:
+    """Of this package and of torch."""
+    return f"straightvq {straightvq.__version__}, torch {torch.__version__}"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import straightvq as svq
 from straightvq.diagnostics import panels, save
 from straightvq.io import write_text
-from straightvq.studies.tables import Table
+from straightvq.studies.report.tables import Table
 from straightvq.training.alternated import alternated_step
 
 if TYPE_CHECKING:

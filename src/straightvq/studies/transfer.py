@@ -7,8 +7,8 @@ import pandas as pd
 
 from straightvq.errors import InvalidValueError
 from straightvq.runs import write_log
-from straightvq.studies.pictures import sample_picture
 from straightvq.studies.plan import Plan
+from straightvq.studies.report.pictures import sample_picture
 from straightvq.studies.results import CURVES, TABLE, Result, read_curves, read_table
 from straightvq.studies.run import FINAL, Run
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import straightvq as svq
 from straightvq.functional import code_sums
 from straightvq.nn.ranks import num_ranks, rank, sum_over_ranks
-from straightvq.nn.updates import Assigned
+from straightvq.nn.slots.updates import Assigned
 from straightvq.testing import LAWS, LawError, check_quantizer
 from straightvq.testing.law import hold, near, same, same_state
 from straightvq.testing.ranks import Ranks

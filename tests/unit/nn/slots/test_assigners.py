@@ -4,7 +4,7 @@ import torch
 import straightvq as svq
 from straightvq import Nearest
 from straightvq.functional import nearest_code
-from straightvq.nn import assigners
+from straightvq.nn.slots import assigners
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])

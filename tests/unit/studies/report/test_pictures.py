@@ -8,7 +8,7 @@ from tests.small_study import edited
 
 from straightvq.runs import read_log
 from straightvq.studies import load_study
-from straightvq.studies.pictures import dots, mean_curve
+from straightvq.studies.report.pictures import dots, mean_curve
 from straightvq.studies.results import table
 from straightvq.studies.run import Cell
 

@@ -8,10 +8,10 @@ from tests.reference import naive
 from torch import Tensor
 
 import straightvq as svq
-from straightvq.nn import parametrizations
 from straightvq.nn.batch import Batch
 from straightvq.nn.draws import Clock, Draws
 from straightvq.nn.ranks import Message
+from straightvq.nn.slots import parametrizations
 
 
 def bound(part: svq.Parametrization, size: int, dim: int, dtype: torch.dtype = torch.float64) -> svq.Parametrization:

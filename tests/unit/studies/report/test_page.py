@@ -11,11 +11,11 @@ import yaml
 
 from straightvq.studies import Study, load_study
 from straightvq.studies.plan import Plan
-from straightvq.studies.report import Report
+from straightvq.studies.report.page import Report
+from straightvq.studies.report.tables import Table, best_rows, compare, main_table, spread, tuning_table
 from straightvq.studies.results import Result, Results
 from straightvq.studies.run import Cell
 from straightvq.studies.study import Config, Measure, Row
-from straightvq.studies.tables import Table, best_rows, compare, main_table, spread, tuning_table
 
 STUDY: dict[str, Any] = {
     "title": "A study",

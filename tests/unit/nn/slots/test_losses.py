@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import straightvq as svq
-from straightvq.nn.losses import masked_mean
+from straightvq.nn.slots.losses import masked_mean
 
 
 def test_vq_loss_by_hand() -> None:

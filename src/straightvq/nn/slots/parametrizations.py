@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.functional.sums import code_sums
 from straightvq.nn.batch import Batch, pool_moments
-from straightvq.nn.inits import Init
 from straightvq.nn.part import Part, check_float, check_int, check_part, setting
 from straightvq.nn.ranks import Message
+from straightvq.nn.slots.inits import Init
 
 # Between its inverse and this the size of a scale is left alone.
 _LARGEST_SCALE = 1024.0

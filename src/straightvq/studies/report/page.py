@@ -6,11 +6,11 @@ from pathlib import Path
 import pandas as pd
 
 from straightvq.io import write_text
-from straightvq.studies.pictures import sample_picture
 from straightvq.studies.plan import Plan
+from straightvq.studies.report.pictures import sample_picture
+from straightvq.studies.report.tables import main_table, tuning_table
 from straightvq.studies.results import of_cells
 from straightvq.studies.run import FINAL, TUNE
-from straightvq.studies.tables import main_table, tuning_table
 
 FIGURES = {"results.png": "every run, and the mean of each row", "curves.png": "the course of training"}
 

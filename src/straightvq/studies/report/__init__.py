@@ -1,0 +1,1 @@
+"""What a study writes for readers: tables, pictures and the page that shows them."""
