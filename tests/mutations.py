@@ -488,7 +488,7 @@ FAULTS = [
         "runs.py",
         "write_text(file, wider.getvalue())",
         "file.write_text(wider.getvalue())",
-        "tests/unit/training/test_resume.py",
+        "tests/unit/test_runs.py",
     ),
     Fault(
         "a result credited to other settings",

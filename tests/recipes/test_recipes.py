@@ -100,6 +100,15 @@ def test_recipe_of_a_masked_model_trains_on_its_tokenizer(name: str, pictures: P
     assert {"val/mse"}.isdisjoint(rows[0])
 
 
+def test_the_best_checkpoint_is_that_of_the_lowest_validation_error(tmp_path: Path) -> None:
+    assert run("fit", ["digits"], "--name", "run", "--model.optimizer.lr", 1e-2, runs=tmp_path) == 0
+    folder = tmp_path / "run"
+    table = csv.DictReader((folder / "metrics" / "version_0" / "metrics.csv").read_text().splitlines())
+    errors = {int(row["step"]) + 1: float(row["val/mse"]) for row in table if row["val/mse"]}
+    assert len(set(errors.values())) == 2
+    assert load(folder / "best.ckpt")["global_step"] == min(errors, key=lambda step: errors[step])
+
+
 def test_masked_model_without_classes(tmp_path: Path) -> None:
     assert run("fit", ["digits"], runs=tmp_path) == 0
     options = ("--model.init_args.tokenizer", str(tmp_path / "digits-tiny"), "--name", "run")

@@ -127,9 +127,9 @@ class Watching(svq.Loss):
 
 @pytest.mark.parametrize("update", [svq.EMAUpdate, svq.AlternatedUpdate, svq.GradientUpdate])
 def test_two_forwards_before_one_backward_where_a_loss_keeps_the_table(update: type[svq.Update]) -> None:
-    book = svq.Codebook(64, update=update(), reset=svq.DeadCodeReset(patience=1))
+    book = svq.Codebook(64, init=svq.NormalInit(5.0), update=update(), reset=svq.DeadCodeReset(patience=1))
     layer = svq.VectorQuantizer(8, book, losses=[svq.CommitmentLoss(), svq.CodebookLoss(), Watching()])
-    z = torch.randn(16, 8, requires_grad=True)
+    z = torch.randn(64, 8, requires_grad=True)
     (layer(z).loss + layer(z).loss + layer.eval()(z).loss + layer.train()(z).loss).backward()
     assert torch.isfinite(z.grad).all()
 
