@@ -7,21 +7,19 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from straightvq.errors import InvalidValueError
 
 # Up to this width FAISS has a kernel that writes no products; above, tiles in torch are as fast.
 _WIDTH = 32
-# FAISS 1.15 is up to twenty times slower for inputs of fewer numbers than this. Narrow vectors are padded with zeros to
-# get there; what is smaller still is better off in torch.
+# FAISS 1.15 is up to twenty times slower for inputs of fewer numbers than this, and tiles in torch are faster.
 _NUMBERS = 1 << 17
 
 
 def is_preferred(z: Tensor) -> bool:
     """Whether it is there and faster; on macOS two OpenMP runtimes in one process can crash."""
-    fits = z.dtype == torch.float32 and z.shape[1] <= _WIDTH and len(z) * _WIDTH >= _NUMBERS
+    fits = z.dtype == torch.float32 and z.shape[1] <= _WIDTH and z.numel() >= _NUMBERS
     return fits and sys.platform != "darwin" and _faiss() is not None
 
 
@@ -55,9 +53,6 @@ def knn(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     faiss: Any = _faiss()
     if not len(z):
         return z.new_empty(0), torch.empty(0, dtype=torch.int64, device=z.device)
-    missing = max(0, min(_WIDTH, -(-_NUMBERS // len(z))) - z.shape[1])
-    if missing:
-        z, codes = F.pad(z, (0, missing)), F.pad(codes, (0, missing))
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
     try:
