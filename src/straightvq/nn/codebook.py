@@ -12,8 +12,16 @@ from straightvq.errors import InvalidTypeError, InvalidValueError, NonFiniteErro
 from straightvq.functional.sums import code_sums
 from straightvq.nn import start
 from straightvq.nn.batch import Batch
-from straightvq.nn.part import Part, check_int, check_part, default, making_float32
-from straightvq.nn.ranks import Group, Message
+from straightvq.nn.part import (
+    Part,
+    check_int,
+    check_part,
+    count_not_finite,
+    default,
+    largest_value,
+    making_float32,
+)
+from straightvq.nn.ranks import Group, Message, SharedGroup
 from straightvq.nn.slots.inits import Init, NormalInit
 from straightvq.nn.slots.parametrizations import Direct, Parametrization
 from straightvq.nn.slots.resets import Reset
@@ -100,7 +108,7 @@ class Codebook(Part):
         self._handle = start.register(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "process_group": _Shared(self.process_group)}
+        return {**self.__dict__, "process_group": SharedGroup(self.process_group)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__({**state, "process_group": state["process_group"].group})
@@ -415,8 +423,7 @@ class Codebook(Part):
         if due is not None:
             rows, vectors = due
             self.rewrite(vectors, rows)
-        assigned = self.update.step(self, batch, lambda codes: assign(batch, codes))
-        return Assigned() if assigned is None else assigned
+        return self.update.step(self, batch, lambda codes: assign(batch, codes)) or Assigned()
 
     @torch.no_grad()
     def record(self, batch: Batch, indices: Tensor, counts: Tensor | None) -> None:
@@ -450,30 +457,5 @@ class Codebook(Part):
         return f"size={self.size}" if self.dim is None else f"size={self.size}, dim={self.dim}"
 
 
-class _Shared:
-    """A process group on its way to a copy, which shares it."""
-
-    def __init__(self, group: Group) -> None:
-        self.group = group
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Shared":
-        return self
-
-    def __reduce__(self) -> tuple[type, tuple[Group]]:
-        """No other process has the group: what is loaded there takes the default one."""
-        return _Shared, (False if self.group is False else None,)
-
-
 def _kind(part: object) -> str:
     return type(part).__name__
-
-
-def largest_value(dtype: torch.dtype) -> float:
-    """What vectors and codes may hold: room is left for four billion squares in a sum."""
-    return torch.finfo(dtype).max ** 0.375
-
-
-def count_not_finite(x: Tensor) -> str:
-    bad = ~torch.isfinite(x)
-    first = bad.reshape(-1).to(torch.uint8).argmax().item()
-    return f"{int(bad.sum())} of {x.numel()} values NaN or infinite, the first at flat position {first}"

@@ -216,6 +216,22 @@ def check_part(owner: Any, name: str, value: Any, kind: type) -> Any:
     return value
 
 
+def largest_value(dtype: torch.dtype) -> float:
+    """What vectors and codes may hold: room is left for four billion squares in a sum."""
+    return torch.finfo(dtype).max ** 0.375
+
+
+def count_not_finite(x: Tensor) -> str:
+    bad = ~torch.isfinite(x)
+    first = bad.reshape(-1).to(torch.uint8).argmax().item()
+    return f"{int(bad.sum())} of {x.numel()} values NaN or infinite, the first at flat position {first}"
+
+
+def count_beyond(x: Tensor, limit: float) -> str:
+    sizes = x.abs().double()
+    return f"{int((sizes > limit).sum())} of {x.numel()} values beyond, the largest {sizes.max().item():.2g}"
+
+
 def default(part: Any, kind: type) -> Any:
     """The part, or a new one of this kind where a slot was left at None."""
     return kind() if part is None else part

@@ -12,16 +12,19 @@ from torch import Tensor, nn
 from straightvq.errors import InvalidTypeError, InvalidValueError, NonFiniteError
 from straightvq.internals import register_named_tuple
 from straightvq.nn.batch import Context
-from straightvq.nn.codebook import Codebook, count_not_finite, largest_value
+from straightvq.nn.codebook import Codebook
 from straightvq.nn.part import (
     at_least_float32,
     can_ask,
     check_int,
     check_module,
     check_part,
+    count_beyond,
+    count_not_finite,
     default,
     evaluating,
     keeping_float32,
+    largest_value,
     making_float32,
     no_autocast,
 )
@@ -265,14 +268,9 @@ class Quantizer(nn.Module, ABC):
         """The step under ``bypass``."""
         z = self.bound(x)
         zero = zero_of(z)
-        indices = torch.full((z.shape[0], *self._index_shape()), -1, dtype=torch.int64, device=z.device)
-        return Step(z, indices, z, zero, dict.fromkeys(self._term_names(), zero))
-
-    def _index_shape(self) -> tuple[int, ...]:
-        return (self.num_quantizers,) if self.is_composite else ()
-
-    def _term_names(self) -> list[str]:
-        return list(dict.fromkeys(module.name for module in self.modules() if isinstance(module, Loss)))
+        shape = (len(z), self.num_quantizers) if self.is_composite else (len(z),)
+        indices = torch.full(shape, -1, dtype=torch.int64, device=z.device)
+        return Step(z, indices, z, zero, dict.fromkeys((m.name for m in self.modules() if isinstance(m, Loss)), zero))
 
     def _transform(self, rows: Tensor) -> Tensor:
         return self.transform(rows.to(self._work_dtype(rows.dtype)))
@@ -363,7 +361,7 @@ class Quantizer(nn.Module, ABC):
         if not sound:
             finite = bool(torch.isfinite(low + high))
             expected = f"at most {limit:.2g} in size, so that sums of squares do not overflow" if finite else "finite"
-            got = _count_beyond(flat.detach(), limit) if finite else count_not_finite(flat)
+            got = count_beyond(flat.detach(), limit) if finite else count_not_finite(flat)
             raise NonFiniteError(
                 f"`{type(self).__name__}`: `z` must be {expected}. Got {got} (rows of {self.dim} channels). Nothing "
                 "was changed; set `check_finite = False` on the layer to skip this check."
@@ -462,11 +460,6 @@ def where_valid(indices: Tensor, valid: Tensor | None) -> Tensor:
     if valid is None:
         return indices
     return torch.where(valid.view(-1, *(1 for _ in indices.shape[1:])), indices, -1)
-
-
-def _count_beyond(x: Tensor, limit: float) -> str:
-    sizes = x.abs().double()
-    return f"{int((sizes > limit).sum())} of {x.numel()} values beyond, the largest {sizes.max().item():.2g}"
 
 
 def _check_losses(owner: Quantizer, losses: list[Loss] | None) -> list[Loss]:

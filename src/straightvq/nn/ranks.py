@@ -5,7 +5,7 @@ default group, a ``ProcessGroup`` for that one, and ``False`` switches synchroni
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -115,3 +115,17 @@ class Message:
         for (slots, then), values in zip(self._stacked, arrived, strict=True):
             then(values.view_as(slots))
         return total.view_as(tensor)
+
+
+class SharedGroup:
+    """A process group on its way to a copy, which shares it."""
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SharedGroup":
+        return self
+
+    def __reduce__(self) -> tuple[type, tuple[Group]]:
+        """No other process has the group: what is loaded there takes the default one."""
+        return SharedGroup, (False if self.group is False else None,)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.functional.draws import draw_normal
-from straightvq.nn.codebook import Codebook, count_not_finite
-from straightvq.nn.part import at_least_float32, check_float, check_module, making_float32
+from straightvq.nn.codebook import Codebook
+from straightvq.nn.part import at_least_float32, check_float, check_module, count_not_finite, making_float32
 from straightvq.nn.slots.resets import DeadCodeReset
 from straightvq.nn.slots.updates import EMAUpdate
 
