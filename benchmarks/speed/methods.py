@@ -49,7 +49,7 @@ def _ours(backend: str) -> Callable[[Problem], Once]:
         from straightvq.functional import nearest_code
 
         z, codes = problem.data()
-        return lambda: nearest_code(z, codes, backend=backend)  # type: ignore[arg-type]
+        return lambda: nearest_code(z, codes, backend=backend)
 
     return make
 

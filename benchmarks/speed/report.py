@@ -46,7 +46,7 @@ class Rows:
 
     def methods(self, kind: str) -> list[str]:
         there = {r["method"] for r in self.all if r["kind"] == kind}
-        return [name for name in METHODS[kind] if name in there]  # type: ignore[index]
+        return [name for name in METHODS[kind] if name in there]
 
     def number(self, kind: str, method: str, size: Size, field: str = "seconds") -> float | None:
         row = self._cells.get((kind, method, size))

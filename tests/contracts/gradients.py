@@ -65,7 +65,7 @@ class Joint(svq.Loss):
     trains = "both"
     takes_context = True
 
-    def forward(self, z: Tensor, code: Tensor, valid: Tensor | None, context: svq.Context) -> Tensor:  # type: ignore[override]
+    def forward(self, z: Tensor, code: Tensor, valid: Tensor | None, context: svq.Context) -> Tensor:
         return masked_mean((z - context.codes[context.indices.clamp(min=0)]).square(), valid)
 
 

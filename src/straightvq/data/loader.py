@@ -61,7 +61,8 @@ class TrainLoader(DataLoader[Batch]):
     limit: int | None = None
     _resumed = False
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator, so that reading begins late
+    def __iter__(self) -> Any:
+        """Yields the batches of an epoch; reading begins with the first of them."""
         own = self.sampler if isinstance(self.sampler, EpochSampler) else None
         ranks = 1 if own is None else own.num_replicas
         per_step = ranks * (self.batch_size or 1)

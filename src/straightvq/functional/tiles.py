@@ -7,6 +7,7 @@ Shapes: N vectors, K codes, D their width.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +111,8 @@ def products_are_lowered(device: torch.device) -> bool:
     However it said so (``allow_tf32``, ``fp32_precision``, `torch.set_float32_matmul_precision`), these tell, and
     asking changes nothing.
     """
-    settings = [torch.backends.mkldnn.matmul.fp32_precision]  # type: ignore[attr-defined]  # made at import
+    onednn: Any = torch.backends.mkldnn  # whose `matmul` is made when torch is imported
+    settings = [onednn.matmul.fp32_precision]
     if device.type != "cpu":
         settings.append(torch.backends.cuda.matmul.fp32_precision)
     return any(setting in ("tf32", "bf16") for setting in settings)

@@ -1,8 +1,9 @@
 """A small convolutional autoencoder with a quantizer slot."""
 
 import math
+from typing import cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from straightvq.errors import InvalidValueError
 from straightvq.models.base import AutoencoderBase
@@ -70,7 +71,7 @@ def _encoder(in_channels: int, hidden: int, dim: int, halvings: int, blocks: int
     to_latent = nn.Conv2d(hidden, dim, 1)
     # The normalized input has variance 1, so this gives every channel of z a variance of about 1.
     nn.init.normal_(to_latent.weight, std=hidden**-0.5)
-    nn.init.zeros_(to_latent.bias)  # type: ignore[arg-type]
+    nn.init.zeros_(cast(Tensor, to_latent.bias))
     return nn.Sequential(*layers, to_latent)
 
 
@@ -79,7 +80,7 @@ def _decoder(in_channels: int, hidden: int, dim: int, halvings: int, blocks: int
     for _ in range(halvings - 1):
         layers += [double(hidden, hidden), _norm(hidden), nn.ReLU()]
     to_image = double(hidden, in_channels) if halvings else conv3(hidden, in_channels)
-    nn.init.constant_(to_image.bias, 0.5)  # type: ignore[arg-type]  # mid grey
+    nn.init.constant_(cast(Tensor, to_image.bias), 0.5)  # mid grey
     return nn.Sequential(*layers, to_image)
 
 

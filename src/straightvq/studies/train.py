@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import yaml
@@ -144,7 +144,7 @@ class _RunCLI(TrainingCLI):
         if self.watcher is not None:
             # Before the callbacks that save, so that the clock is read when they do.
             # Lightning gives the trainer this list where no type checker sees it.
-            trainer.callbacks.insert(0, self.watcher)  # type: ignore[attr-defined]
+            cast(Any, trainer).callbacks.insert(0, self.watcher)
         return trainer
 
 

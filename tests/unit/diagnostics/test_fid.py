@@ -97,8 +97,8 @@ def test_features_are_what_the_last_layer_gets() -> None:
     x = torch.rand(4, 3, 16, 16)
     found = features(x)
     assert found.shape == (4, 32)
-    last = model.stages.classifier[-1]  # type: ignore[index]
-    assert torch.allclose(last(found), model.eval()(x).logits)  # type: ignore[operator]
+    last = model.stages.classifier[-1]
+    assert torch.allclose(last(found), model.eval()(x).logits)
     assert not features.training
     assert not any(p.requires_grad for p in features.parameters())
 

@@ -124,7 +124,7 @@ def test_a_tokenizer_alone_has_the_same_rfid(runs: Path) -> None:
         folder = RunFolder(runs / run)
         task, data = folder.build()
         load_weights(task, folder.checkpoint())
-        task.features = str(runs / "classifier")  # type: ignore[assignment]
+        task.features = str(runs / "classifier")
         trainer = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
         measured[run] = trainer.test(task, data, verbose=False)[0]["test/rfid"]
     assert measured["maskgit"] == pytest.approx(measured["tokenizer"], rel=1e-4)

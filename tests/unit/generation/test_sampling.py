@@ -143,12 +143,9 @@ def test_a_batch_in_parts_is_the_whole() -> None:
     start = torch.full((5, 2, 4), -1)
     start[3, 0] = 1
     options = {"steps": 6, "temperature": 2.0}
-    whole = decode_tokens(make_predict(), start, generator=make_generator(), **options)  # type: ignore[arg-type]
+    whole = decode_tokens(make_predict(), start, generator=make_generator(), **options)
     generator = make_generator()
-    parts = [
-        decode_tokens(make_predict(), part, generator=generator, **options)  # type: ignore[arg-type]
-        for part in start.split([1, 2, 2])
-    ]
+    parts = [decode_tokens(make_predict(), part, generator=generator, **options) for part in start.split([1, 2, 2])]
     assert torch.equal(torch.cat(parts), whole)
 
 
@@ -213,4 +210,4 @@ def test_guidance_goes_from_unconditional_through_conditional_and_beyond() -> No
 def test_impossible_settings_are_refused(options: dict[str, float], message: str) -> None:
     given = {"steps": 2, "temperature": 1.0, **options}
     with pytest.raises(ValueError, match=message):
-        decode_tokens(make_predict(), torch.full((1, 2, 4), -1), generator=make_generator(), **given)  # type: ignore[arg-type]
+        decode_tokens(make_predict(), torch.full((1, 2, 4), -1), generator=make_generator(), **given)

@@ -128,7 +128,7 @@ def make_loader(task: Generation, number: int) -> Any:
     data = make_data(num_train=number, val_fraction=0.0)
     data.encode(task)
     batches = [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
-    return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    return DataLoader(batches, batch_size=None)
 
 
 def test_only_the_transformer_is_trained() -> None:

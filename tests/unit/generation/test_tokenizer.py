@@ -122,7 +122,7 @@ def test_fingerprint_is_that_of_the_weights() -> None:
 
 def test_bad_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"`Tokenizer`: `model` must be an instance of AutoencoderBase"):
-        Tokenizer(nn.Identity())  # type: ignore[arg-type]
+        Tokenizer(nn.Identity())
     with pytest.raises(ValueError, match=r"`Tokenizer`: there is no folder '.*nowhere'"):
         Tokenizer.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"`Tokenizer`: '.*' is not a run's folder: it has no config.yaml"):

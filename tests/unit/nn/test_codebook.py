@@ -11,7 +11,7 @@ import straightvq as svq
 
 def quantizer(size: int = 8, dim: int = 4, **slots: object) -> svq.VectorQuantizer:
     torch.manual_seed(0)
-    return svq.VectorQuantizer(dim, svq.Codebook(size, **slots))  # type: ignore[arg-type]
+    return svq.VectorQuantizer(dim, svq.Codebook(size, **slots))
 
 
 def test_raw_table_is_a_parameter_only_if_a_gradient_reaches_it() -> None:
@@ -323,8 +323,8 @@ def test_gradients_of_earlier_forwards_do_not_move_a_rewritten_row() -> None:
     layer.set_codes(torch.tensor([[0.0, 0.0], [1.0, 1.0], [50.0, 50.0], [60.0, 60.0]]))
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
     layer(torch.tensor([[50.5, 50.5], [60.5, 60.5], [0.0, 0.5], [1.0, 1.5]])).loss.backward()
-    layer.codebook.reset.idle[2] = 9  # type: ignore[union-attr]
-    before = layer.codebook.raw.grad.clone()  # type: ignore[union-attr]
+    layer.codebook.reset.idle[2] = 9
+    before = layer.codebook.raw.grad.clone()
     layer(torch.tensor([[0.0, 0.1]]))  # micro-batch two: row 2 is due
     after = layer.codebook.raw.grad
     assert after is not None

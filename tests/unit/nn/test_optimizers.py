@@ -90,8 +90,8 @@ def test_moments_of_reset_rows_are_cleared_and_others_kept(kind: type[torch.opti
     )
     layer.set_codes(far_codes())
     extra = {"momentum": 0.9} if kind is torch.optim.SGD else {}
-    optimizer = kind(layer.parameters(), lr=0.0, **extra)  # type: ignore[call-arg]
-    twin = kind(layer.parameters(), lr=0.0, **extra)  # type: ignore[call-arg]
+    optimizer = kind(layer.parameters(), lr=0.0, **extra)
+    twin = kind(layer.parameters(), lr=0.0, **extra)
     svq.attach_optimizer(optimizer, layer)
     raw = layer.codebook.raw
     for number in range(6):
@@ -138,7 +138,7 @@ def test_clearing_follows_the_optimizers_own_state_after_loading() -> None:
     optimizer.step()
     optimizer.load_state_dict(optimizer.state_dict())
     layer.codebook.rewritten.fill_(True)
-    layer.codebook.raw.grad.zero_()  # type: ignore[union-attr]
+    layer.codebook.raw.grad.zero_()
     optimizer.step()
     assert (optimizer.state[layer.codebook.raw]["exp_avg"] == 0).all()
 
@@ -151,7 +151,7 @@ def test_missing_codebook_parameters_are_warned_of_once() -> None:
 
 @pytest.mark.parametrize("preset", [svq.presets.ema, svq.presets.straight], ids=["ema", "straight"])
 def test_codebook_without_parameters_is_not_warned_of(preset: object) -> None:
-    net = Net(preset(4, 8))  # type: ignore[operator]
+    net = Net(preset(4, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         svq.attach_optimizer(torch.optim.SGD(net.encoder.parameters(), 0.1), net)
@@ -181,7 +181,7 @@ def test_another_optimizer_of_the_same_network_does_not_take_the_flags_away() ->
 
 def test_optimizer_of_another_kind_is_refused() -> None:
     with pytest.raises(TypeError, match=r"must be a torch.optim.Optimizer. Got Linear"):
-        svq.attach_optimizer(nn.Linear(1, 1), nn.Linear(1, 1))  # type: ignore[arg-type]
+        svq.attach_optimizer(nn.Linear(1, 1), nn.Linear(1, 1))
 
 
 # --- rewritten rows against a new optimizer on the row alone --------------------------------------------------------

@@ -38,7 +38,7 @@ def test_evaluation_equals_the_naive_layer(shape: tuple[int, ...], size: int, dt
 
 
 def test_default_losses_and_none() -> None:
-    assert [loss.name for loss in svq.VectorQuantizer(4, svq.Codebook(8)).losses] == ["commitment", "codebook"]  # type: ignore[union-attr]
+    assert [loss.name for loss in svq.VectorQuantizer(4, svq.Codebook(8)).losses] == ["commitment", "codebook"]
     silent = svq.VectorQuantizer(4, svq.Codebook(8, update=svq.EMAUpdate()), losses=[])
     z = torch.randn(5, 4, requires_grad=True)
     out = silent(z)
@@ -144,14 +144,14 @@ RECIPES = {
 @pytest.mark.parametrize("inner", [{}, {"lr": 5.0, "momentum": 0.9}], ids=["fraction", "sgd"])
 def test_full_recipe_trains_two_hundred_steps(make: object, inner: dict[str, float]) -> None:
     torch.manual_seed(0)
-    parametrization, transform = make()  # type: ignore[operator]
+    parametrization, transform = make()
     layer = svq.VectorQuantizer(
         8,
         svq.Codebook(
             64,
             parametrization=parametrization,
             init=svq.KMeansInit(),
-            update=svq.AlternatedUpdate(**inner),  # type: ignore[arg-type]
+            update=svq.AlternatedUpdate(**inner),
             reset=svq.DeadCodeReset(5),
         ),
         transform=transform,
@@ -261,8 +261,8 @@ def test_a_loss_can_be_annealed() -> None:
     layer.eval()
     totals = []
     for weight in (0.25, 0.5, 0.0):
-        layer.losses[0].coefficient = weight  # type: ignore[union-attr]
-        layer.losses[1].coefficient = 0.0  # type: ignore[union-attr]
+        layer.losses[0].coefficient = weight
+        layer.losses[1].coefficient = 0.0
         out = layer(z)
         totals.append(out.loss.item() / out.terms["commitment"].item())
     assert totals == pytest.approx([0.25, 0.5, 0.0])
@@ -296,13 +296,13 @@ def test_a_gradient_that_the_table_was_not_made_for_is_refused_and_changes_nothi
     silent = svq.VectorQuantizer(
         4, svq.Codebook(8), losses=[svq.CommitmentLoss(), svq.CodebookLoss(1.0)], estimator=svq.StraightThrough()
     )
-    silent.losses[1].coefficient = 0.0  # type: ignore[union-attr]
+    silent.losses[1].coefficient = 0.0
     silent(torch.randn(5, 4))
-    silent.losses[1].coefficient = 1.0  # type: ignore[union-attr]
+    silent.losses[1].coefficient = 1.0
     silent(torch.randn(5, 4)).loss.backward()
     with pytest.warns(UserWarning, match="will not move"):
         still = svq.VectorQuantizer(4, svq.Codebook(8), losses=[svq.CodebookLoss(0.0)])
-    still.losses[0].coefficient = 1.0  # type: ignore[union-attr]
+    still.losses[0].coefficient = 1.0
     with pytest.raises(ValueError, match="a loss that now sends a gradient"):
         still(torch.randn(5, 4))
 
@@ -353,7 +353,7 @@ def test_a_failed_construction_leaves_its_parts_free() -> None:
         (svq.Codebook(8, update=svq.EMAUpdate()), {"estimator": svq.StraightThrough(1.0)}),
     ]:
         with pytest.raises(ValueError, match="`"):
-            svq.VectorQuantizer(4, codebook, **slots)  # type: ignore[arg-type]
+            svq.VectorQuantizer(4, codebook, **slots)
         if codebook.size == 8:
             dim = codebook.dim or 4
             svq.VectorQuantizer(dim, codebook)(torch.randn(5, dim))
@@ -363,7 +363,7 @@ def test_a_failed_construction_leaves_its_transform_free() -> None:
     transform = svq.Projection(3)
     for codebook in (svq.Codebook(8, 4), "codes"):
         with pytest.raises((ValueError, TypeError), match=r"`codebook`|`Codebook`"):
-            svq.VectorQuantizer(6, codebook, transform=transform)  # type: ignore[arg-type]
+            svq.VectorQuantizer(6, codebook, transform=transform)
         assert list(transform.parameters()) == []
     svq.VectorQuantizer(6, svq.Codebook(8), transform=transform)(torch.randn(5, 6))
 

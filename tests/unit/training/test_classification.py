@@ -123,7 +123,7 @@ def test_latent_and_head_loss_make_up_the_error() -> None:
     assert isinstance(task, HasHead)
     z = task.latent(batch)
     assert z.shape == (6, 4, 1, 1)
-    quantized = task.model.quantizer(z).quantized  # type: ignore[misc]
+    quantized = task.model.quantizer(z).quantized
     torch.testing.assert_close(task.head_loss(quantized, batch), task.compute(batch)[0])
 
 
@@ -244,7 +244,7 @@ def test_predictions_are_logits_and_indices() -> None:
     assert batches[0]["logits"].shape == (8, 3)
     assert torch.equal(batches[1]["prediction"], batches[1]["logits"].argmax(1))
     assert batches[1]["indices"].shape == (2, 1, 1)
-    assert "indices" not in make_trainer(1).predict(make_task(None), make_loader(10))[0]  # type: ignore[index]
+    assert "indices" not in make_trainer(1).predict(make_task(None), make_loader(10))[0]
 
 
 @pytest.mark.parametrize(
@@ -305,4 +305,4 @@ def test_bad_settings_are_refused(arguments: dict[str, Any], message: str) -> No
 
 def test_model_must_be_a_classifier() -> None:
     with pytest.raises(TypeError, match=r"`Classification`: `model` must be an instance of ClassifierBase"):
-        Classification(nn.Identity())  # type: ignore[arg-type]
+        Classification(nn.Identity())

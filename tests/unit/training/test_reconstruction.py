@@ -143,7 +143,7 @@ def test_a_network_without_its_quantizer_predicts_no_indices() -> None:
 def test_a_first_phase_with_nothing_to_train_is_refused(why: str) -> None:
     losses = [svq.CommitmentLoss()] if why == "no codebook loss" else None
     slots = {"losses": losses, "estimator": svq.StraightThrough(0.5)}
-    quantizer = svq.VectorQuantizer(4, svq.Codebook(8), channel_dim=1, **slots)  # type: ignore[arg-type]
+    quantizer = svq.VectorQuantizer(4, svq.Codebook(8), channel_dim=1, **slots)
     model = Autoencoder(quantizer, hidden=8, blocks=1)
     if why == "frozen":
         model.quantizer.codebook.freeze()
@@ -217,4 +217,4 @@ def test_bad_settings_are_refused(arguments: dict[str, Any], message: str) -> No
 
 def test_model_must_be_an_autoencoder() -> None:
     with pytest.raises(TypeError, match=r"`Reconstruction`: `model` must be an instance of Autoencoder"):
-        Reconstruction(nn.Identity())  # type: ignore[arg-type]
+        Reconstruction(nn.Identity())

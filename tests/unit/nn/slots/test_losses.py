@@ -32,7 +32,7 @@ def test_loss_is_a_mean_over_unmasked_elements(
     torch.manual_seed(0)
     z, code = (torch.randn(7, 3, dtype=dtype, requires_grad=True) for _ in range(2))
     valid = torch.tensor([1, 0, 1, 1, 0, 1, 1]).bool() if masked else None
-    loss = kind()(z, code, valid)  # type: ignore[call-arg]
+    loss = kind()(z, code, valid)
     rows = range(7) if valid is None else np.flatnonzero(valid.numpy())
     want = np.mean([(z[i, j].item() - code[i, j].item()) ** 2 for i in rows for j in range(3)])
     assert loss.item() == pytest.approx(want, rel=1e-6)

@@ -94,7 +94,7 @@ def test_affine_one_sgd_step_moves_the_scale_by_the_square_of_its_multiplier() -
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_inverse_undoes_the_map(make: object, dtype: torch.dtype) -> None:
-    part = stirred(bound(make(), 8, 3, dtype))  # type: ignore[operator]
+    part = stirred(bound(make(), 8, 3, dtype))
     torch.manual_seed(0)
     codes = part(torch.randn(8, 3, dtype=dtype)).detach()
     torch.testing.assert_close(part(part.inverse(codes)), codes, rtol=1e-5, atol=1e-5)
@@ -103,7 +103,7 @@ def test_inverse_undoes_the_map(make: object, dtype: torch.dtype) -> None:
 
 @every
 def test_adopted_codes_are_the_codes(make: object) -> None:
-    part = stirred(bound(make(), 8, 3))  # type: ignore[operator]
+    part = stirred(bound(make(), 8, 3))
     torch.manual_seed(0)
     codes = torch.nn.functional.normalize(torch.randn(8, 3, dtype=torch.float64), dim=1)
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_adopted_codes_are_the_codes(make: object) -> None:
 
 @every
 def test_map_is_differentiable_in_the_table(make: object) -> None:
-    part = stirred(bound(make(), 8, 3))  # type: ignore[operator]
+    part = stirred(bound(make(), 8, 3))
     torch.manual_seed(0)
     raw = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(part, (raw,))
@@ -252,7 +252,7 @@ def test_running_affine_is_untouched_by_a_batch_without_vectors(groups: int) -> 
 
 @every
 def test_a_rebased_table_has_the_same_codes(make: object) -> None:
-    part = stirred(bound(make(), 8, 3))  # type: ignore[operator]
+    part = stirred(bound(make(), 8, 3))
     if "var_c" in dict(part.named_buffers()):
         part.get_buffer("var_c")[0, 1] = 1e-14  # scale 7e5
         part.get_buffer("var_c")[0, 2] = 1e14
@@ -367,7 +367,7 @@ def test_a_rebased_part_of_a_chain_leaves_the_codes(make: Callable[[], svq.Chain
 def test_training_through_a_chain_survives_a_channel_of_zeros(make: Callable[[], svq.Chain]) -> None:
     torch.manual_seed(0)
     slots = {"init": svq.KMeansInit(), "update": svq.AlternatedUpdate(), "reset": svq.DeadCodeReset(1)}
-    layer = svq.VectorQuantizer(4, svq.Codebook(32, parametrization=make(), **slots))  # type: ignore[arg-type]
+    layer = svq.VectorQuantizer(4, svq.Codebook(32, parametrization=make(), **slots))
     for _ in range(100):
         out = layer(torch.randn(64, 4) * torch.tensor([0.0, 1.0, 1.0, 1.0]))
     assert out.loss.isfinite()
@@ -478,7 +478,7 @@ def test_running_statistics_move_in_training_only() -> None:
 
 @pytest.mark.parametrize("make", [EVERY["unit"], EVERY["chain"]], ids=["unit", "chain"])
 def test_unit_norm_holds_for_the_effective_codes(make: object) -> None:
-    part = stirred(bound(make(), 64, 5, torch.float32))  # type: ignore[operator]
+    part = stirred(bound(make(), 64, 5, torch.float32))
     norms = part(100 * torch.randn(64, 5)).norm(dim=1)
     assert (norms - 1).abs().max() < 1e-6
 
@@ -536,7 +536,7 @@ def test_zeros_among_the_vectors_do_not_stop_the_shift(optimizer: type[torch.opt
     codes[0] = 0
     layer.set_codes(codes)
     shift = layer.codebook.parametrization.get_parameter("parts.0.shift")
-    steps = optimizer(layer.parameters(), 1e-2)  # type: ignore[call-arg]
+    steps = optimizer(layer.parameters(), 1e-2)
     for _ in range(30):
         z = codes[torch.arange(256) % 64] + 0.1 * torch.randn(256, 8)
         z[::64] = 0

@@ -64,13 +64,13 @@ def test_evaluation_counts_nothing() -> None:
     layer = layer_with(svq.DeadCodeReset(2), used_and_dead()).eval()
     for number in range(10):
         layer(batch(32, number))
-    assert (layer.codebook.reset.idle == 0).all()  # type: ignore[union-attr]
+    assert (layer.codebook.reset.idle == 0).all()
 
 
 @pytest.mark.parametrize("part", list(PARTS.values()), ids=list(PARTS))
 @pytest.mark.parametrize("update", [svq.GradientUpdate, svq.AlternatedUpdate, svq.EMAUpdate], ids=lambda u: u.__name__)
 def test_effective_row_lands_on_a_vector_of_the_batch(part: object, update: type[svq.Update]) -> None:
-    parametrization = part()  # type: ignore[operator]
+    parametrization = part()
     if parametrization.is_learned and update is svq.EMAUpdate:
         pytest.skip("refused: see the gradient contract")
     norm = isinstance(parametrization, (svq.UnitNormCodes, svq.Chain))
@@ -91,7 +91,7 @@ def test_effective_row_lands_on_a_vector_of_the_batch(part: object, update: type
     assert dead.sum() == K - 1
     z = -torch.rand(64, D)
     # The step of the update's own moves a rewritten code further: look at what the reset wrote.
-    layer.codebook.update.step = lambda *_: None  # type: ignore[method-assign,assignment]
+    layer.codebook.update.step = lambda *_: None
     layer(z)
     x = torch.nn.functional.normalize(z, dim=1) if norm else z
     distance = torch.cdist(layer.codes()[dead].double(), x.double())
@@ -246,7 +246,7 @@ def test_masked_vectors_are_neither_counted_nor_picked() -> None:
     z = batch(40)
     mask = torch.arange(40) % 2 == 0
     layer(z, mask)
-    assert (layer.codebook.reset.idle[2:] == 1).all()  # type: ignore[union-attr]
+    assert (layer.codebook.reset.idle[2:] == 1).all()
     layer(z, mask)
     rows = layer.codes()[2:]
     assert all((z[mask] == row).all(1).any() for row in rows)
@@ -294,7 +294,7 @@ def test_ema_weight_and_momentum_of_a_reset_row_start_over() -> None:
     before = ema.cluster_size[0].item()
     seen: list[Tensor] = []
     step = ema.step
-    ema.step = lambda *args: (seen.append(ema.cluster_size.clone()), step(*args))[1]  # type: ignore[method-assign,func-returns-value]
+    ema.step = lambda *args: (seen.append(ema.cluster_size.clone()), step(*args))[1]
     layer(batch(32))
     assert seen[0][5] == 1
     assert seen[0][0] == before

@@ -10,7 +10,7 @@ from straightvq.nn.draws import Draws
 
 
 def layer_with(update: svq.Update, codes: Tensor, **slots: object) -> svq.VectorQuantizer:
-    book = svq.Codebook(len(codes), update=update, **slots)  # type: ignore[arg-type]
+    book = svq.Codebook(len(codes), update=update, **slots)
     layer = svq.VectorQuantizer(codes.shape[1], book, losses=[svq.CommitmentLoss(), svq.CodebookLoss()])
     layer = layer.to(codes.dtype)
     layer.set_codes(codes)
@@ -123,7 +123,7 @@ PARTS = {
 def test_alternated_fraction_equals_the_naive_step(part: object, steps: int, reassign: bool) -> None:
     torch.manual_seed(0)
     update = svq.AlternatedUpdate(steps=steps, fraction=0.3, reassign=reassign)
-    layer = layer_with(update, torch.randn(6, 3).double(), parametrization=part())  # type: ignore[operator]
+    layer = layer_with(update, torch.randn(6, 3).double(), parametrization=part())
     for name, value in layer.named_parameters():
         if name.endswith(("scale", "shift")):
             value.data.copy_(0.2 * torch.randn(value.shape))
@@ -284,7 +284,7 @@ def test_reset_counts_what_the_alternated_step_moved_the_codes_by() -> None:
     layer = svq.VectorQuantizer(1, book)
     layer.set_codes(torch.tensor([[0.0], [8.0]]))
     seen: list[list[float]] = []
-    reset.record = lambda counts: seen.append(counts.tolist())  # type: ignore[method-assign]
+    reset.record = lambda counts: seen.append(counts.tolist())
     out = layer(torch.tensor([[-10.0], [3.9], [4.1]]))
     assert layer.codes().flatten().tolist() == pytest.approx([-3.05, 4.1])
     assert out.indices.tolist() == [0, 1, 1]
