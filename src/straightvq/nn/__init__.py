@@ -2,6 +2,8 @@
 
 from straightvq.nn.batch import Batch, Context
 from straightvq.nn.codebook import Codebook
+from straightvq.nn.families.product import ProductQuantizer
+from straightvq.nn.families.residual import ResidualQuantizer
 from straightvq.nn.optimizers import attach_optimizer, parameter_groups
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
 from straightvq.nn.resize import resize_codebooks
@@ -44,10 +46,12 @@ __all__ = [
     "Nearest",
     "NormalInit",
     "Parametrization",
+    "ProductQuantizer",
     "Projection",
     "Quantizer",
     "QuantizerOutput",
     "Reset",
+    "ResidualQuantizer",
     "RunningAffine",
     "SampleInit",
     "Step",

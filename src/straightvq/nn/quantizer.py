@@ -66,6 +66,7 @@ class Step(NamedTuple):
         loss: scalar, weighted.
         terms: unweighted scalars by name.
         context: for parts that take it; None where the quantizer has no table.
+        levels: of a composite, the steps of its quantizers.
     """
 
     z: Tensor
@@ -74,6 +75,7 @@ class Step(NamedTuple):
     loss: Tensor
     terms: dict[str, Tensor]
     context: Context | None = None
+    levels: tuple["Step", ...] = ()
 
     @staticmethod
     def sum(z: Tensor, levels: list["Step"]) -> "Step":
@@ -84,7 +86,8 @@ class Step(NamedTuple):
             code, loss = code + level.code, loss + level.loss
             for name, term in level.terms.items():
                 terms[name] = terms[name] + term if name in terms else term
-        return Step(z, torch.stack([level.indices for level in levels], 1), code, loss, terms)
+        indices = torch.stack([level.indices for level in levels], 1)
+        return Step(z, indices, code, loss, terms, levels=tuple(levels))
 
 
 class Quantizer(nn.Module, ABC):
@@ -146,6 +149,11 @@ class Quantizer(nn.Module, ABC):
         with making_float32():
             self.transform.bind(self.dim)
 
+    @property
+    def codebook_sizes(self) -> list[int]:
+        """Number of codes for each entry of the last axis of a composite's indices, (num_quantizers,)."""
+        return [self.codebook_size] * self.num_quantizers
+
     def _losses(self) -> list[Loss]:
         return [loss for loss in self.losses if isinstance(loss, Loss)]
 
@@ -153,16 +161,22 @@ class Quantizer(nn.Module, ABC):
 
     def forward(self, z: Tensor, mask: Tensor | None = None) -> QuantizerOutput:
         """Quantizes ``z``; see the class for shapes. Steps 0 to 7 are those of the concepts page."""
+        return self._quantize(z, mask, self.step)
+
+    def _quantize(
+        self, z: Tensor, mask: Tensor | None, step_of: Callable[[Tensor, Tensor | None], Step]
+    ) -> QuantizerOutput:
+        """``forward`` with another ``step``."""
         self._check(z, mask)
         with no_autocast(z.device):
             rows, valid, sound = self._flatten(z, mask)  # 0
-            x = self._transform(rows)  # 1
+            x = self.transformed(rows)  # 1
             if self._is_bypassed:
                 step = self._without_codes(x)
                 quantized = step.z
             else:
-                step = self.step(x, valid)  # 2, 3, 4, 6
-                quantized = self.estimator.estimate(step.z, step.code, step.context)  # 5
+                step = step_of(x, valid)  # 2, 3, 4, 6
+                quantized = self.estimate(step)  # 5
             out = self._inverse(quantized, valid)  # 7
             return self._output(z, out, step, sound)
 
@@ -176,7 +190,7 @@ class Quantizer(nn.Module, ABC):
         self._check(z, mask)
         with no_autocast(z.device), evaluating(self) as still:
             rows, valid, _ = self._flatten(z, mask)
-            indices = where_valid(still.assign(still.bound(still._transform(rows))), valid)
+            indices = where_valid(still.assign(still.bound(still.transformed(rows))), valid)
         return self._view_indices(indices, z)
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -221,7 +235,7 @@ class Quantizer(nn.Module, ABC):
         self._check(z, None)
         with no_autocast(z.device), evaluating(self) as still:
             flat = z.movedim(self.channel_dim, -1).reshape(-1, self.dim)
-            return self._unflatten(still.transform.inverse(still.bound(still._transform(flat))), z)
+            return self._unflatten(still.transform.inverse(still.bound(still.transformed(flat))), z)
 
     # --- maps on flat rows: what a quantizer is -------------------------------------------------------------------
 
@@ -248,9 +262,41 @@ class Quantizer(nn.Module, ABC):
         loss, terms = self._measure(z, code, valid, None)
         return Step(z, indices, code, loss, terms)
 
+    def estimate(self, step: Step) -> Tensor:
+        """The codes of a step, (n, d), with the gradient of the estimator."""
+        return self.estimator.estimate(step.z, step.code, step.context)
+
+    # --- for composites, which give rows of their own -------------------------------------------------------------
+
+    def step_rows(self, rows: Tensor, valid: Tensor | None, **given: Any) -> Step:
+        """``step`` of rows (n, dim) before the transform."""
+        return self.step(self.transformed(rows), valid, **given)
+
+    def estimate_rows(self, rows: Tensor, step: Step) -> Tensor:
+        """``estimate``, after the inverse transform, with the gradient to ``rows`` (n, dim), whose step this was."""
+        return self.transform.inverse(self.estimate(step._replace(z=self.bound(self.transformed(rows)))))
+
+    def assign_rows(self, rows: Tensor) -> Tensor:
+        """``assign`` of rows (n, dim) before the transform."""
+        return self.assign(self.bound(self.transformed(rows)))
+
+    def lookup_rows(self, indices: Tensor) -> Tensor:
+        """``lookup``, after the inverse transform: rows (n, dim)."""
+        return self.transform.inverse(self.lookup(indices))
+
     def codebooks(self) -> list[Codebook]:
         """All codebooks inside, each once: what monitors, freezing and the laws run over."""
         return [module for module in self.modules() if isinstance(module, Codebook)]
+
+    def freeze(self) -> None:
+        """Freezes every codebook inside; see ``Codebook.freeze``."""
+        for book in self.codebooks():
+            book.freeze()
+
+    def unfreeze(self) -> None:
+        """Undoes ``freeze``."""
+        for book in self.codebooks():
+            book.unfreeze()
 
     def _measure(
         self, z: Tensor, code: Tensor, valid: Tensor | None, context: Context | None
@@ -272,7 +318,7 @@ class Quantizer(nn.Module, ABC):
         indices = torch.full(shape, -1, dtype=torch.int64, device=z.device)
         return Step(z, indices, z, zero, dict.fromkeys((m.name for m in self.modules() if isinstance(m, Loss)), zero))
 
-    def _transform(self, rows: Tensor) -> Tensor:
+    def transformed(self, rows: Tensor) -> Tensor:
         return self.transform(rows.to(self._work_dtype(rows.dtype)))
 
     def _work_dtype(self, dtype: torch.dtype) -> torch.dtype:
@@ -370,7 +416,7 @@ class Quantizer(nn.Module, ABC):
 
     def _check_indices(self, indices: Tensor) -> Tensor | None:
         """Raises where the values can be asked for; elsewhere returns which are in range."""
-        owner, size = type(self).__name__, self.codebook_size
+        owner = type(self).__name__
         if not isinstance(indices, Tensor) or indices.dtype not in _INTEGERS:
             got = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
             raise InvalidTypeError(f"`{owner}`: `indices` must be an integer tensor. Got {got}.")
@@ -390,13 +436,18 @@ class Quantizer(nn.Module, ABC):
         # Comparing in a narrow dtype would wrap -1 and the size around; of an unsigned one nothing is below 0.
         least = -1 if indices.dtype.is_signed else 0
         indices = indices.long()
-        inside = (indices >= least) & (indices <= size - 1)
+        sizes = self.codebook_sizes[: indices.shape[-1]] if self.is_composite else [self.codebook_size]
+        largest = torch.tensor(sizes, device=indices.device) - 1 if len(set(sizes)) > 1 else sizes[0] - 1
+        inside = (indices >= least) & (indices <= largest)
         if not can_ask(inside):
             return inside
         if not inside.all():
-            low, high = (int(v) for v in indices.aminmax())
+            low, high = (int(v) for v in indices[~inside].aminmax())
+            allowed = (
+                f"[0, {sizes[0]})" if len(set(sizes)) == 1 else f"[0, size) for the sizes {sizes} of its quantizers"
+            )
             raise InvalidValueError(
-                f"`{owner}`: `indices` must be in [0, {size}), or -1 for masked positions. "
+                f"`{owner}`: `indices` must be in {allowed}, or -1 for masked positions. "
                 f"Got values from {low} to {high}."
             )
         return None

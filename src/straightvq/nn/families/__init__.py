@@ -1,0 +1,1 @@
+"""Families of quantizers beside the vector-quantized layer."""
