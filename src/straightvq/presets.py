@@ -1,6 +1,8 @@
 """Quantizers by the name of their paper. Each is a composition that you could write yourself."""
 
+from collections.abc import Sequence
 from numbers import Integral
+from typing import Literal
 
 from straightvq.nn import (
     Affine,
@@ -13,17 +15,20 @@ from straightvq.nn import (
     EMAUpdate,
     GradientUpdate,
     KMeansInit,
+    Nearest,
+    NormalInit,
     Parametrization,
     Projection,
+    ResidualQuantizer,
     StraightThrough,
     UniformInit,
     UnitNorm,
     UnitNormCodes,
     VectorQuantizer,
 )
-from straightvq.nn.part import check_bool
+from straightvq.nn.part import check_bool, check_int
 
-__all__ = ["ema", "straight", "vq_ste_pp", "vq_vae"]
+__all__ = ["dac", "ema", "rq_vae", "soundstream", "straight", "straight_residual", "vq_ste_pp", "vq_vae"]
 
 
 def vq_vae(
@@ -183,25 +188,211 @@ def straight(
         >>> straight(64, 16).codes().shape
         torch.Size([16, 8])
     """
+    return _alternated(
+        dim,
+        codebook_size,
+        transform=_projection(dim, codebook_dim),
+        update=AlternatedUpdate(fraction=fraction, reassign=reassign),
+        sync=sync,
+        commitment=commitment,
+        patience=patience,
+        channel_dim=channel_dim,
+    )
+
+
+def straight_residual(
+    dim: int,
+    codebook_size: int,
+    *,
+    num_quantizers: int = 8,
+    channel_dim: int = -1,
+    codebook_dim: int | None = None,
+    fraction: float = 0.5,
+    sync: float = 0.0,
+    commitment: float = 0.25,
+    patience: int = 20,
+    dropout: float = 0.0,
+    kept_choices: Sequence[int] | None = None,
+    beam: int = 1,
+) -> ResidualQuantizer:
+    """Our recommendation for several codes per vector: alternated optimisation at every level.
+
+    Each level starts by k-means on what the levels before it have left. Whatever the width, no level can make what is
+    left longer than it was at the start.
+
+    Args:
+        dim: channels of ``z``.
+        codebook_size: number of codes of each level.
+        num_quantizers: number of levels.
+        channel_dim: axis of the channels.
+        codebook_dim: width of the codes, by a learned projection of each level; None, or at least ``dim``: that of
+            ``z``.
+        fraction: of the way to the cluster mean, per step.
+        sync: the paper's nu.
+        commitment: weight of the commitment loss.
+        patience: steps without use before a code is reset.
+        dropout: share of the samples that keep only some levels in training.
+        kept_choices: how many levels they may keep; None for any number.
+        beam: candidates kept per vector while encoding.
+
+    Source: arXiv 2305.08842 for alternation, replacement and k-means; arXiv 2107.03312 for the levels and dropout.
+
+    Example:
+        >>> straight_residual(8, 16, num_quantizers=4).encode(torch.zeros(2, 8)).shape
+        torch.Size([2, 4])
+    """
+    levels = [
+        _alternated(
+            dim,
+            codebook_size,
+            transform=_projection(dim, codebook_dim, start="orthonormal"),
+            update=AlternatedUpdate(fraction=fraction, reassign=False),
+            sync=sync,
+            commitment=commitment,
+            patience=patience,
+        )
+        for _ in range(check_int("straight_residual", "num_quantizers", num_quantizers, 1))
+    ]
+    return ResidualQuantizer(
+        dim, levels, dropout=dropout, kept_choices=kept_choices, beam=beam, channel_dim=channel_dim
+    )
+
+
+def soundstream(
+    dim: int,
+    codebook_size: int,
+    *,
+    num_quantizers: int = 8,
+    channel_dim: int = -1,
+    decay: float = 0.99,
+    commitment: float = 0.25,
+    patience: int = 20,
+    dropout: float = 0.0,
+) -> ResidualQuantizer:
+    """Residual EMA codebooks with k-means init and reset: the quantizer of SoundStream and EnCodec.
+
+    Args:
+        dim: channels of ``z``.
+        codebook_size: number of codes of each level.
+        num_quantizers: number of levels.
+        channel_dim: axis of the channels.
+        decay: weight of the old value in the moving average.
+        commitment: weight of the commitment loss.
+        patience: steps without use before a code is reset.
+        dropout: share of the samples that keep only some levels in training; 1 in the paper's scalable models.
+
+    Source: arXiv 2107.03312, section III.C.
+
+    Example:
+        >>> soundstream(8, 16).num_quantizers
+        8
+    """
+    levels = [
+        ema(dim, codebook_size, decay=decay, commitment=commitment, patience=patience)
+        for _ in range(check_int("soundstream", "num_quantizers", num_quantizers, 1))
+    ]
+    return ResidualQuantizer(dim, levels, dropout=dropout, channel_dim=channel_dim)
+
+
+def dac(
+    dim: int,
+    codebook_size: int,
+    *,
+    num_quantizers: int = 9,
+    channel_dim: int = -1,
+    codebook_dim: int = 8,
+    commitment: float = 0.25,
+    dropout: float = 0.5,
+) -> ResidualQuantizer:
+    """Residual levels with narrow codes found by the angle, trained by gradient: the quantizer of DAC.
+
+    Args:
+        dim: channels of ``z``.
+        codebook_size: number of codes of each level.
+        num_quantizers: number of levels.
+        channel_dim: axis of the channels.
+        codebook_dim: width of the codes, by a learned projection of each level.
+        commitment: weight of the commitment loss.
+        dropout: share of the samples that keep only some levels in training.
+
+    Source: arXiv 2306.06546, section 3.2. Deviations: the projections start orthonormal and have no weight
+    normalisation; the commitment of every level reaches the encoder.
+
+    Example:
+        >>> dac(16, 32).codebooks()[0].codes().shape
+        torch.Size([32, 8])
+    """
+    levels = [
+        VectorQuantizer(
+            dim,
+            Codebook(codebook_size, init=NormalInit()),
+            transform=Projection(codebook_dim, start="orthonormal"),
+            assigner=Nearest("cosine"),
+            losses=[CommitmentLoss(commitment), CodebookLoss()],
+        )
+        for _ in range(check_int("dac", "num_quantizers", num_quantizers, 1))
+    ]
+    return ResidualQuantizer(dim, levels, gradient="per_level", dropout=dropout, channel_dim=channel_dim)
+
+
+def rq_vae(
+    dim: int,
+    codebook_size: int,
+    *,
+    num_quantizers: int = 4,
+    channel_dim: int = -1,
+    decay: float = 0.99,
+    commitment: float = 0.25,
+    patience: int = 20,
+) -> ResidualQuantizer:
+    """Residual levels that share one EMA codebook.
+
+    Args:
+        dim: channels of ``z``.
+        codebook_size: number of codes.
+        num_quantizers: number of levels.
+        channel_dim: axis of the channels.
+        decay: weight of the old value in the moving average.
+        commitment: weight of the commitment loss.
+        patience: steps without use before a code is reset.
+
+    Source: arXiv 2203.01941, section 3.1.
+
+    Example:
+        >>> len(rq_vae(8, 16).codebooks())
+        1
+    """
+    level = ema(dim, codebook_size, decay=decay, commitment=commitment, patience=patience)
+    return ResidualQuantizer(dim, level, num_quantizers=num_quantizers, channel_dim=channel_dim)
+
+
+def _alternated(
+    dim: int,
+    codebook_size: int,
+    *,
+    transform: Projection | None,
+    update: AlternatedUpdate,
+    sync: float,
+    commitment: float,
+    patience: int,
+    channel_dim: int = -1,
+) -> VectorQuantizer:
     return VectorQuantizer(
         dim,
-        Codebook(
-            codebook_size,
-            init=KMeansInit(),
-            update=AlternatedUpdate(fraction=fraction, reassign=reassign),
-            reset=DeadCodeReset(patience),
-        ),
-        transform=_projection(dim, codebook_dim),
+        Codebook(codebook_size, init=KMeansInit(), update=update, reset=DeadCodeReset(patience)),
+        transform=transform,
         estimator=StraightThrough(sync),
         losses=[CommitmentLoss(commitment), CodebookLoss()],
         channel_dim=channel_dim,
     )
 
 
-def _projection(dim: int, codebook_dim: int | None) -> Projection | None:
+def _projection(
+    dim: int, codebook_dim: int | None, start: Literal["scaled", "orthonormal"] = "scaled"
+) -> Projection | None:
     """The projection to narrower codes, None where there is nothing to narrow."""
     if codebook_dim is None:
         return None
-    projection = Projection(codebook_dim)
+    projection = Projection(codebook_dim, start)
     # A `dim` that is no integer is the quantizer's to refuse.
     return projection if not isinstance(dim, Integral) or codebook_dim < dim else None

@@ -1,0 +1,60 @@
+"""Quantizers of other families, and presets that make them, keep the laws of the layer."""
+
+from collections.abc import Callable
+
+import pytest
+
+import straightvq as svq
+from straightvq.testing import check_quantizer
+
+DIM, SIZE = 6, 16
+NO_TABLE = 10  # laws that say nothing about a quantizer without a codebook, at most
+NOT_ONE_TABLE = 5  # ... about several tables
+
+
+def _ema(dim: int = DIM) -> svq.VectorQuantizer:
+    return svq.presets.ema(dim, SIZE, patience=4)
+
+
+def _residual(dim: int = DIM) -> svq.ResidualQuantizer:
+    return svq.ResidualQuantizer(dim, [_ema(dim) for _ in range(2)])
+
+
+CASES: dict[str, Callable[[], svq.Quantizer]] = {
+    "straight_residual": lambda: svq.presets.straight_residual(
+        DIM, SIZE, num_quantizers=3, codebook_dim=3, sync=0.5, patience=4, dropout=0.5
+    ),
+    "soundstream": lambda: svq.presets.soundstream(DIM, SIZE, num_quantizers=3, patience=4, dropout=1.0),
+    "dac": lambda: svq.presets.dac(DIM, SIZE, num_quantizers=3, codebook_dim=3),
+    "rq_vae": lambda: svq.presets.rq_vae(DIM, SIZE, num_quantizers=3, patience=4),
+    "residual of the paper's layers": lambda: svq.ResidualQuantizer(
+        DIM, [svq.presets.vq_ste_pp(DIM, SIZE, patience=4) for _ in range(2)]
+    ),
+    "residual with a beam": lambda: svq.ResidualQuantizer(DIM, [_ema() for _ in range(2)], beam=3),
+    "product": lambda: svq.ProductQuantizer(DIM, [_ema(2), svq.presets.straight(4, SIZE, codebook_dim=2, sync=0.3)]),
+    "product, shared": lambda: svq.ProductQuantizer(DIM, _ema(3), num_groups=2),
+    "product of residuals": lambda: svq.ProductQuantizer(DIM, [_residual(3) for _ in range(2)], dropout=0.5),
+    "residual of products": lambda: svq.ResidualQuantizer(
+        DIM, [svq.ProductQuantizer(DIM, [_ema(3) for _ in range(2)]) for _ in range(2)]
+    ),
+    "projected product of a shared residual": lambda: svq.ProductQuantizer(
+        2 * DIM, _residual(3), num_groups=2, transform=svq.Projection(DIM)
+    ),
+}
+EXCEPTIONS: dict[str, dict[str, str]] = {}
+# The second of a kind.
+SLOW = {
+    "residual of the paper's layers",
+    "residual of products",
+    "projected product of a shared residual",
+    "soundstream",
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES]
+)
+def test_the_laws_hold(name: str) -> None:
+    report = check_quantizer(CASES[name], exceptions=EXCEPTIONS.get(name))
+    idle = [law for law, result in report.items() if result.startswith("does not apply")]
+    assert len(idle) <= (NOT_ONE_TABLE if CASES[name]().codebooks() else NO_TABLE), idle
