@@ -3,11 +3,13 @@
 import contextlib
 import math
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from straightvq.errors import InvalidTypeError, InvalidValueError, NonFiniteError
 from straightvq.internals import register_named_tuple
@@ -16,6 +18,7 @@ from straightvq.nn.codebook import Codebook
 from straightvq.nn.part import (
     at_least_float32,
     can_ask,
+    check_choice,
     check_int,
     check_module,
     check_part,
@@ -43,7 +46,8 @@ class QuantizerOutput(NamedTuple):
         indices: Int64, ``z``'s shape without the channel axis, for a composite with an axis of its quantizers behind;
             -1 where masked.
         loss: scalar, the weighted sum of the terms, ready to be added to the task loss.
-        terms: unweighted scalars by name, in training and evaluation.
+        terms: unweighted scalars by name, in training and evaluation. With ``reduction = "none"`` loss and terms have
+            ``z``'s shape without the channel axis.
     """
 
     quantized: Tensor
@@ -63,8 +67,8 @@ class Step(NamedTuple):
         z: what the codes stand for (n, d): the rows themselves, or what the quantizer bounds them to.
         indices: Int64 (n,), or (n, levels) for a composite; -1 where masked.
         code: the chosen codes (n, d), with the gradient that the estimator may send them.
-        loss: scalar, weighted.
-        terms: unweighted scalars by name.
+        loss: scalar, weighted; (n,) with ``reduction = "none"``.
+        terms: unweighted, by name, of the same shape.
         context: for parts that take it; None where the quantizer has no table.
         levels: of a composite, the steps of its quantizers.
     """
@@ -122,6 +126,8 @@ class Quantizer(nn.Module, ABC):
     is_composite: bool = False
     num_quantizers: int = 1
     _is_bypassed = False
+    _reduction = "mean"
+    _step_hooks: OrderedDict[int, Callable[["Quantizer", Step], None]] | None = None
 
     def __init__(
         self,
@@ -154,6 +160,44 @@ class Quantizer(nn.Module, ABC):
         """Number of codes for each entry of the last axis of a composite's indices, (num_quantizers,)."""
         return [self.codebook_size] * self.num_quantizers
 
+    @property
+    def reduction(self) -> str:
+        """``"mean"``, or ``"none"`` for loss and terms per vector (0 where masked), of all quantizers inside."""
+        return self._reduction
+
+    @reduction.setter
+    def reduction(self, value: str) -> None:
+        value = check_choice(self, "reduction", value, ("mean", "none"))
+        quantizers = [module for module in self.modules() if isinstance(module, Quantizer)]
+        for loss in (loss for quantizer in quantizers for loss in quantizer._losses()):
+            if value == "none" and not loss.has_vectors:
+                raise InvalidValueError(
+                    f"`{type(self).__name__}`: `reduction` must be 'mean', because {type(loss).__name__} has no value "
+                    f"per vector. Got {value!r}."
+                )
+        for quantizer in quantizers:
+            quantizer._reduction = value
+
+    def register_step_hook(self, hook: Callable[["Quantizer", Step], None]) -> RemovableHandle:
+        """Has ``hook(quantizer, step)`` called after each of its steps, also as a part of a composite.
+
+        The step is that of flat rows in the space of the codes, in training and evaluation; ``encode`` makes none. A
+        copy of the quantizer has no hooks.
+
+        Returns:
+            a handle; ``handle.remove()`` takes the hook away.
+        """
+        if self._step_hooks is None:
+            self._step_hooks = OrderedDict()  # a plain dict cannot be referred to weakly
+        handle = RemovableHandle(self._step_hooks)
+        self._step_hooks[handle.id] = hook
+        return handle
+
+    def tell(self, step: Step) -> None:
+        """Calls the step hooks."""
+        for hook in tuple((self._step_hooks or {}).values()):
+            hook(self, step)
+
     def _losses(self) -> list[Loss]:
         return [loss for loss in self.losses if isinstance(loss, Loss)]
 
@@ -177,6 +221,7 @@ class Quantizer(nn.Module, ABC):
             else:
                 step = step_of(x, valid)  # 2, 3, 4, 6
                 quantized = self.estimate(step)  # 5
+            self.tell(step)
             out = self._inverse(quantized, valid)  # 7
             return self._output(z, out, step, sound)
 
@@ -302,6 +347,10 @@ class Quantizer(nn.Module, ABC):
         self, z: Tensor, code: Tensor, valid: Tensor | None, context: Context | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum of the losses, connected to ``z`` whatever they are, and the terms."""
+        if self._reduction == "none":
+            terms = {loss.name: where_valid(loss.per_vector(z, code), valid, 0) for loss in self._losses()}
+            zero = zero_of(z).expand(len(z))
+            return sum((loss.coefficient * terms[loss.name] for loss in self._losses()), start=zero), terms
         terms = {loss.name: loss.measure(z, code, valid, context) for loss in self._losses()}
         for name, term in terms.items():
             if term.ndim:
@@ -313,7 +362,7 @@ class Quantizer(nn.Module, ABC):
     def _without_codes(self, x: Tensor) -> Step:
         """The step under ``bypass``."""
         z = self.bound(x)
-        zero = zero_of(z)
+        zero = zero_of(z) if self._reduction == "mean" else zero_of(z).expand(len(z))
         shape = (len(z), self.num_quantizers) if self.is_composite else (len(z),)
         indices = torch.full(shape, -1, dtype=torch.int64, device=z.device)
         return Step(z, indices, z, zero, dict.fromkeys((m.name for m in self.modules() if isinstance(m, Loss)), zero))
@@ -353,7 +402,11 @@ class Quantizer(nn.Module, ABC):
         quantized = self._unflatten(rows, z)
         if self._is_bypassed:
             quantized = quantized.clone()  # the caller may change it in place, and it may be z
-        return QuantizerOutput(quantized, self._view_indices(step.indices, z), loss, step.terms)
+        terms = step.terms
+        if self._reduction == "none":
+            loss = self._view_indices(loss.expand(len(rows)), z)
+            terms = {name: self._view_indices(term, z) for name, term in terms.items()}
+        return QuantizerOutput(quantized, self._view_indices(step.indices, z), loss, terms)
 
     def _unflatten(self, rows: Tensor, z: Tensor) -> Tensor:
         """rows (n, dim) -> the shape and dtype of z, and contiguous if z is."""
@@ -464,8 +517,8 @@ class Quantizer(nn.Module, ABC):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes along: not that it was made inside ``bypass``."""
-        return {name: value for name, value in self.__dict__.items() if name != "_is_bypassed"}
+        """What a copy takes along: not that it was made inside ``bypass``, nor who was told of its steps."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_is_bypassed", "_step_hooks")}
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise InvalidValueError(
@@ -507,10 +560,10 @@ def zero_of(x: Tensor) -> Tensor:
     return 0 * x.reshape(-1)[:0].sum()
 
 
-def where_valid(indices: Tensor, valid: Tensor | None) -> Tensor:
+def where_valid(values: Tensor, valid: Tensor | None, other: int = -1) -> Tensor:
     if valid is None:
-        return indices
-    return torch.where(valid.view(-1, *(1 for _ in indices.shape[1:])), indices, -1)
+        return values
+    return torch.where(valid.view(-1, *(1 for _ in values.shape[1:])), values, other)
 
 
 def _check_losses(owner: Quantizer, losses: list[Loss] | None) -> list[Loss]:

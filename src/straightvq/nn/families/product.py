@@ -114,6 +114,10 @@ class ProductQuantizer(Composite):
         )
         each = [rows.shape[1] * (self.num_parts if self.is_shared else 1) for rows in parts]
         loss, terms = add_up(x, steps, [width / x.shape[1] for width in each])
+        for group, step in zip(self._each(), steps, strict=True):
+            group.tell(step)
+        if self.is_shared and self.reduction == "none":
+            loss, terms = self._over_groups(loss), {name: self._over_groups(term) for name, term in terms.items()}
         return Step(x, self._join_indices([step.indices for step in steps]), code, loss, terms, levels=tuple(steps))
 
     def estimate(self, step: Step) -> Tensor:
@@ -148,6 +152,10 @@ class ProductQuantizer(Composite):
     def _join(self, rows: list[Tensor]) -> Tensor:
         """Undoes ``_split``."""
         return rows[0].reshape(-1, self.num_parts * rows[0].shape[1]) if self.is_shared else torch.cat(rows, 1)
+
+    def _over_groups(self, values: Tensor) -> Tensor:
+        """Means over the groups of each vector, of values (n * groups,)."""
+        return values.view(-1, self.num_parts).mean(1)
 
     def _join_indices(self, indices: list[Tensor]) -> Tensor:
         """Indices of each quantizer -> (n, levels * groups), level by level."""

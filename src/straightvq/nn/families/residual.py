@@ -156,6 +156,8 @@ class ResidualQuantizer(Composite):
             steps = self._step_chosen(x, valids)
         else:
             steps = self._walk(x, valids, lambda level, rows, valid, _: level.step_rows(rows, valid))
+        for level, step in zip(self._serving(), steps, strict=True):
+            level.tell(step)
         return self._sum(x, steps)
 
     def _valids(self, valid: Tensor | None, kept: Tensor | None) -> list[Tensor | None]:

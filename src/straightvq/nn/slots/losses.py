@@ -5,7 +5,7 @@ from typing import Literal, NoReturn
 
 from torch import Tensor
 
-from straightvq.errors import InvalidValueError
+from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.nn.batch import Context
 from straightvq.nn.part import Part, check_choice, check_float, setting
 
@@ -50,6 +50,15 @@ class Loss(Part):
     def forward(self, z: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
         """z (n, d), code (n, d), valid Bool (n,) or None for all -> scalar."""
 
+    def per_vector(self, z: Tensor, code: Tensor) -> Tensor:
+        """z (n, d), code (n, d) -> (n,), whose mean over the valid vectors is the scalar; optional."""
+        raise InvalidTypeError(f"`{type(self).__name__}` has no value per vector.")
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether ``per_vector`` is given."""
+        return type(self).per_vector is not Loss.per_vector
+
     def measure(self, z: Tensor, code: Tensor, valid: Tensor | None, context: Context | None) -> Tensor:
         """``forward`` with what it takes."""
         out: Tensor = self(z, code, valid, context) if self.takes_context else self(z, code, valid)
@@ -87,6 +96,9 @@ class CommitmentLoss(Loss):
     def forward(self, z: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
         return masked_mean((z - code.detach()).square(), valid)
 
+    def per_vector(self, z: Tensor, code: Tensor) -> Tensor:
+        return (z - code.detach()).square().mean(1)
+
 
 class CodebookLoss(Loss):
     """Pulls the codes to their embeddings: ``mean((code - sg[z])^2)``.
@@ -115,6 +127,9 @@ class CodebookLoss(Loss):
 
     def forward(self, z: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
         return masked_mean((code - z.detach()).square(), valid)
+
+    def per_vector(self, z: Tensor, code: Tensor) -> Tensor:
+        return (code - z.detach()).square().mean(1)
 
 
 def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:

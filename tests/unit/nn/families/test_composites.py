@@ -397,3 +397,80 @@ def test_freezing_a_composite_freezes_every_level() -> None:
     q.unfreeze()
     q(vectors(seed=3))
     assert not torch.equal(q.codebooks()[0].codes(), before[0])
+
+
+# --- losses per vector, and whoever watches the steps -----------------------------------------------------------------
+
+
+def _kinds() -> dict[str, Callable[[], svq.Quantizer]]:
+    return {
+        "layer": lambda: level(narrow=True),
+        "residual": stack,
+        "residual, shared": lambda: svq.ResidualQuantizer(DIM, level(), num_quantizers=2),
+        "product": lambda: svq.ProductQuantizer(DIM, [level(2), level(4)]),
+        "product, shared": lambda: svq.ProductQuantizer(DIM, level(3), num_groups=2),
+    }
+
+
+@pytest.mark.parametrize("kind", _kinds())
+def test_losses_per_vector_have_the_scalar_as_their_mean_with_the_same_gradient(kind: str) -> None:
+    torch.manual_seed(0)
+    q = _kinds()[kind]()
+    z = vectors(5 * 8).view(5, 8, DIM).requires_grad_()
+    mask = torch.rand(5, 8, generator=torch.Generator().manual_seed(1)) < 0.6
+    scalar = q(z, mask)
+    scalar.loss.backward()
+    expected = {name: p.grad.clone() for name, p in q.named_parameters() if p.grad is not None} | {"z": z.grad.clone()}
+    q.zero_grad()
+    z.grad = None
+    q.reduction = "none"
+    each = q(z, mask)
+    assert each.loss.shape == (5, 8)
+    assert (each.loss[~mask] == 0).all()
+    torch.testing.assert_close(each.loss[mask].mean(), scalar.loss)
+    for name, term in each.terms.items():
+        torch.testing.assert_close(term[mask].mean(), scalar.terms[name])
+    each.loss[mask].mean().backward()
+    got = {name: p.grad for name, p in q.named_parameters() if p.grad is not None} | {"z": z.grad}
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, msg=name)
+
+
+def test_losses_of_levels_left_out_are_zero_per_vector() -> None:
+    q, z = stack(), vectors()
+    q.reduction = "none"
+    kept = torch.tensor([1, 3] * 20)
+    out = q(z, kept=kept)
+    rest = z - q.levels[0].codes()[out.indices[:, 0]]
+    torch.testing.assert_close(out.terms["commitment"][kept == 1], rest.square().mean(1)[kept == 1])
+    assert (out.terms["commitment"][kept == 3] > rest.square().mean(1)[kept == 3]).all()
+
+
+def test_a_loss_without_values_per_vector_is_refused_before_anything_changes() -> None:
+    class Whole(svq.Loss):
+        name, trains = "whole", "encoder"
+
+        def forward(self, z: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
+            return z.mean()
+
+    ema = svq.Codebook(SIZE, update=svq.EMAUpdate())
+    q = svq.ResidualQuantizer(DIM, [level(), svq.VectorQuantizer(DIM, ema, losses=[Whole(1.0)])])
+    with pytest.raises(ValueError, match="Whole has no value"):
+        q.reduction = "none"
+    assert {each.reduction for each in (q, *q.levels)} == {"mean"}
+
+
+@pytest.mark.parametrize("kind", _kinds())
+def test_hooks_see_every_step_of_every_part_once(kind: str) -> None:
+    torch.manual_seed(0)
+    q, seen = _kinds()[kind](), []
+    parts = [module for module in q.modules() if isinstance(module, svq.Quantizer)]
+    handles = [part.register_step_hook(lambda own, step: seen.append((own, step))) for part in parts]
+    out = q(vectors())
+    expected = [q, *getattr(q, "levels", []), *(q.parts if isinstance(q, svq.ProductQuantizer) else [])]
+    assert sorted(id(own) for own, _ in seen) == sorted(map(id, expected))
+    assert torch.equal(next(step for own, step in seen if own is q).indices, out.indices)
+    for handle in handles:
+        handle.remove()
+    q(vectors())
+    assert len(seen) == len(expected)
