@@ -1,13 +1,13 @@
 """Accumulators over batches and ranks, as `torchmetrics` metrics.
 
-Each keeps sums and computes at the end, so that the value over a data set is the one a single pass over all of it
-gives: for any batch size, any number of ranks, uneven and empty shards. Update on every rank, call `compute` on every
-rank. Sums keep their precision under `.half()`, `.to(dtype)` and `set_dtype`.
+Each keeps sums and computes at the end: the value is that of a single pass over the data set, for any batch size and
+number of ranks, uneven and empty shards included. Call `update` and `compute` on every rank. Sums keep their precision
+under `.half()`, `.to(dtype)` and `set_dtype`.
 
 Vectors are channels-last, Float `(*batch, dim)`; a mask, Bool `(*batch)`, is True where a position takes part. Values
-are Float32 `()` unless stated otherwise, and nan until something was seen. The functions that the classes name say what
-the values mean. Shapes that do not fit each other or earlier batches, and sizes below 1, raise `ValueError`; sizes and
-indices that are not integers raise `TypeError`. What is refused changes nothing.
+are Float32 `()` unless stated otherwise, nan until something was seen, and explained by the functions that the classes
+name. Shapes that do not fit each other or earlier batches, and sizes below 1, raise `ValueError`; sizes and indices
+that are not integers raise `TypeError`. What is refused changes nothing.
 """
 
 import torch
@@ -23,12 +23,10 @@ from straightvq.nn.part import check_choice, check_int
 
 
 class CodebookUsage(ExactMetric):
-    """`usage`, `perplexity` and `dead_codes` over everything seen since the last `reset`.
-
-    The values are those of the summed counts; until something was counted, usage and perplexity are 0.
+    """`usage`, `perplexity` and `dead_codes` of the summed counts; usage and perplexity of nothing are 0.
 
     Args:
-        codebook_size: number of codes k, the maximum of the perplexity.
+        codebook_size: number of codes k.
         num_quantizers: number of codebooks when `indices` have a last axis for them (residual levels, product
             groups); every value then has one entry per codebook. None: one codebook, no such axis.
 
@@ -46,14 +44,13 @@ class CodebookUsage(ExactMetric):
         {'usage': tensor(0.7500), 'perplexity': tensor(2.8284), 'dead_codes': tensor(1)}
     """
 
-    full_state_update = False
     counts: Tensor
 
     def __init__(self, codebook_size: int, num_quantizers: int | None = None) -> None:
         super().__init__()
         self.codebook_size = check_int(self, "codebook_size", codebook_size, 1)
         self.num_quantizers = None if num_quantizers is None else check_int(self, "num_quantizers", num_quantizers, 1)
-        shape = (self.codebook_size,) if self.num_quantizers is None else (self.num_quantizers, self.codebook_size)
+        shape = (codebook_size,) if num_quantizers is None else (num_quantizers, codebook_size)
         self.add_state("counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, indices: Tensor) -> None:
@@ -69,18 +66,14 @@ class CodebookUsage(ExactMetric):
         self.counts += counts.view_as(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
-        return {
-            "usage": functional.usage(self.counts),
-            "perplexity": functional.perplexity(self.counts),
-            "dead_codes": functional.dead_codes(self.counts),
-        }
+        measures = (functional.usage, functional.perplexity, functional.dead_codes)
+        return {measure.__name__: measure(self.counts) for measure in measures}
 
 
 class SlidingUsage(ExactMetric):
     """The last entry of `sliding_usage` over all steps: the index collapse of a training, as it happens.
 
-    An update is a step: call it once per step on every rank, with no indices where a rank has none, so that the same
-    steps are added up. Until a step was seen it is 0.
+    An update is a step: call it once per step on every rank, with no indices where a rank has none. 0 before the first.
 
     Args:
         codebook_size: number of codes k.
@@ -118,11 +111,11 @@ class SlidingUsage(ExactMetric):
 
 
 class QuantizationError(PooledMoments):
-    """Quantization error over everything seen since the last `reset`, absolute and relative to the spread of z.
+    """Quantization error, absolute and relative to the spread of z.
 
     Returns:
-        `compute()`: {"mse": mean (z - q)^2 over all unmasked elements, in squared units of z, as in the losses,
-        "normalized": `normalized_quantization_error` with the mean of *all* z seen}.
+        `compute()`: {"mse": mean (z - q)^2 over all elements, in squared units of z, "normalized":
+        `normalized_quantization_error` with the mean of *all* z seen}.
 
     Example:
         >>> metric = QuantizationError()
@@ -135,8 +128,7 @@ class QuantizationError(PooledMoments):
     table: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
-        self.add_table("table", 4)
+        super().__init__(table=4)
 
     def update(self, z: Tensor, quantized: Tensor, mask: Tensor | None = None) -> None:
         """Accumulate a batch of embeddings and what the quantizer made of them."""
@@ -151,11 +143,10 @@ class QuantizationError(PooledMoments):
 
 
 class MomentDistance(PooledMoments):
-    """`moment_distance` between the embeddings seen since the last `reset` and the codebook they met.
+    """`moment_distance` between the embeddings and the codebook they met.
 
-    Each update also takes the codes (k, dim) of that moment. In evaluation the codebook stands still and the values are
-    those of `moment_distance` on all embeddings at once; in training the codes of all updates are pooled just as the
-    embeddings are.
+    Each update also takes the codes (k, dim) of that moment. In training, when they move, the codes of all updates are
+    pooled as the embeddings are.
 
     Returns:
         `compute()`: {"mean", "std", "wasserstein"} in standard deviations of z and {"symmetric_kl"} in nats.
@@ -165,9 +156,7 @@ class MomentDistance(PooledMoments):
     codebook: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
-        self.add_table("embeddings", 3)
-        self.add_table("codebook", 3)
+        super().__init__(embeddings=3, codebook=3)
 
     def update(self, z: Tensor, codes: Tensor, mask: Tensor | None = None) -> None:
         """Accumulate a batch of embeddings and the codes in force."""
@@ -186,10 +175,7 @@ class MomentDistance(PooledMoments):
 
 
 class CodebookDelay(PooledMoments):
-    """`update_delay` over everything seen since the last `reset`: how far the codebook lags behind the encoder.
-
-    Within one step, over many batches, the values are those of `update_delay` on all vectors at once. Over several
-    steps vectors and errors are pooled in the same way.
+    """`update_delay`: how far the codebook lags behind the encoder, pooled over batches and steps.
 
     Args:
         distance: by which codes are assigned; see `straightvq.functional.nearest_code`.
@@ -201,10 +187,9 @@ class CodebookDelay(PooledMoments):
     table: Tensor
 
     def __init__(self, *, distance: Distance = "euclidean") -> None:
-        super().__init__()
+        super().__init__(table=6)
         check_choice(self, "distance", distance, ("euclidean", "cosine"))
         self.distance = distance
-        self.add_table("table", 6)
 
     def update(self, z_before: Tensor, z_after: Tensor, codes_before: Tensor, codes_after: Tensor) -> None:
         """Take in vectors and codes around a step."""
@@ -219,10 +204,7 @@ class CodebookDelay(PooledMoments):
 
 
 class EstimatorGap(ExactMetric):
-    """`gradient_gap` of the straight-through estimator over everything seen since the last `reset`.
-
-    The values are those of all gradients put end to end. norm therefore grows with their number and depends on how
-    each loss averages; relative (0 is exact) and cosine (1 is exact) are the ones to compare.
+    """`gradient_gap` of all gradients put end to end; its norm therefore grows with their number.
 
     Shape:
         grad_at_z, grad_at_quantized: Float, any one shape, which may change between updates.
@@ -231,7 +213,6 @@ class EstimatorGap(ExactMetric):
         `compute()`: {"norm", "relative", "cosine"}.
     """
 
-    full_state_update = False
     squares: Tensor
 
     def __init__(self) -> None:
@@ -256,10 +237,10 @@ class EstimatorGap(ExactMetric):
 
 
 class GradientSparsity(ExactMetric):
-    """`gradient_sparsity` of the codebook over all steps since the last `reset`.
+    """`gradient_sparsity` of the codebook over steps.
 
-    A mean over steps cannot tell a codebook whose codes take turns from one of which most never get anything; the
-    second value can. Ranks that hold equal gradients, as after a data-parallel backward, change neither.
+    A mean over steps cannot tell a codebook whose codes take turns from one of which most never get anything; "ever"
+    can. Ranks that hold equal gradients, as after a data-parallel backward, change neither.
 
     Args:
         codebook_size: number of codes k.
@@ -271,7 +252,6 @@ class GradientSparsity(ExactMetric):
         `compute()`: {"per_step": mean fraction of codes with a gradient, "ever": fraction that had one in any step}.
     """
 
-    full_state_update = False
     steps: Tensor
     with_gradient: Tensor
 

@@ -17,7 +17,7 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """Float64, or float32 if ``x`` is on Apple's GPU, which has no float64."""
+    """Float64, or float32 on Apple's GPU, which has no float64."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
@@ -27,7 +27,7 @@ def result_dtype(x: Tensor) -> torch.dtype:
 
 
 def check_shape(owner: str, name: str, x: Tensor, like_name: str, like: Tensor) -> None:
-    """Raise the house's sentence unless ``x`` has the shape of ``like``."""
+    """Refuse ``x`` unless it has the shape of ``like``."""
     if x.shape != like.shape:
         raise InvalidValueError(
             f"`{owner}`: `{name}` must have the shape of `{like_name}`, {tuple(like.shape)}. Got {tuple(x.shape)}."
@@ -35,7 +35,7 @@ def check_shape(owner: str, name: str, x: Tensor, like_name: str, like: Tensor) 
 
 
 def check_codes(owner: str, z: Tensor, codes: Tensor) -> None:
-    """Raise the house's sentence unless ``codes`` is a table as wide as ``z``."""
+    """Refuse ``codes`` unless they are a table as wide as ``z``."""
     if z.ndim == 0 or codes.ndim != 2 or z.shape[-1] != codes.shape[-1]:
         raise InvalidValueError(
             f"`{owner}`: the codes must have the shape (k, dim) with the last axis of the embeddings, "
@@ -54,14 +54,14 @@ def flatten(x: Tensor, owner: str) -> Tensor:
 
 def deviations(flat: Tensor) -> tuple[Tensor, Tensor]:
     """Mean `(dim,)` and deviations from it `(n, dim)`."""
-    # From the first vector rather than the origin: no digits go to a common offset, and equal vectors give exact 0.
+    # From the first vector, not the origin: no digits go to a common offset, and equal vectors give exact 0.
     shifted = flat - flat[:1]
     mean = shifted.mean(0)
     return flat[0] + mean, shifted - mean
 
 
 def mean_and_variance(flat: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean `(dim,)` and biased variance `(dim,)` of `(n, dim)`."""
+    """Mean and biased variance of `(n, dim)`, both `(dim,)`."""
     mean, centred = deviations(flat)
     return mean, centred.square().mean(0)
 
