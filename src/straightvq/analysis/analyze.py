@@ -61,8 +61,7 @@ def analyze(
         seed: random seed of the choice of vectors and of the t-SNE.
         console: where progress goes; default the terminal.
 
-    Returns:
-        What ``analysis.json`` holds.
+    Returns: What ``analysis.json`` holds.
 
     Raises:
         ValueError, TypeError: for values out of range; if `run` is no run's folder, has no readable checkpoint, or

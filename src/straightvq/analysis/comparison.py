@@ -45,8 +45,7 @@ def compare(
         out: folder of the results; None takes ``comparison`` in the folder that the runs have in common.
         num_images, device, seed, console: as `analyze` takes them.
 
-    Returns:
-        The folder of the results.
+    Returns: The folder of the results.
 
     Raises:
         ValueError: for fewer than two runs, the same one twice, or more methods than the picture has colours; and

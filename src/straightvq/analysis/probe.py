@@ -61,8 +61,7 @@ class Probe:
     Attributes:
         size: number of examples.
 
-    Raises:
-        ValueError: if the task is no such one, or the data has no test examples.
+    Raises: ValueError if the task is no such one, or the data has no test examples.
     """
 
     def __init__(

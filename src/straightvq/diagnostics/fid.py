@@ -23,7 +23,7 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 class FeatureNetwork(nn.Module):
     """Base of the networks whose features are compared: images (B, C, H, W) in [0, 1] -> Float (B, num_features).
 
-    Always in evaluation mode. ``name`` is for reports, since distances in different features cannot be compared.
+    Always in evaluation mode. Distances in different features cannot be compared: reports give ``name``.
     """
 
     name: str
@@ -41,8 +41,7 @@ class ClassifierFeatures(FeatureNetwork):
         model: the classifier.
         name: for reports.
 
-    Raises:
-        ValueError: if the features are wider than ``MAX_WIDTH``.
+    Raises: ValueError if the features are wider than ``MAX_WIDTH``.
 
     Example:
         >>> from straightvq.models import ResNet18
@@ -65,10 +64,9 @@ class ClassifierFeatures(FeatureNetwork):
 
     @classmethod
     def load(cls, run: str | os.PathLike[str]) -> "ClassifierFeatures":
-        """The classifier of a run that `straightvq fit` made: of its best checkpoint, or else its last.
+        """The classifier in the best checkpoint, or else the last, of a run that `straightvq fit` made.
 
-        Raises:
-            ValueError: if there is no such run, or none of a classifier, or its files cannot be read safely.
+        Raises: ValueError if there is no such run, or none of a classifier, or its files cannot be read safely.
         """
         folder = RunFolder(Path(run), "FID")
         checkpoint = folder.checkpoint()
@@ -95,9 +93,7 @@ class ClassifierFeatures(FeatureNetwork):
 class InceptionFeatures(FeatureNetwork):
     """The 2,048 features of Inception v3 that published FIDs are computed in. Never downloads anything.
 
-    Raises:
-        ValueError: if torch-fidelity is not installed or the weights are not in torch's cache.
-
+    Raises: ValueError if torch-fidelity is not installed or the weights are not in torch's cache.
     Source: arXiv 1706.08500, in the port of torch-fidelity that torchmetrics uses.
     """
 
@@ -113,13 +109,13 @@ class InceptionFeatures(FeatureNetwork):
         """The file of the weights; raises if it or torch-fidelity is missing."""
         file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
         has_port = find_spec("torch_fidelity") is not None
-        if not has_port or not file.is_file():
-            raise InvalidValueError(
-                "`FID`: there are no features to compare images in. Pass the run of a classifier as `features`, such "
-                "as runs/features_digits; or provide Inception: "
-                f"{f'there is no {file}' if has_port else 'torch-fidelity is not installed'}."
-            )
-        return file
+        if has_port and file.is_file():
+            return file
+        missing = f"there is no {file}" if has_port else "torch-fidelity is not installed"
+        raise InvalidValueError(
+            "`FID`: there are no features to compare images in. Pass the run of a classifier as `features`, such as "
+            f"runs/features_digits; or provide Inception: {missing}."
+        )
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -170,8 +166,7 @@ class FrechetDistances:
     def compute(self) -> dict[str, Tensor]:
         """The distances by name, float64 scalars, the same on all ranks.
 
-        Raises:
-            ValueError: for fewer than two images, which have no covariance.
+        Raises: ValueError for fewer than two images, which have no covariance.
         """
         for metric in cast(dict[str, Any], self._metrics).values():
             seen = torch.stack([metric.real_features_num_samples, metric.fake_features_num_samples])

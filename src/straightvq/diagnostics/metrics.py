@@ -30,11 +30,8 @@ class CodebookUsage(ExactMetric):
         num_quantizers: number of codebooks when `indices` have a last axis for them (residual levels, product
             groups); every value then has one entry per codebook. None: one codebook, no such axis.
 
-    Shape:
-        indices: Int (*batch), or (*batch, num_quantizers). Negative ones, which mark masked positions, are ignored.
-
-    Returns:
-        `compute()`: {"usage", "perplexity", "dead_codes"}, each (), or (num_quantizers,).
+    Shape: indices: Int (*batch), or (*batch, num_quantizers). Negative ones, which mark masked positions, are ignored.
+    Returns: `compute()`: {"usage", "perplexity", "dead_codes"}, each (), or (num_quantizers,).
 
     Example:
         >>> metric = CodebookUsage(codebook_size=4)
@@ -79,8 +76,7 @@ class SlidingUsage(ExactMetric):
         codebook_size: number of codes k.
         window: number of steps; enough to hold four vectors per code. The state has `window` rows of k counts.
 
-    Shape:
-        indices: Int (*batch); negative ones, which mark masked positions, are ignored.
+    Shape: indices: Int (*batch); negative ones, which mark masked positions, are ignored.
 
     Example:
         >>> metric = SlidingUsage(codebook_size=2, window=2)
@@ -148,8 +144,7 @@ class MomentDistance(PooledMoments):
     Each update also takes the codes (k, dim) of that moment. In training, when they move, the codes of all updates are
     pooled as the embeddings are.
 
-    Returns:
-        `compute()`: {"mean", "std", "wasserstein"} in standard deviations of z and {"symmetric_kl"} in nats.
+    Returns: `compute()`: {"mean", "std", "wasserstein"} in standard deviations of z and {"symmetric_kl"} in nats.
     """
 
     embeddings: Tensor
@@ -180,8 +175,7 @@ class CodebookDelay(PooledMoments):
     Args:
         distance: by which codes are assigned; see `straightvq.functional.nearest_code`.
 
-    Returns:
-        `compute()`: {"before", "aimed", "after", "delay"} over the variance of the embeddings before the step.
+    Returns: `compute()`: {"before", "aimed", "after", "delay"} over the variance of the embeddings before the step.
     """
 
     table: Tensor
@@ -206,11 +200,8 @@ class CodebookDelay(PooledMoments):
 class EstimatorGap(ExactMetric):
     """`gradient_gap` of all gradients put end to end; its norm therefore grows with their number.
 
-    Shape:
-        grad_at_z, grad_at_quantized: Float, any one shape, which may change between updates.
-
-    Returns:
-        `compute()`: {"norm", "relative", "cosine"}.
+    Shape: grad_at_z, grad_at_quantized: Float, any one shape, which may change between updates.
+    Returns: `compute()`: {"norm", "relative", "cosine"}.
     """
 
     squares: Tensor
@@ -245,8 +236,7 @@ class GradientSparsity(ExactMetric):
     Args:
         codebook_size: number of codes k.
 
-    Shape:
-        grad: Float (k, dim), the gradient of the code table, or its change in a step.
+    Shape: grad: Float (k, dim), the gradient of the code table, or its change in a step.
 
     Returns:
         `compute()`: {"per_step": mean fraction of codes with a gradient, "ever": fraction that had one in any step}.

@@ -45,11 +45,8 @@ def perplexity(counts: Tensor) -> Tensor:
     about a thousand codes reaches several hundred; a collapsed one stays near ten. It cannot exceed the number of
     vectors counted, so count many per code.
 
-    Shape:
-        counts: Int or Float (*levels, k); the result is Float (*levels).
-
-    Source:
-        The paper's tables, over the test set, without the `+ 1e-10` in the logarithm: p log p is 0 at p = 0.
+    Shape: counts: Int or Float (*levels, k); the result is Float (*levels).
+    Source: the paper's tables, over the test set, without the `+ 1e-10` in the logarithm: p log p is 0 at p = 0.
 
     Example:
         >>> perplexity(torch.tensor([2, 1, 1, 0]))  # exp(1/2 log 2 + 1/2 log 4) = 2 * sqrt(2)
@@ -67,8 +64,7 @@ def usage(counts: Tensor) -> Tensor:
     0.9 and more is normal over a data set with resets or a well-conditioned codebook; a few percent means collapse. It
     grows with the number of vectors counted: state the set with the value.
 
-    Shape:
-        counts: Int or Float (*levels, k); the result is Float (*levels).
+    Shape: counts: Int or Float (*levels, k); the result is Float (*levels).
 
     Example:
         >>> usage(torch.tensor([2, 1, 1, 0]))
@@ -80,8 +76,7 @@ def usage(counts: Tensor) -> Tensor:
 def dead_codes(counts: Tensor) -> Tensor:
     """Number of codes never assigned.
 
-    Shape:
-        counts: Int or Float (*levels, k); the result is Int64 (*levels).
+    Shape: counts: Int or Float (*levels, k); the result is Int64 (*levels).
 
     Example:
         >>> dead_codes(torch.tensor([2, 1, 1, 0]))
@@ -99,11 +94,8 @@ def sliding_usage(counts: Tensor, window: int) -> Tensor:
         counts: `usage_counts` of each step, Int or Float (steps, k); the result is Float (steps,).
         window: number of steps, at least 1; enough to hold four vectors per code.
 
-    Raises:
-        ValueError: if `counts` is not a table or `window` is below 1.
-
-    Source:
-        "The set of assigned code-vectors continuously shrinks", the paper's index collapse.
+    Raises: ValueError if `counts` is not a table or `window` is below 1.
+    Source: "The set of assigned code-vectors continuously shrinks", the paper's index collapse.
 
     Example:
         >>> sliding_usage(torch.tensor([[3, 1], [4, 0], [4, 0], [4, 0]]), window=2)

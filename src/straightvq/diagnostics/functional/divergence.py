@@ -25,11 +25,8 @@ def normalized_quantization_error(z: Tensor, quantized: Tensor) -> Tensor:
     are shifted or scaled together: a commitment term that rises while this stays level only says that the latent norm
     grows; if both rise, the codebook loses the embeddings. If all z are equal it is 0 for exact codes, else infinite.
 
-    Shape:
-        z, quantized: Float (*batch, dim); the result is Float ().
-
-    Raises:
-        ValueError: if the shapes differ or there is no vector.
+    Shape: z, quantized: Float (*batch, dim); the result is Float ().
+    Raises: ValueError if the shapes differ or there is no vector.
 
     Example:
         >>> z = torch.tensor([[0.0], [2.0], [4.0], [6.0]])  # variance 5
@@ -45,11 +42,8 @@ def normalized_quantization_error(z: Tensor, quantized: Tensor) -> Tensor:
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel, without cancellation far from the origin.
 
-    Shape:
-        x: Float (*batch, dim); the results are Float (dim,), in the unit of x and its square.
-
-    Raises:
-        ValueError: if there is no vector.
+    Shape: x: Float (*batch, dim); the results are Float (dim,), in the unit of x and its square.
+    Raises: ValueError if there is no vector.
 
     Example:
         >>> moments(torch.tensor([[1e8, 0.0], [1e8, 4.0]]))
@@ -62,11 +56,8 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 def covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased covariance matrix of the channels, without cancellation far from the origin.
 
-    Shape:
-        x: Float (*batch, dim); the results are Float (dim,) and (dim, dim).
-
-    Raises:
-        ValueError: if there is no vector.
+    Shape: x: Float (*batch, dim); the results are Float (dim,) and (dim, dim).
+    Raises: ValueError if there is no vector.
 
     Example:
         >>> covariance(torch.tensor([[1.0, 0.0], [3.0, 4.0]]))
@@ -82,8 +73,7 @@ def gaussian_w2_diagonal(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: T
 
     W2 = sqrt(sum_d (mean_a - mean_b)^2 + (std_a - std_b)^2).
 
-    Shape:
-        mean_a, var_a, mean_b, var_b: Float (dim,); the result is Float ().
+    Shape: mean_a, var_a, mean_b, var_b: Float (dim,); the result is Float ().
 
     Example:
         >>> gaussian_w2_diagonal(*torch.tensor([[0.0], [1.0], [4.0], [16.0]]))  # sqrt(4^2 + (1 - 4)^2)
@@ -137,8 +127,7 @@ def gaussian_symmetric_kl_diagonal(mean_a: Tensor, var_a: Tensor, mean_b: Tensor
 
     A channel that is constant on one side only makes it infinite; one with the same constant on both sides adds 0.
 
-    Shape:
-        mean_a, var_a, mean_b, var_b: Float (dim,); the result is Float ().
+    Shape: mean_a, var_a, mean_b, var_b: Float (dim,); the result is Float ().
 
     Example:
         >>> moments = torch.tensor([[0.0], [1.0], [4.0], [4.0]])
@@ -167,15 +156,9 @@ def moment_distance(z: Tensor, codes: Tensor) -> MomentGap:
     the nearest codes will ever be chosen. Unchanged when z and codes are shifted or scaled together. If all embeddings
     are equal, the values are 0 or infinite.
 
-    Shape:
-        z: Float (*batch, dim).
-        codes: Float (k, dim), effective codes.
-
-    Raises:
-        ValueError: if the widths differ or one side is empty.
-
-    Source:
-        The paper's "divergence" of embeddings and codebook, which affine parameters remove; as numbers, not plots.
+    Shape: z: Float (*batch, dim); codes: Float (k, dim), effective codes.
+    Raises: ValueError if the widths differ or one side is empty.
+    Source: the paper's "divergence" of embeddings and codebook, which affine parameters remove; as numbers, not plots.
 
     Example:
         >>> moment_distance(torch.tensor([[-1.0], [1.0]]), torch.tensor([[2.0], [6.0]])).mean  # (4 - 0) / 1

@@ -45,14 +45,9 @@ def gradient_gap(grad_at_z: Tensor, grad_at_quantized: Tensor) -> GradientGap:
     times ||z - q||. If both gradients are zero it is (0, 0, 1); if only g_z is, relative is infinite; a single zero
     gradient has cosine 0.
 
-    Shape:
-        grad_at_z, grad_at_quantized: Float, any one shape.
-
-    Raises:
-        ValueError: if the shapes differ.
-
-    Source:
-        The gradient gap of the paper's analysis of the straight-through estimator.
+    Shape: grad_at_z, grad_at_quantized: Float, any one shape.
+    Raises: ValueError if the shapes differ.
+    Source: the gradient gap of the paper's analysis of the straight-through estimator.
 
     Example:
         >>> gradient_gap(torch.tensor([3.0, 4.0]), torch.tensor([0.0, 0.0])).norm  # L = |u|^2 / 2, q = 0
@@ -85,11 +80,8 @@ def estimator_gap(head: Callable[[Tensor], Tensor], z: Tensor, quantized: Tensor
             projections do, pass ``layer.unquantized(z)``: otherwise the gap includes that of the transform.
         quantized: what the quantizer makes of them, of the same shape.
 
-    Raises:
-        ValueError: if the shapes differ or the head's loss is not a scalar that depends on the latent.
-
-    Source:
-        The paper's gradient gap: dL(G(F(x)))/dF(x) - dL(G(h(F(x))))/dh(F(x)).
+    Raises: ValueError if the shapes differ or the head's loss is not a scalar that depends on the latent.
+    Source: the paper's gradient gap: dL(G(F(x)))/dF(x) - dL(G(h(F(x))))/dh(F(x)).
 
     Example:
         >>> gap = estimator_gap(lambda u: u.square().sum() / 2, torch.tensor([3.0, 4.0]), torch.zeros(2))
@@ -119,11 +111,8 @@ def gradient_sparsity(grad: Tensor) -> Tensor:
     raw table's gradient stays this sparse. Of `codes_after - codes_before` it is the fraction of the codes that a step
     moved, by whatever rule.
 
-    Shape:
-        grad: Float (k, dim), the gradient of the code table, or its change; the result is Float ().
-
-    Raises:
-        ValueError: if `grad` is not a table of at least one row.
+    Shape: grad: Float (k, dim), the gradient of the code table, or its change; the result is Float ().
+    Raises: ValueError if `grad` is not a table of at least one row.
 
     Example:
         >>> gradient_sparsity(torch.tensor([[0.0, 0.1], [0.0, 0.0], [2.0, 0.0], [0.0, 0.0]]))
@@ -156,11 +145,8 @@ def update_delay(
         codes_before, codes_after: effective codes, Float (k, dim).
         distance: by which codes are assigned; see `straightvq.functional.nearest_code`.
 
-    Raises:
-        ValueError: if the shapes do not fit or there is no vector.
-
-    Source:
-        The paper: the codebook "is always delayed by a single iteration". The measure is ours.
+    Raises: ValueError if the shapes do not fit or there is no vector.
+    Source: the paper: the codebook "is always delayed by a single iteration". The measure is ours.
 
     Example:
         >>> z = torch.tensor([[-1.0], [1.0]])  # variance 1, one code at 2 that moves half way to the mean

@@ -13,11 +13,8 @@ def effective_dimension(z: Tensor) -> Tensor:
     From 1 (all on a line) to the smaller of dim and n - 1; 0 if all vectors are equal. Encoders commonly use far fewer
     directions than they have channels; a smaller `codebook_dim` then loses little. Costs O(n dim^2 + dim^3).
 
-    Shape:
-        z: Float (*batch, dim); the result is Float ().
-
-    Raises:
-        ValueError: if there is no vector.
+    Shape: z: Float (*batch, dim); the result is Float ().
+    Raises: ValueError if there is no vector.
 
     Example:
         >>> cross = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])  # spectrum (1/2, 1/2, 0)
@@ -42,8 +39,7 @@ def principal_plane(z: Tensor, k: int = 2) -> tuple[Tensor, Tensor]:
         z: the vectors, Float (*batch, dim).
         k: number of directions, 1 to dim.
 
-    Raises:
-        ValueError: if there is no vector or k is not in 1..dim.
+    Raises: ValueError if there is no vector or k is not in 1..dim.
 
     Example:
         >>> mean, basis = principal_plane(torch.tensor([[1.0, 2.0], [1.0, 6.0]]), k=1)

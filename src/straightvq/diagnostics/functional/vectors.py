@@ -80,8 +80,7 @@ def merge_tables(tables: Tensor) -> Tensor:
     Rows: number of vectors, mean, sum of squared deviations from it, and any others, which add. Equal means, and parts
     without vectors, merge without rounding.
 
-    Source:
-        Chan, Golub and LeVeque, 1979.
+    Source: Chan, Golub and LeVeque, 1979.
 
     Example:
         >>> merge_tables(torch.tensor([[[1.0], [0.0], [0.0]], [[3.0], [4.0], [0.0]]])).flatten()
