@@ -38,8 +38,6 @@ def codebook_scatter(
         z: embeddings, Float (*batch, dim); of more than `MAX_POINTS` an even selection is drawn.
         codes: effective codes, Float (k, dim).
         counts: how often each code was assigned, for example to these embeddings, Int (k,).
-        color: colour of the codes.
-        title: headline of the panel.
 
     Raises: ValueError if shapes do not fit or there is no embedding.
     """
@@ -109,8 +107,6 @@ def usage_histogram(
     Args:
         target: axes to draw into, a figure to fill, or None for a new figure.
         counts: how often each code was assigned, Int (k,).
-        color: colour of the curve.
-        title: headline of the panel.
 
     Raises: ValueError if `counts` is not a vector of at least one code.
     """

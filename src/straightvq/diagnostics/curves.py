@@ -50,7 +50,6 @@ def curves_over_time(plots: Sequence[CurvePanel], *, title: str | None = None) -
 
     Args:
         plots: at least one, each with at most six lines.
-        title: headline of the figure.
 
     Raises: ValueError if there is no plot or one has too many lines.
     """
@@ -80,7 +79,6 @@ def usage_over_time(
         target: axes to draw into, a figure to fill, or None for a new figure.
         series: for each name the training steps and the usage there, a fraction in [0, 1].
         colors: one per name, in order.
-        title: headline of the panel.
 
     Raises: ValueError if steps and values differ in number or `colors` are too few.
     """

@@ -142,15 +142,10 @@ def joint_tsne(z: Tensor, codes: Tensor, *, perplexity: float = 30.0, seed: int 
     """Place embeddings and codes together in the plane so that neighbours stay neighbours (t-SNE).
 
     Deterministic: it starts from the first two principal components, and scikit-learn runs in one thread. Distances
-    between far clusters and cluster sizes mean nothing. About 5 s for 1,500 vectors on one core.
+    between far clusters and cluster sizes mean nothing. About 5 s for 1,500 vectors on one core. ``perplexity``, the
+    number of neighbours that each vector has, is lowered if there are too few vectors.
 
-    Args:
-        z: embeddings, Float (n, dim).
-        codes: effective codes, Float (k, dim).
-        perplexity: number of neighbours that each vector has, lowered if there are too few vectors.
-        seed: random seed of scikit-learn.
-
-    Returns: Float (n, 2) and (k, 2), the places of embeddings and codes.
+    Shape: z: Float (n, dim); codes: Float (k, dim), effective codes; the results are Float (n, 2) and (k, 2).
     Raises: ValueError if the widths differ or there are fewer than four vectors in all.
     Source: Van der Maaten and Hinton, 2008, in the Barnes-Hut form of `sklearn.manifold.TSNE`.
     """
@@ -186,8 +181,6 @@ def tsne_map(
     Args:
         snapshots: one to three; places cannot be compared between panels.
         max_vectors: of more embeddings, or more codes, an even selection is shown.
-        seed: of `joint_tsne`.
-        title: headline of the figure.
 
     Raises: ValueError if there is no snapshot, more than three, or their widths differ.
     Source: the paper's figure of P, C and Q: disjoint clouds for plain VQ.

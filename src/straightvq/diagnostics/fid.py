@@ -15,8 +15,7 @@ from straightvq.models import ClassifierBase
 from straightvq.nn.ranks import sum_over_ranks
 from straightvq.runs import RunFolder, load_weights
 
-MAX_WIDTH = 128
-"""The covariance of wider features needs more images than small test sets have."""
+MAX_WIDTH = 128  # the covariance of wider features needs more images than small test sets have
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
@@ -36,10 +35,7 @@ class FeatureNetwork(nn.Module):
 class ClassifierFeatures(FeatureNetwork):
     """The input of a trained classifier's last linear layer.
 
-    Args:
-        classify: images (B, C, H, W) in [0, 1] -> anything; calls ``model``.
-        model: the classifier.
-        name: for reports.
+    ``classify`` takes images (B, C, H, W) in [0, 1] and calls ``model``, the classifier.
 
     Raises: ValueError if the features are wider than ``MAX_WIDTH``.
 
@@ -82,11 +78,8 @@ class ClassifierFeatures(FeatureNetwork):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         seen: list[Tensor] = []
-        handle = self._last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
+        with self._last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
             self.classify(images)
-        finally:
-            handle.remove()
         return seen[-1].flatten(1)
 
 
@@ -131,9 +124,8 @@ def load_features(source: str | None) -> FeatureNetwork:
 class FrechetDistances:
     """Distances of several named sets of images from one reference set: ``|m - n|^2 + tr(S + T - 2 (S T)^(1/2))``.
 
-    m, n and S, T are means and covariances of the features, summed in float64 over batches and ranks.
-
-    Source: arXiv 1706.08500, equation 6, by torchmetrics.
+    m, n and S, T are means and covariances of the features, summed in float64 over batches and ranks (arXiv
+    1706.08500, equation 6, by torchmetrics).
 
     Example:
         >>> class Mean(FeatureNetwork):
@@ -154,13 +146,13 @@ class FrechetDistances:
         self._metrics = {name: FrechetInceptionDistance(given).to(device) for name in names}
 
     def add_reference(self, images: Tensor) -> None:
-        """Takes in images, Float (B, C, H, W) in [0, 1], of the reference set."""
+        """Add images of the reference set, Float (B, C, H, W) in [0, 1]."""
         found = self.features(images).double()
         for metric in self._metrics.values():
             metric.update(found, real=True)
 
     def add(self, name: str, images: Tensor) -> None:
-        """Takes in images, Float (B, C, H, W) in [0, 1], of the set of that name."""
+        """Add images of the set of that name, Float (B, C, H, W) in [0, 1]."""
         self._metrics[name].update(self.features(images).double(), real=False)
 
     def compute(self) -> dict[str, Tensor]:

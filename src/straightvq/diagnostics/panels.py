@@ -85,8 +85,8 @@ def grid(
 ) -> list["Axes"]:
     """Axes for ``count`` panels in rows of ``columns``, in all of the page but its ``top``; lengths in inches.
 
-    ``above`` and ``below`` are what each plot leaves free in its row for title, legend and labels, ``left`` is in front
-    of the first plot of a row, ``between`` from one to the next.
+    Each plot leaves ``above`` and ``below`` free in its row for title, legend and labels, ``left`` before the first of
+    a row, ``between`` from one to the next.
     """
     page_width, page_height = figure.get_size_inches()
     rows = -(-count // columns)

@@ -89,7 +89,7 @@ def comparison(originals: Tensor, arms: Sequence[Arm], *, title: str | None = No
         originals: images, as `reconstruction_grid` takes them.
         arms: one to six runs, baseline first; up to three look best.
         title: headline; by default how many codes each arm uses.
-        max_images: at most this many columns of images.
+        max_images: most columns of images.
 
     Raises: ValueError if there is no arm, more than six, two of one name, or shapes do not fit.
     """
@@ -132,8 +132,7 @@ def reconstruction_grid(
     Args:
         originals: images (n, 1 or 3, height, width), Float in [0, 1] (values outside are clipped) or UInt8.
         rows: a title and such images for each further row, in the same order.
-        max_images: at most this many columns, from the front.
-        title: headline of the figure.
+        max_images: most columns, from the front.
 
     Raises: ValueError if there is no image or the shapes differ.
     """
