@@ -287,7 +287,7 @@ def test_of_nothing_is_nan(metric, nothing):
         (lambda: dx.MomentDistance().update(SOME, torch.ones(2, 5)), r"of the embeddings, \(2, 3\)\. Got \(2, 5\)"),
         (lambda: dx.EstimatorGap().update(SOME, NONE), r"the shape of `grad_at_z`, \(2, 3\)\. Got \(0, 3\)"),
         (lambda: dx.CodebookDelay().update(*[SOME] * 2, *[torch.ones(2, 5)] * 2), r"`CodebookDelay`: the codes .* 5\)"),
-        (lambda: dx.CodebookDelay(distance="manhattan"), "must be one of 'euclidean', 'cosine'\\. Got 'manhattan'"),
+        (lambda: dx.CodebookDelay(distance="manhattan"), r"must be one of 'euclidean', 'cosine'\. Got 'manhattan'"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):
