@@ -7,8 +7,8 @@ from torch import Tensor
 
 from straightvq.diagnostics import functional, panels
 from straightvq.diagnostics.functional.spectrum import explained_variance
+from straightvq.diagnostics.functional.vectors import shape_error
 from straightvq.diagnostics.panels import Floats
-from straightvq.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,10 +42,8 @@ def codebook_scatter(
     Raises: ValueError if shapes do not fit or there is no embedding.
     """
     if z.ndim == 0 or codes.ndim != 2 or z.shape[-1] != codes.shape[1] or counts.shape != codes.shape[:1]:
-        raise InvalidValueError(
-            "`codebook_scatter`: `z`, `codes` and `counts` must have the shapes (*batch, dim), (k, dim) "
-            f"and (k,). Got {tuple(z.shape)}, {tuple(codes.shape)} and {tuple(counts.shape)}."
-        )
+        rule = "`z`, `codes` and `counts` must have the shapes (*batch, dim), (k, dim) and (k,)"
+        raise shape_error("codebook_scatter", rule, z, codes, counts)
     ax = panels.prepare(target)
     share = _shares(counts)
     points, places = _project(ax, z.detach().cpu().reshape(-1, z.shape[-1]), codes.detach().cpu())
@@ -111,9 +109,7 @@ def usage_histogram(
     Raises: ValueError if `counts` is not a vector of at least one code.
     """
     if counts.ndim != 1 or not len(counts):
-        raise InvalidValueError(
-            f"`usage_histogram`: `counts` must have the shape (k,) with k >= 1. Got {tuple(counts.shape)}."
-        )
+        raise shape_error("usage_histogram", "`counts` must have the shape (k,) with k >= 1", counts)
     ax = panels.prepare(target)
     share = np.sort(_shares(counts))[::-1]
     k, used = len(share), int((share > 0).sum())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from straightvq.diagnostics import functional, panels
 from straightvq.diagnostics.functional.spectrum import explained_variance
+from straightvq.diagnostics.functional.vectors import shape_error
 from straightvq.diagnostics.panels import Floats
 from straightvq.errors import InvalidValueError
 
@@ -50,10 +51,8 @@ class Snapshot:
         z, codes, counts = self.z, self.codes, self.counts
         fits = z.ndim == codes.ndim == 2 and z.shape[1:] == codes.shape[1:] and counts.shape == codes.shape[:1]
         if not fits or not z.numel():
-            raise InvalidValueError(
-                "`Snapshot`: `z`, `codes` and `counts` must have the shapes (n, dim), (k, dim) and (k,) with n >= 1. "
-                f"Got {tuple(z.shape)}, {tuple(codes.shape)} and {tuple(counts.shape)}."
-            )
+            rule = "`z`, `codes` and `counts` must have the shapes (n, dim), (k, dim) and (k,) with n >= 1"
+            raise shape_error("Snapshot", rule, z, codes, counts)
 
     @property
     def assigned(self) -> Tensor:
@@ -150,10 +149,8 @@ def joint_tsne(z: Tensor, codes: Tensor, *, perplexity: float = 30.0, seed: int 
     Source: Van der Maaten and Hinton, 2008, in the Barnes-Hut form of `sklearn.manifold.TSNE`.
     """
     if z.ndim != 2 or codes.ndim != 2 or z.shape[1] != codes.shape[1] or len(z) + len(codes) < 4:
-        raise InvalidValueError(
-            "`joint_tsne`: `z` and `codes` must have the shapes (n, dim) and (k, dim) with n + k >= 4. "
-            f"Got {tuple(z.shape)} and {tuple(codes.shape)}."
-        )
+        rule = "`z` and `codes` must have the shapes (n, dim) and (k, dim) with n + k >= 4"
+        raise shape_error("joint_tsne", rule, z, codes)
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 

@@ -9,7 +9,7 @@ from torch.nn import Module
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from straightvq.diagnostics.functional.vectors import merge_tables, moment_table, wide_dtype
+from straightvq.diagnostics.functional.vectors import merge_tables, moment_table, shape_error, wide_dtype
 from straightvq.errors import InvalidValueError
 
 
@@ -78,7 +78,7 @@ class PooledMoments(ExactMetric):
         """The unmasked vectors of `(*batch, dim)`, wide `(n, dim)`; n may be 0."""
         owner = type(self).__name__
         if x.ndim == 0 or x.shape[-1] == 0:
-            raise InvalidValueError(f"`{owner}`: vectors must have the shape (*batch, dim). Got {tuple(x.shape)}.")
+            raise shape_error(owner, "vectors must have the shape (*batch, dim)", x)
         if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:-1]):
             raise InvalidValueError(
                 f"`{owner}`: `mask` must be boolean of the shape {tuple(x.shape[:-1])}. "

@@ -16,8 +16,7 @@ from torch import Tensor
 from straightvq.diagnostics import functional
 from straightvq.diagnostics.exact import ExactMetric, PooledMoments, gather_wide
 from straightvq.diagnostics.functional.gradients import gap_of_norms, step_misses
-from straightvq.diagnostics.functional.vectors import check_codes, check_shape, wide_dtype
-from straightvq.errors import InvalidValueError
+from straightvq.diagnostics.functional.vectors import check_codes, check_shape, shape_error, wide_dtype
 from straightvq.functional.nearest import Distance
 from straightvq.nn.part import check_choice, check_int
 
@@ -54,10 +53,7 @@ class CodebookUsage(ExactMetric):
         """Count a batch of indices."""
         levels = self.num_quantizers
         if levels is not None and (indices.ndim == 0 or indices.shape[-1] != levels):
-            raise InvalidValueError(
-                f"`CodebookUsage`: `indices` must have a last axis of num_quantizers={levels}. "
-                f"Got the shape {tuple(indices.shape)}."
-            )
+            raise shape_error("CodebookUsage", f"`indices` must have a last axis of num_quantizers={levels}", indices)
         parts = [indices] if levels is None else indices.unbind(-1)
         counts = torch.stack([functional.usage_counts(part, self.codebook_size) for part in parts])
         self.counts += counts.view_as(self.counts)
@@ -254,10 +250,8 @@ class GradientSparsity(ExactMetric):
     def update(self, grad: Tensor) -> None:
         """Take in the gradient of one step."""
         if grad.ndim != 2 or len(grad) != self.codebook_size:
-            raise InvalidValueError(
-                f"`GradientSparsity`: `grad` must have the shape (codebook_size={self.codebook_size}, dim). "
-                f"Got {tuple(grad.shape)}."
-            )
+            rule = f"`grad` must have the shape (codebook_size={self.codebook_size}, dim)"
+            raise shape_error("GradientSparsity", rule, grad)
         self.with_gradient += (grad.detach() != 0).any(-1)
         self.steps += 1
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from straightvq.diagnostics import panels
 from straightvq.diagnostics.codebooks import codebook_scatter
 from straightvq.diagnostics.curves import usage_over_time
+from straightvq.diagnostics.functional.vectors import shape_error
 from straightvq.errors import InvalidValueError
 from straightvq.io import replacing
 
@@ -150,16 +151,12 @@ class _Strips:
 
     def __init__(self, owner: str, originals: Tensor, rows: Sequence[tuple[str, Tensor]], most: int) -> None:
         if originals.ndim != 4 or not len(originals) or originals.shape[1] not in (1, 3):
-            raise InvalidValueError(
-                f"`{owner}`: `originals` must have the shape (n, channels, height, width) with n >= 1 and 1 or 3 "
-                f"channels. Got {tuple(originals.shape)}."
-            )
+            rule = "`originals` must have the shape (n, channels, height, width) with n >= 1 and 1 or 3 channels"
+            raise shape_error(owner, rule, originals)
         for name, images in rows:
             if images.shape != originals.shape:
-                raise InvalidValueError(
-                    f"`{owner}`: the images of {name!r} must have the shape of `originals`, {tuple(originals.shape)}. "
-                    f"Got {tuple(images.shape)}."
-                )
+                rule = f"the images of {name!r} must have the shape of `originals`, {tuple(originals.shape)}"
+                raise shape_error(owner, rule, images)
         self.rows = [(name, _drawable(images[:most])) for name, images in (("original", originals), *rows)]
         number, height, width = self.rows[0][1].shape[:3]
         cell_width = (PAGE_WIDTH - self.left - self.right - (number - 1) * self.gap) / number

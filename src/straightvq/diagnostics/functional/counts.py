@@ -6,7 +6,7 @@ Add up counts over batches, ranks and epochs: measured on the sum, the values ar
 import torch
 from torch import Tensor
 
-from straightvq.diagnostics.functional.vectors import ratio, wide_dtype
+from straightvq.diagnostics.functional.vectors import ratio, shape_error, wide_dtype
 from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.nn.part import check_int
 
@@ -102,9 +102,7 @@ def sliding_usage(counts: Tensor, window: int) -> Tensor:
         tensor([1.0000, 1.0000, 0.5000, 0.5000])
     """
     if counts.ndim != 2 or not counts.shape[1]:
-        raise InvalidValueError(
-            f"`sliding_usage`: `counts` must have the shape (steps, k), k >= 1. Got {tuple(counts.shape)}."
-        )
+        raise shape_error("sliding_usage", "`counts` must have the shape (steps, k), k >= 1", counts)
     check_int("sliding_usage", "window", window, 1)
     # In how many of the steps so far each code was assigned: a window is the difference of two of these.
     seen = (counts > 0).long().cumsum(0)

@@ -119,10 +119,8 @@ def gradient_sparsity(grad: Tensor) -> Tensor:
         tensor(0.5000)
     """
     if grad.ndim != 2 or not len(grad):
-        raise InvalidValueError(
-            f"`gradient_sparsity`: `grad` must have the shape (codebook_size, dim) with at least one row. "
-            f"Got {tuple(grad.shape)}."
-        )
+        rule = "`grad` must have the shape (codebook_size, dim) with at least one row"
+        raise vectors.shape_error("gradient_sparsity", rule, grad)
     return (grad != 0).any(-1).float().mean()
 
 
