@@ -36,10 +36,6 @@ class Snapshot:
         counts: how often each code was assigned to inputs of that set, Int (k,); the codes with a count are Q.
 
     Raises: ValueError if shapes do not fit or there is no embedding.
-
-    Example:
-        >>> Snapshot(100, torch.randn(9, 2), torch.zeros(4, 2), torch.tensor([9, 0, 0, 0])).assigned.shape
-        torch.Size([1, 2])
     """
 
     step: int

@@ -43,9 +43,8 @@ def perplexity(counts: Tensor) -> Tensor:
 
     From 1 (one code takes everything) to k (all equally frequent); 0 where nothing was counted. A trained codebook of
     about a thousand codes reaches several hundred; a collapsed one stays near ten. It cannot exceed the number of
-    vectors counted, so count many per code.
+    vectors counted, so count many per code. Counts are Int or Float (*levels, k), the result Float (*levels).
 
-    Shape: counts: Int or Float (*levels, k); the result is Float (*levels).
     Source: the paper's tables, over the test set, without the `+ 1e-10` in the logarithm: p log p is 0 at p = 0.
 
     Example:
@@ -62,9 +61,8 @@ def usage(counts: Tensor) -> Tensor:
     """Fraction of the codes assigned at least once: the paper's "active %", divided by 100; 0 if nothing was counted.
 
     0.9 and more is normal over a data set with resets or a well-conditioned codebook; a few percent means collapse. It
-    grows with the number of vectors counted: state the set with the value.
-
-    Shape: counts: Int or Float (*levels, k); the result is Float (*levels).
+    grows with the number of vectors counted: state the set with the value. Counts are Int or Float (*levels, k), the
+    result Float (*levels).
 
     Example:
         >>> usage(torch.tensor([2, 1, 1, 0]))
@@ -74,9 +72,7 @@ def usage(counts: Tensor) -> Tensor:
 
 
 def dead_codes(counts: Tensor) -> Tensor:
-    """Number of codes never assigned.
-
-    Shape: counts: Int or Float (*levels, k); the result is Int64 (*levels).
+    """Number of codes never assigned, Int64 (*levels), of counts Int or Float (*levels, k).
 
     Example:
         >>> dead_codes(torch.tensor([2, 1, 1, 0]))
