@@ -22,11 +22,9 @@ from straightvq.models import AlexNet, ResNet18
 class Pixels(FeatureNetwork):
     """The pixels themselves."""
 
-    name = "pixels"
-
     def __init__(self, num_features: int) -> None:
         super().__init__()
-        self.num_features = num_features
+        self.name, self.num_features = "pixels", num_features
 
     def forward(self, images: Tensor) -> Tensor:
         return images.flatten(1)
