@@ -71,7 +71,7 @@ def compare(
             results.append(analyze(run, num_images=num_images, device=device, seed=seed, console=console))
         measured = Measurements(names, results)
         save(curves_over_time(measured.curves(), title="In the course of training"), target / "comparison.png")
-        write_text(target / "comparison.csv", measured.csv())
+        write_text(target / "comparison.csv", measured.numbers.droplevel("number").to_csv())
         write_text(target / "comparison.md", measured.page() + _pictures(names, paths, target))
     for file in FILES:
         console.print(f"  {target / file}", soft_wrap=True, highlight=False)
@@ -113,9 +113,6 @@ class Measurements:
         self.numbers = pd.DataFrame(rows).set_index(["method", "number"])
         self.checkpoints = self.numbers.groupby("number").size()
         self.seeds = self.numbers.groupby(["method", "number"]).size().groupby("method").size()
-
-    def csv(self) -> str:
-        return self.numbers.droplevel("number").to_csv()
 
     def courses(self, name: str, *, of_a_step: bool = False) -> pd.DataFrame:
         """Means over the runs of a method, where all have a number: a row for each step, a column for each method.

@@ -1,7 +1,5 @@
 """Pictures of one codebook: its codes among the embeddings, and how often each of them is used."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from torch import Tensor
 
@@ -10,23 +8,19 @@ from straightvq.diagnostics.functional.spectrum import explained_variance
 from straightvq.diagnostics.functional.vectors import shape_error
 from straightvq.diagnostics.panels import Floats
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 # Above this many, more dots only make a scatter plot heavier.
 MAX_POINTS = 4000
 
 
 def codebook_scatter(
-    target: "Axes | Figure | None",
+    target: "panels.Target",
     z: Tensor,
     codes: Tensor,
     counts: Tensor,
     *,
     color: str = panels.PALETTE[1],
     title: str | None = None,
-) -> "Figure":
+) -> "panels.Figure":
     """Embeddings and codes on the first two principal components of the embeddings.
 
     Embeddings are light dots, used codes discs whose area grows with their share of the counts, unused codes crosses.
@@ -68,7 +62,7 @@ def _shares(counts: Tensor) -> Floats:
     return (counts / counts.sum().clamp(min=1)).numpy()
 
 
-def _project(ax: "Axes", z: Tensor, codes: Tensor) -> tuple[Floats, Floats]:
+def _project(ax: "panels.Axes", z: Tensor, codes: Tensor) -> tuple[Floats, Floats]:
     """Two coordinates for embeddings and codes; names the axes."""
     mean, basis = functional.principal_plane(z, min(2, z.shape[1]))
     points, places = (((x.to(mean.dtype) - mean) @ basis).numpy() for x in (z, codes))
@@ -98,8 +92,8 @@ def _view(points: Floats, places: Floats) -> tuple[Floats, Floats]:
 
 
 def usage_histogram(
-    target: "Axes | Figure | None", counts: Tensor, *, color: str = panels.PALETTE[1], title: str | None = None
-) -> "Figure":
+    target: "panels.Target", counts: Tensor, *, color: str = panels.PALETTE[1], title: str | None = None
+) -> "panels.Figure":
     """Code frequencies from the most to the least used, on a logarithmic axis, beside the 1/k of an even codebook.
 
     Args:

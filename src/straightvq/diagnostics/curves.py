@@ -2,16 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from straightvq.diagnostics import panels
 from straightvq.errors import InvalidValueError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
@@ -45,7 +40,7 @@ class CurvePanel:
                 )
 
 
-def curves_over_time(plots: Sequence[CurvePanel], *, title: str | None = None) -> "Figure":
+def curves_over_time(plots: Sequence[CurvePanel], *, title: str | None = None) -> "panels.Figure":
     """Small plots in rows of four over one axis of training steps; the lines of a plot take the colours in order.
 
     Args:
@@ -71,8 +66,8 @@ def curves_over_time(plots: Sequence[CurvePanel], *, title: str | None = None) -
 
 
 def usage_over_time(
-    target: "Axes | Figure | None", series: Lines, *, colors: Sequence[str] = panels.PALETTE, title: str | None = None
-) -> "Figure":
+    target: "panels.Target", series: Lines, *, colors: Sequence[str] = panels.PALETTE, title: str | None = None
+) -> "panels.Figure":
     """Codebook usage in the course of training, one line per name.
 
     Args:
@@ -89,7 +84,7 @@ def usage_over_time(
     return panels.figure_of(ax)
 
 
-def _draw(ax: "Axes", plot: CurvePanel, colors: Sequence[str]) -> None:
+def _draw(ax: "panels.Axes", plot: CurvePanel, colors: Sequence[str]) -> None:
     handles = {}
     scale = 100 if plot.is_share else 1
     for (name, (steps, values)), color in zip(plot.lines.items(), colors, strict=False):

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,10 +12,6 @@ from straightvq.diagnostics.functional.spectrum import explained_variance
 from straightvq.diagnostics.functional.vectors import shape_error
 from straightvq.diagnostics.panels import Floats
 from straightvq.errors import InvalidValueError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # The three distributions, each in its colour throughout.
 P_COLOR, C_COLOR, Q_COLOR = "#5B6470", panels.PALETTE[1], panels.PALETTE[0]
@@ -56,7 +51,7 @@ class Snapshot:
         return self.codes[self.counts > 0]
 
 
-def divergence_over_time(snapshots: Sequence[Snapshot], *, title: str | None = None) -> "Figure":
+def divergence_over_time(snapshots: Sequence[Snapshot], *, title: str | None = None) -> "panels.Figure":
     """Densities of embeddings, whole codebook and assigned codes along one line, in the course of training.
 
     The line is the first principal component of the last snapshot's embeddings; the shaded band holds nine tenths of
@@ -109,7 +104,9 @@ def _reach(embeddings: Sequence[Floats], codes: Sequence[Floats]) -> tuple[float
     return low - margin, high + margin
 
 
-def _ridges(ax: "Axes", sets: Sequence[Floats], color: str, steps: Sequence[int], view: tuple[float, float]) -> None:
+def _ridges(
+    ax: "panels.Axes", sets: Sequence[Floats], color: str, steps: Sequence[int], view: tuple[float, float]
+) -> None:
     """One density above the other, the last at the bottom and in front."""
     x = np.linspace(*view, _BINS)
     top = len(sets) - 1
@@ -168,7 +165,7 @@ def joint_tsne(z: Tensor, codes: Tensor, *, perplexity: float = 30.0, seed: int 
 
 def tsne_map(
     snapshots: Sequence[Snapshot], *, max_vectors: int = 1000, seed: int = 0, title: str | None = None
-) -> "Figure":
+) -> "panels.Figure":
     """Joint t-SNE of embeddings, codebook and assigned codes, one panel for each snapshot.
 
     Args:

@@ -12,27 +12,20 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+
+    Target = Axes | Figure | None  # axes to draw into, a figure to fill, or None for a new figure
 
 Floats = NDArray[np.float64]
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers, in the order of use.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-INK = "#222222"
-FAINT_INK = "#6B6B6B"
-RULE = "#D9D9D9"
-POINT = "#B4BAC2"
-
-TEXT_SIZE = 12.0
-TITLE_SIZE = 14.0
-HEADLINE_SIZE = 20.0
+INK, FAINT_INK, RULE, POINT = "#222222", "#6B6B6B", "#D9D9D9", "#B4BAC2"
 PIXELS_PER_INCH = 100
-
+TEXT_SIZE, TITLE_SIZE, HEADLINE_SIZE = 12.0, 14.0, 20.0
 # Of one letter in inches, rounded up: enough to keep text inside its panel.
-LETTER_WIDTH = 0.105
-BOLD_LETTER_WIDTH = 0.135
-HEADLINE_LETTER_WIDTH = 0.195
+LETTER_WIDTH, BOLD_LETTER_WIDTH, HEADLINE_LETTER_WIDTH = 0.105, 0.135, 0.195
 
 
 def new_figure(width: float, height: float, title: str | None = None) -> "Figure":
@@ -53,7 +46,7 @@ def headline(figure: "Figure", text: str) -> None:
     figure.text(0.45 / width, 1 - 0.42 / height, text, parse_math=False, **style)
 
 
-def prepare(target: "Axes | Figure | None") -> "Axes":
+def prepare(target: "Target") -> "Axes":
     """Find or make the axes of a panel and give them the house style."""
     from matplotlib.axes import Axes
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +17,11 @@ from straightvq.diagnostics.functional.vectors import shape_error
 from straightvq.errors import InvalidValueError
 from straightvq.io import replacing
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 PAGE_WIDTH, PANEL_HEIGHT = 16.0, 5.35  # inches, with labels and title
 LABEL_LETTERS = 18  # that fit left of the images
 
 
-def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
+def save(figure: "panels.Figure", path: str | os.PathLike[str]) -> Path:
     """Write a figure to `path`, whole or not at all, and return the path. Makes missing folders.
 
     The suffix chooses the format (.png, .pdf, .svg).
@@ -42,7 +38,7 @@ def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def pixels(figure: "Figure") -> np.ndarray:
+def pixels(figure: "panels.Figure") -> np.ndarray:
     """The figure as an image, UInt8 (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -81,7 +77,9 @@ class Arm:
     perplexity: float
 
 
-def comparison(originals: Tensor, arms: Sequence[Arm], *, title: str | None = None, max_images: int = 10) -> "Figure":
+def comparison(
+    originals: Tensor, arms: Sequence[Arm], *, title: str | None = None, max_images: int = 10
+) -> "panels.Figure":
     """One page: originals and reconstructions, usage over training, and every arm's codebook.
 
     An arm keeps its colour in all panels. The page is 1600 pixels wide.
@@ -127,7 +125,7 @@ def _label(arm: Arm) -> str:
 
 def reconstruction_grid(
     originals: Tensor, *rows: tuple[str, Tensor], max_images: int = 12, title: str | None = None
-) -> "Figure":
+) -> "panels.Figure":
     """Originals in the first row, under each what became of it.
 
     Args:
@@ -165,7 +163,7 @@ class _Strips:
         self.cell_width = self.cell_height * width / height
         self.height = len(self.rows) * (self.cell_height + self.gap) - self.gap
 
-    def draw(self, figure: "Figure", top: float, colors: Sequence[str]) -> None:
+    def draw(self, figure: "panels.Figure", top: float, colors: Sequence[str]) -> None:
         """Draw the rows from ``top`` below the upper edge, each with its label in the colour of its row."""
         page_height = figure.get_size_inches()[1]
         ax = figure.add_axes((0, (page_height - top - self.height) / page_height, 1, self.height / page_height))
@@ -186,7 +184,7 @@ def _drawable(images: Tensor) -> np.ndarray:
     return (images.detach().cpu().float() / scale).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-def _write_label(ax: "Axes", label: str, middle: float, color: str) -> None:
+def _write_label(ax: "panels.Axes", label: str, middle: float, color: str) -> None:
     """Lines of text around a height, the first of them large and in the colour."""
     first, *others = label.split("\n")
     line = panels.TEXT_SIZE * 1.45 / 72  # points to inches
