@@ -19,7 +19,6 @@ from straightvq.analysis.quantities import QUANTITIES
 from straightvq.analysis.report import report_page
 from straightvq.diagnostics import CurvePanel, Snapshot, curves_over_time, divergence_over_time, save, tsne_map
 from straightvq.diagnostics.concerns import list_cures
-from straightvq.errors import InvalidValueError
 from straightvq.io import results_folder, write_text
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
@@ -73,13 +72,7 @@ def analyze(
     progress = Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console)
     with results_folder(target), quiet(), progress:
         bar = progress.add_task("data", total=len(chosen) + 1)
-        task, data = folder.build()
-        if not getattr(task, "quantize", True):
-            raise InvalidValueError(
-                f"`analyze`: {str(folder.folder)!r} was trained with `quantize: false`: "
-                "there is no quantization to look at."
-            )
-        probe = Probe(task.to(place), data, folder.config.get("trainer") or {}, num_images=num_images, seed=seed)
+        probe = Probe(folder, place, num_images=num_images, seed=seed)
         measured, snapshots = [], []
         for checkpoint in chosen:
             progress.update(bar, description=f"step {checkpoint.step:,}")
@@ -90,7 +83,7 @@ def analyze(
         progress.update(bar, description="pictures")
         vectors = int(snapshots[-1].counts.sum())
         settings = {"images": probe.size, "vectors": vectors, "seed": seed, "device": str(place)}
-        quantizer = next(m for m in task.modules() if isinstance(m, Quantizer))
+        quantizer = next(m for m in probe.task.modules() if isinstance(m, Quantizer))
         result = _result(folder, quantizer, settings, measured)
         _draw(target, result, folder, snapshots)
         write_text(target / "analysis.json", json.dumps(_plain(result), indent=2) + "\n")

@@ -16,7 +16,7 @@ from straightvq.diagnostics.following import Followed, Seen, follow
 from straightvq.diagnostics.sums import Totals
 from straightvq.diagnostics.task import HasHead, measure_gradient_gap, undisturbed
 from straightvq.errors import InvalidValueError
-from straightvq.runs import Checkpoint, load_weights
+from straightvq.runs import Checkpoint, RunFolder, load_weights
 from straightvq.training.resume import ExactResume
 
 # Embeddings that pictures and full covariances are made of; counts, errors and moments take all.
@@ -43,33 +43,28 @@ def _the_quantizer(task: lightning.LightningModule, seen: Seen = lambda *_: None
 class Probe:
     """Measures checkpoints of one run on the same ``size`` inputs: the first examples of the test split.
 
-    Args:
-        task: with one quantizer with a codebook, and the methods of `HasHead`.
-        data: of the training.
-        trainer: options of the run's Trainer.
-        num_images: most examples.
-        seed: random seed of the choice of vectors that are kept.
+    ``seed`` chooses the vectors that are kept.
 
-    Raises: ValueError if the task is no such one, or the data has no test examples.
+    Raises: ValueError if the task has not exactly one quantizer with a codebook, or not the methods of `HasHead`, or
+        if the data has no test examples.
     """
 
-    def __init__(
-        self,
-        task: lightning.LightningModule,
-        data: lightning.LightningDataModule,
-        trainer: dict[str, Any],
-        *,
-        num_images: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, folder: RunFolder, device: torch.device, *, num_images: int, seed: int) -> None:
+        task, self.data = folder.build()
+        if not getattr(task, "quantize", True):
+            raise InvalidValueError(
+                f"`analyze`: {str(folder.folder)!r} was trained with `quantize: false`: "
+                "there is no quantization to look at."
+            )
         with _the_quantizer(task):
             if not isinstance(task, HasHead):
                 raise InvalidValueError(
                     f"`analyze`: {type(task).__name__} must have the methods latent(batch) and "
                     "head_loss(latent, batch), as `straightvq.training.HasHead` describes them."
                 )
-        self.task, self.data, self.trainer, self.seed = task, data, trainer, seed
-        self.batches = _test_batches(data, num_images, task.device)
+        self.task, self.seed = task.to(device), seed
+        self.trainer = folder.config.get("trainer") or {}
+        self.batches = _test_batches(self.data, num_images, device)
         self.size = sum(map(_size, self.batches))
 
     def measure(self, checkpoint: Checkpoint) -> tuple[dict[str, float], Snapshot]:

@@ -10,32 +10,21 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Concern:
-    """When a quantity is not as it should be, and what to try then, with the page that explains it.
+    """When a quantity is not as it should be."""
 
-    ``is_bad`` takes all numbers of one checkpoint and the number of codes.
-    """
-
-    is_bad: Callable[[Values, int], bool]
-    cure: str
+    is_bad: Callable[[Values, int], bool]  # of all numbers of one checkpoint and the number of codes
+    cure: str  # what to try then, and the page that explains it
 
 
 @dataclass(frozen=True)
 class Curve:
-    """How a quantity is drawn over the steps of training.
+    """How a quantity is drawn over the steps of training."""
 
-    Attributes:
-        panel: the plot, without lines; curves with the same title share it in the picture of one run.
-        line: what the curve is called there.
-        log: column of the run's own log that is drawn beside it, or "".
-        is_compared: whether it is drawn in the picture of several runs.
-        is_of_a_step: whether it says what a step does: nothing, where the schedule has brought its length to 0.
-    """
-
-    panel: CurvePanel
-    line: str = "probe"
-    log: str = ""
-    is_compared: bool = False
-    is_of_a_step: bool = False
+    panel: CurvePanel  # without lines; curves with the same title share it in the picture of one run
+    line: str = "probe"  # what the curve is called there
+    log: str = ""  # column of the run's own log that is drawn beside it
+    is_compared: bool = False  # whether it is drawn in the picture of several runs
+    is_of_a_step: bool = False  # whether it says what a step does, and so nothing where the learning rate is 0
 
 
 @dataclass(frozen=True)
