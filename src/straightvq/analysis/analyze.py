@@ -25,11 +25,8 @@ from straightvq.nn.part import check_int
 from straightvq.runs import Checkpoint, RunFolder, pick_device
 from straightvq.training.command_line import quiet
 
-SEED = re.compile(r"seed\d+")
-"""Folders of runs that differ in their random numbers only."""
-
-# Of more checkpoints an even selection is taken: a picture holds no more curves than this.
-MAX_CHECKPOINTS = 16
+SEED = re.compile(r"seed\d+")  # folders of runs that differ in their random seed only
+MAX_CHECKPOINTS = 16  # a picture holds no more curves; of more checkpoints an even selection is taken
 FILES = ("report.md", "analysis.json", "divergence.png", "tsne.png", "curves.png")
 
 
@@ -42,11 +39,11 @@ def analyze(
     seed: int = 0,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Measures the checkpoints of a run on a fixed part of the test split, and writes `FILES`.
+    """Measures the checkpoints of a run on a fixed part of the test split; returns what ``analysis.json`` holds.
 
     For each checkpoint: the numbers of `QUANTITIES`, of the embeddings, the codes, the straight-through gradient and
     the next step of the training. The task needs exactly one quantizer with a codebook, and the methods of
-    `straightvq.training.HasHead`. The run itself is not changed; files of an earlier analysis are overwritten.
+    `straightvq.training.HasHead`. Writes `FILES`, over those of an earlier analysis; the run itself is not changed.
 
     Args:
         run: folder that `straightvq fit` made, with ``config.yaml`` and checkpoints.
@@ -55,8 +52,6 @@ def analyze(
         device: "auto", "cpu", "cuda" or "mps".
         seed: random seed of the choice of vectors and of the t-SNE.
         console: where progress goes; default the terminal.
-
-    Returns: What ``analysis.json`` holds.
 
     Raises:
         ValueError, TypeError: for values out of range; if `run` is no run's folder, has no readable checkpoint, or

@@ -22,7 +22,7 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 class FeatureNetwork(nn.Module):
     """Base of the networks whose features are compared: images (B, C, H, W) in [0, 1] -> Float (B, num_features).
 
-    Always in evaluation mode. Distances in different features cannot be compared: reports give ``name``.
+    Always in evaluation mode. Reports give ``name``: distances in different features cannot be compared.
     """
 
     name: str

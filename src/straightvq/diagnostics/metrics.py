@@ -105,9 +105,7 @@ class SlidingUsage(ExactMetric):
 class QuantizationError(PooledMoments):
     """Quantization error, absolute and relative to the spread of z.
 
-    Returns:
-        `compute()`: {"mse": mean (z - q)^2 over all elements, in squared units of z, "normalized":
-        `normalized_quantization_error` with the mean of *all* z seen}.
+    Returns: `compute()`: {"mse": mean (z - q)^2 over all elements, "normalized": `normalized_quantization_error`}.
 
     Example:
         >>> metric = QuantizationError()
@@ -168,8 +166,7 @@ class MomentDistance(PooledMoments):
 class CodebookDelay(PooledMoments):
     """`update_delay`: how far the codebook lags behind the encoder, pooled over batches and steps.
 
-    Args:
-        distance: by which codes are assigned; see `straightvq.functional.nearest_code`.
+    Codes are assigned by ``distance``; see `straightvq.functional.nearest_code`.
 
     Returns: `compute()`: {"before", "aimed", "after", "delay"} over the variance of the embeddings before the step.
     """
@@ -229,13 +226,8 @@ class GradientSparsity(ExactMetric):
     A mean over steps cannot tell a codebook whose codes take turns from one of which most never get anything; "ever"
     can. Ranks that hold equal gradients, as after a data-parallel backward, change neither.
 
-    Args:
-        codebook_size: number of codes k.
-
     Shape: grad: Float (k, dim), the gradient of the code table, or its change in a step.
-
-    Returns:
-        `compute()`: {"per_step": mean fraction of codes with a gradient, "ever": fraction that had one in any step}.
+    Returns: `compute()`: {"per_step": mean fraction of codes with a gradient, "ever": fraction with one in any step}.
     """
 
     steps: Tensor

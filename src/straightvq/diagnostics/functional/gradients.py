@@ -36,9 +36,8 @@ class UpdateDelay(NamedTuple):
 def gradient_gap(grad_at_z: Tensor, grad_at_quantized: Tensor) -> GradientGap:
     """Error of the straight-through gradient.
 
-    norm = ||g_z - g_q||,  relative = norm / ||g_z||,  cosine = <g_z, g_q> / (||g_z|| ||g_q||),
-    with g_z = dL(G(z))/dz, the head G run on the embeddings, and g_q = dL(G(q))/dq, the same head, target and loss run
-    on the quantized vectors; `estimator_gap` computes both.
+    norm = ||g_z - g_q||,  relative = norm / ||g_z||,  cosine = <g_z, g_q> / (||g_z|| ||g_q||), of the gradients of one
+    head G at the embeddings, g_z = dL(G(z))/dz, and at the quantized vectors, g_q = dL(G(q))/dq; see `estimator_gap`.
 
     norm depends on how the loss averages; compare relative (0 is exact) and cosine (1 is exact) between runs. It
     vanishes if the quantizer is exact or the head is linear in L; for a smooth head it is bounded by its smoothness
