@@ -19,18 +19,14 @@ from straightvq.analysis.quantities import QUANTITIES
 from straightvq.analysis.report import report_page
 from straightvq.diagnostics import CurvePanel, Snapshot, curves_over_time, divergence_over_time, save, tsne_map
 from straightvq.diagnostics.concerns import list_cures
-from straightvq.errors import InvalidValueError
 from straightvq.io import results_folder, write_text
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
 from straightvq.runs import Checkpoint, RunFolder, pick_device
 from straightvq.training.command_line import quiet
 
-SEED = re.compile(r"seed\d+")
-"""Folders of runs that differ in their random numbers only."""
-
-# Of more checkpoints an even selection is taken: a picture holds no more curves than this.
-MAX_CHECKPOINTS = 16
+SEED = re.compile(r"seed\d+")  # folders of runs that differ in their random seed only
+MAX_CHECKPOINTS = 16  # a picture holds no more curves; of more checkpoints an even selection is taken
 FILES = ("report.md", "analysis.json", "divergence.png", "tsne.png", "curves.png")
 
 
@@ -43,15 +39,11 @@ def analyze(
     seed: int = 0,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Measures the checkpoints of a run on a fixed part of the test split and writes the results.
+    """Measures the checkpoints of a run on a fixed part of the test split; returns what ``analysis.json`` holds.
 
-    For each checkpoint: usage, perplexity, quantization error, distances between the distributions of embeddings and
-    codes, gap of the straight-through gradient, and what the next step of the training does (which codes get a
-    gradient, which move, how far the codebook lags behind the encoder). The task needs exactly one quantizer with a
-    codebook, and the methods of `straightvq.training.HasHead`. The run itself is not changed.
-
-    Writes ``analysis.json``, ``divergence.png``, ``tsne.png``, ``curves.png`` and ``report.md``; files of an earlier
-    analysis are overwritten.
+    For each checkpoint: the numbers of `QUANTITIES`, of the embeddings, the codes, the straight-through gradient and
+    the next step of the training. The task needs exactly one quantizer with a codebook, and the methods of
+    `straightvq.training.HasHead`. Writes `FILES`, over those of an earlier analysis; the run itself is not changed.
 
     Args:
         run: folder that `straightvq fit` made, with ``config.yaml`` and checkpoints.
@@ -60,9 +52,6 @@ def analyze(
         device: "auto", "cpu", "cuda" or "mps".
         seed: random seed of the choice of vectors and of the t-SNE.
         console: where progress goes; default the terminal.
-
-    Returns:
-        What ``analysis.json`` holds.
 
     Raises:
         ValueError, TypeError: for values out of range; if `run` is no run's folder, has no readable checkpoint, or
@@ -78,13 +67,7 @@ def analyze(
     progress = Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=console)
     with results_folder(target), quiet(), progress:
         bar = progress.add_task("data", total=len(chosen) + 1)
-        task, data = folder.build()
-        if not getattr(task, "quantize", True):
-            raise InvalidValueError(
-                f"`analyze`: {str(folder.folder)!r} was trained with `quantize: false`: there is no quantization to "
-                "look at."
-            )
-        probe = Probe(task.to(place), data, folder.config.get("trainer") or {}, num_images=num_images, seed=seed)
+        probe = Probe(folder, place, num_images=num_images, seed=seed)
         measured, snapshots = [], []
         for checkpoint in chosen:
             progress.update(bar, description=f"step {checkpoint.step:,}")
@@ -93,13 +76,10 @@ def analyze(
             snapshots.append(snapshot)
             progress.advance(bar)
         progress.update(bar, description="pictures")
-        settings = {
-            "images": probe.size,
-            "vectors": int(snapshots[-1].counts.sum()),
-            "seed": seed,
-            "device": str(place),
-        }
-        result = _result(folder, task, settings, measured)
+        vectors = int(snapshots[-1].counts.sum())
+        settings = {"images": probe.size, "vectors": vectors, "seed": seed, "device": str(place)}
+        quantizer = next(m for m in probe.task.modules() if isinstance(m, Quantizer))
+        result = _result(folder, quantizer, settings, measured)
         _draw(target, result, folder, snapshots)
         write_text(target / "analysis.json", json.dumps(_plain(result), indent=2) + "\n")
         write_text(target / "report.md", report_page(result))
@@ -119,23 +99,17 @@ def select_checkpoints(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     return [c for place, c in enumerate(checkpoints) if place in even or "best" in c.names]
 
 
-def _result(
-    folder: RunFolder, task: torch.nn.Module, settings: dict[str, Any], measured: list[dict[str, Any]]
-) -> dict[str, Any]:
+def _result(folder: RunFolder, quantizer: Any, settings: dict[str, Any], measured: list[Any]) -> dict[str, Any]:
     """What ``analysis.json`` holds."""
-    quantizer: Any = next(m for m in task.modules() if isinstance(m, Quantizer))
     path = folder.folder.resolve()
+    size, width = quantizer.codebook_size, quantizer.codebook.dim
     return {
         # The name of a seed alone would say little.
         "run": "/".join(path.parts[-2:]) if SEED.fullmatch(path.name) else path.name,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"straightvq": straightvq.__version__, "torch": torch.__version__},
         "settings": settings,
-        "quantizer": {
-            "name": type(quantizer).__name__,
-            "codebook_size": quantizer.codebook_size,
-            "codebook_dim": quantizer.codebook.dim,
-        },
+        "quantizer": {"name": type(quantizer).__name__, "codebook_size": size, "codebook_dim": width},
         "hint": _hint(folder.checkpoints, len(measured)),
         "cures": list_cures(quantizer),
         "checkpoints": measured,
@@ -143,7 +117,7 @@ def _result(
 
 
 def _hint(checkpoints: list[Checkpoint], used: int) -> str:
-    """What the reader should know of the choice of checkpoints."""
+    """How the checkpoints were chosen, and how to keep more of them."""
     total = len(checkpoints)
     if used < total:
         return f"{used} of the run's {total} checkpoints were measured, evenly spread over the training."
@@ -167,14 +141,12 @@ def _draw(target: Path, result: dict[str, Any], folder: RunFolder, snapshots: li
 def _curves(result: dict[str, Any], folder: RunFolder) -> list[CurvePanel]:
     """The plots of `QUANTITIES`, each with what was measured at the checkpoints and what the run itself logged."""
     panels: dict[str, CurvePanel] = {}
-    for name, curve in ((quantity.name, quantity.curve) for quantity in QUANTITIES):
-        if curve is None:
-            continue
-        measured = [c for c in result["checkpoints"] if name in c["values"]]
-        lines = {curve.line: ([c["step"] for c in measured], [c["values"][name] for c in measured])}
+    for name, curve in ((quantity.name, quantity.curve) for quantity in QUANTITIES if quantity.curve):
+        lines = {}
         if curve.log:
-            logger = "validation" if curve.log.startswith("val/") else "training"
-            lines = {logger: folder.log(curve.log), **lines}
+            lines["validation" if curve.log.startswith("val/") else "training"] = folder.log(curve.log)
+        measured = [c for c in result["checkpoints"] if name in c["values"]]
+        lines[curve.line] = ([c["step"] for c in measured], [c["values"][name] for c in measured])
         found = {line: course for line, course in lines.items() if course[0]}
         panel = panels.get(curve.panel.title, curve.panel)
         panels[panel.title] = replace(panel, lines={**panel.lines, **found})

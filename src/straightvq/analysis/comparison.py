@@ -32,21 +32,18 @@ def compare(
     seed: int = 0,
     console: Console | None = None,
 ) -> Path:
-    """Analyses several runs and writes what was measured side by side.
+    """Analyses several runs and writes what was measured side by side; returns the folder of the results.
 
     A run is called by the parts of its path that differ. Runs whose paths differ in a folder ``seed0``, ``seed1``, ...
     alone are one method: their mean is drawn, and the table has mean and standard deviation.
 
-    Writes ``comparison.md``, ``comparison.csv`` (all numbers of all checkpoints) and ``comparison.png``, and each run's
-    own analysis into its folder. The page shows the pictures of the first run of each method.
+    Writes `FILES`, of which the table has all numbers of all checkpoints and the page the pictures of the first run of
+    each method; and each run's own analysis into its folder.
 
     Args:
         runs: at least two folders that `straightvq fit` made.
         out: folder of the results; None takes ``comparison`` in the folder that the runs have in common.
         num_images, device, seed, console: as `analyze` takes them.
-
-    Returns:
-        The folder of the results.
 
     Raises:
         ValueError: for fewer than two runs, the same one twice, or more methods than the picture has colours; and
@@ -74,7 +71,7 @@ def compare(
             results.append(analyze(run, num_images=num_images, device=device, seed=seed, console=console))
         measured = Measurements(names, results)
         save(curves_over_time(measured.curves(), title="In the course of training"), target / "comparison.png")
-        write_text(target / "comparison.csv", measured.csv())
+        write_text(target / "comparison.csv", measured.numbers.droplevel("number").to_csv())
         write_text(target / "comparison.md", measured.page() + _pictures(names, paths, target))
     for file in FILES:
         console.print(f"  {target / file}", soft_wrap=True, highlight=False)
@@ -82,7 +79,7 @@ def compare(
 
 
 def method_names(paths: Sequence[Path]) -> list[str]:
-    """What each run is called: the parts of its path that differ between runs, seeds left out.
+    """The parts of each run's path that differ between runs, seeds left out.
 
     Example:
         >>> method_names([Path("/a/VQ/seed0"), Path("/a/VQ/seed1"), Path("/a/all/seed0")])
@@ -99,14 +96,9 @@ def method_names(paths: Sequence[Path]) -> list[str]:
 
 
 class Measurements:
-    """What `analyze` returned of several runs.
+    """What `analyze` returned of several runs, whose methods have these names.
 
-    Args:
-        names: of each run's method.
-        results: in the same order.
-
-    Attributes:
-        numbers: a row for each checkpoint of each run, by method and number of the run, methods in their order.
+    ``numbers`` has a row for each checkpoint of each run, by method and number of the run.
     """
 
     def __init__(self, names: Sequence[str], results: Sequence[dict[str, Any]]) -> None:
@@ -121,9 +113,6 @@ class Measurements:
         self.numbers = pd.DataFrame(rows).set_index(["method", "number"])
         self.checkpoints = self.numbers.groupby("number").size()
         self.seeds = self.numbers.groupby(["method", "number"]).size().groupby("method").size()
-
-    def csv(self) -> str:
-        return self.numbers.droplevel("number").to_csv()
 
     def courses(self, name: str, *, of_a_step: bool = False) -> pd.DataFrame:
         """Means over the runs of a method, where all have a number: a row for each step, a column for each method.

@@ -11,20 +11,12 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from straightvq.diagnostics import (
-    Snapshot,
-    covariance,
-    effective_dimension,
-    gaussian_w2,
-    gradient_sparsity,
-    update_delay,
-)
+from straightvq.diagnostics import Snapshot, functional
 from straightvq.diagnostics.following import Followed, Seen, follow
-from straightvq.diagnostics.functional import ratio
 from straightvq.diagnostics.sums import Totals
 from straightvq.diagnostics.task import HasHead, measure_gradient_gap, undisturbed
 from straightvq.errors import InvalidValueError
-from straightvq.runs import Checkpoint, load_weights
+from straightvq.runs import Checkpoint, RunFolder, load_weights
 from straightvq.training.resume import ExactResume
 
 # Embeddings that pictures and full covariances are made of; counts, errors and moments take all.
@@ -49,39 +41,30 @@ def _the_quantizer(task: lightning.LightningModule, seen: Seen = lambda *_: None
 
 
 class Probe:
-    """Measures checkpoints of one run on the same inputs: the first examples of the test split.
+    """Measures checkpoints of one run on the same ``size`` inputs: the first examples of the test split.
 
-    Args:
-        task: with one quantizer with a codebook, and the methods of `HasHead`.
-        data: of the training.
-        trainer: options of the run's Trainer.
-        num_images: most examples.
-        seed: random seed of the choice of vectors that are kept.
+    ``seed`` chooses the vectors that are kept.
 
-    Attributes:
-        size: number of examples.
-
-    Raises:
-        ValueError: if the task is no such one, or the data has no test examples.
+    Raises: ValueError if the task has not exactly one quantizer with a codebook, or not the methods of `HasHead`, or
+        if the data has no test examples.
     """
 
-    def __init__(
-        self,
-        task: lightning.LightningModule,
-        data: lightning.LightningDataModule,
-        trainer: dict[str, Any],
-        *,
-        num_images: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, folder: RunFolder, device: torch.device, *, num_images: int, seed: int) -> None:
+        task, self.data = folder.build()
+        if not getattr(task, "quantize", True):
+            raise InvalidValueError(
+                f"`analyze`: {str(folder.folder)!r} was trained with `quantize: false`: "
+                "there is no quantization to look at."
+            )
         with _the_quantizer(task):
             if not isinstance(task, HasHead):
                 raise InvalidValueError(
                     f"`analyze`: {type(task).__name__} must have the methods latent(batch) and "
                     "head_loss(latent, batch), as `straightvq.training.HasHead` describes them."
                 )
-        self.task, self.data, self.trainer, self.seed = task, data, trainer, seed
-        self.batches = _test_batches(data, num_images, task.device)
+        self.task, self.seed = task.to(device), seed
+        self.trainer = folder.config.get("trainer") or {}
+        self.batches = _test_batches(self.data, num_images, device)
         self.size = sum(map(_size, self.batches))
 
     def measure(self, checkpoint: Checkpoint) -> tuple[dict[str, float], Snapshot]:
@@ -105,11 +88,12 @@ class Probe:
                 followed.quantizer(cast(HasHead, self.task).latent(batch))
         z, codes = torch.cat(kept), cast(Tensor, followed.snapshot())
         counts = totals.usage.counts
-        mean, cov = covariance(z)
+        mean, cov = functional.covariance(z)
+        distance = functional.gaussian_w2(mean, cov, *functional.covariance(codes))
         values: dict[str, Any] = totals.compute() | {
             "codes_used": (counts > 0).sum(),
-            "wasserstein_full": ratio(gaussian_w2(mean, cov, *covariance(codes)), cov.diagonal().sum().sqrt()),
-            "effective_dimension": effective_dimension(z),
+            "wasserstein_full": functional.ratio(distance, cov.diagonal().sum().sqrt()),
+            "effective_dimension": functional.effective_dimension(z),
         }
         # Gradients are measured on the first batch alone.
         gap = measure_gradient_gap(self.task, self.batches[0])
@@ -132,14 +116,12 @@ class Probe:
         watch = resume_for_a_step(stepped, self.data, checkpoint, self.trainer)
         stepped.to(self.task.device)
         z_after, codes_after, _ = self._look_at(stepped)
-        delay = update_delay(z_before, z_after, codes_before, codes_after, distance=distance)
-        values = {
-            "delay_before": delay.before,
-            "delay_aimed": delay.aimed,
-            "delay_after": delay.after,
+        delay = functional.update_delay(z_before, z_after, codes_before, codes_after, distance=distance)
+        values = {f"delay_{moment}": error for moment, error in delay._asdict().items()}
+        values |= {
             "codebook_gain": delay.before - delay.aimed,
             "update_delay": delay.delay,
-            "codes_moved": gradient_sparsity(codes_after - codes_before),
+            "codes_moved": functional.gradient_sparsity(codes_after - codes_before),
             "learning_rate": watch.learning_rate,
         }
         if watch.has_gradient is not None:
@@ -161,23 +143,21 @@ def _test_batches(data: lightning.LightningDataModule, most: int, device: torch.
     data.prepare_data()
     data.setup("test")
     batches: list[Any] = []
-    room = most
     for batch in data.test_dataloader():
-        size = _size(batch)
-        taken = apply_to_collection(batch, Tensor, _first, size, room)
-        moved = data.transfer_batch_to_device(data.on_before_batch_transfer(taken, 0), device, 0)
-        batches.append(data.on_after_batch_transfer(moved, 0))
-        room -= min(size, room)
-        if not room:
+        taken = data.on_before_batch_transfer(_first(batch, most), 0)
+        batches.append(data.on_after_batch_transfer(data.transfer_batch_to_device(taken, device, 0), 0))
+        most -= _size(batch)
+        if most <= 0:
             break
     if not batches:
         raise InvalidValueError(f"`analyze`: {type(data).__name__} has no test examples.")
     return batches
 
 
-def _first(values: Tensor, size: int, most: int) -> Tensor:
-    """The first examples, if these are values of that many."""
-    return values[:most] if values.ndim and len(values) == size else values
+def _first(batch: Any, most: int) -> Any:
+    """The first examples of a batch; what is not one value for each example stays whole."""
+    size = _size(batch)
+    return apply_to_collection(batch, Tensor, lambda t: t[:most] if t.ndim and len(t) == size else t)
 
 
 def _size(batch: Any) -> int:
@@ -219,20 +199,10 @@ def resume_for_a_step(
     if task.device.type != "cuda" and str(options.get("precision", "")).startswith("16"):
         del options["precision"]  # half precision is for GPUs
     watch = _Watch()
-    trainer = lightning.Trainer(
-        accelerator=task.device.type,
-        max_steps=checkpoint.step + 1,
-        max_epochs=-1,
-        devices=1,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[ExactResume(), watch],
-        **options,
-    )
+    options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    options |= {"accelerator": task.device.type, "devices": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+    options |= {"max_steps": checkpoint.step + 1, "max_epochs": -1, "callbacks": [ExactResume(), watch]}
+    trainer = lightning.Trainer(**options)
     with warnings.catch_warnings():
         # The monitor and the checkpoints of the run have nothing to do here.
         warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided")

@@ -61,20 +61,19 @@ def _advice(values: Mapping[str, float], size: int, cures: Sequence[str]) -> str
 
 def _column(checkpoint: Mapping[str, Any]) -> str:
     # The name of a checkpoint that was kept only repeats the step.
-    names = [name for name in checkpoint["names"] if not name.startswith("step")]
-    return f"step {checkpoint['step']:,}" + (f" ({', '.join(names)})" if names else "")
+    names = ", ".join(name for name in checkpoint["names"] if not name.startswith("step"))
+    return f"step {checkpoint['step']:,}" + (f" ({names})" if names else "")
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """The first column is flush left and so is one called "what it is"; the others hold numbers."""
     rules = ["---" if place == 0 or name == "what it is" else "---:" for place, name in enumerate(header)]
-    return "\n".join(
-        ["| " + " | ".join(header) + " |", "|" + "|".join(rules) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
-    )
+    first, *others = (f"| {' | '.join(row)} |" for row in (header, *rows))
+    return "\n".join([first, f"|{'|'.join(rules)}|", *others])
 
 
 def format_number(value: float | None) -> str:
-    """Three digits that count; nothing where there is no number.
+    """Three significant digits; nothing where there is no number.
 
     Example:
         >>> format_number(0.012345), format_number(326.0), format_number(0.00012), format_number(None)

@@ -9,24 +9,18 @@ from torch.optim import Optimizer
 
 from straightvq.diagnostics import functional
 from straightvq.diagnostics.following import Followed
-from straightvq.nn import CommitmentLoss, GradientUpdate, Quantizer
+from straightvq.nn import Codebook, CommitmentLoss, GradientUpdate, Quantizer
 
-# Fewer vectors per code than this leave codes of a healthy codebook unused.
-_VECTORS_PER_CODE = 4
-# A commitment term that grew this much, with a relative error that grew that much, is a divergence.
-_COMMITMENT_GROWTH, _ERROR_GROWTH = 100.0, 2.0
-# Above this width a smaller one is worth trying.
-_NARROW = 16
+_VECTORS_PER_CODE = 4  # fewer leave codes of a healthy codebook unused
+_COMMITMENT_GROWTH, _ERROR_GROWTH = 100.0, 2.0  # both together are a divergence
+_NARROW = 16  # above this width a smaller one is worth trying
 _PAGE = "docs/collapse.md"
 
 
 class Concerns:
     """Judges one quantizer window by window: a collapse, codes that nothing moves, a divergence; each is told once.
 
-    Args:
-        followed: the quantizer.
-        threshold: usage below which a window counts as collapsed.
-        patience: number of such windows in a row before the warning.
+    ``patience`` windows in a row with a usage below ``threshold`` are a collapse.
     """
 
     def __init__(self, followed: Followed, threshold: float, patience: int) -> None:
@@ -52,7 +46,7 @@ class Concerns:
         is_unchanged = before is not None and self._codes is not None and torch.equal(before, self._codes)
         found = {
             "collapse": self._collapse(counts),
-            "no update": _no_update(self.followed, is_unchanged, optimizers),
+            "no update": _no_update(self.followed.codebook, is_unchanged, optimizers),
             "divergence": self._divergence(values["commitment"], values["error"]),
         }
         new = {kind: text for kind, text in found.items() if text and kind not in self.warned}
@@ -65,16 +59,21 @@ class Concerns:
         vectors, size = int(self.counts.sum()), self.followed.size
         if vectors < _VECTORS_PER_CODE * size:
             return None
-        usage = float(functional.usage(self.counts))
-        perplexity = float(functional.perplexity(self.counts))
+        usage, perplexity = float(functional.usage(self.counts)), float(functional.perplexity(self.counts))
         self.counts.zero_()
         self.low = self.low + 1 if usage < self.threshold else 0
         if self.low < self.patience:
             return None
+        cures = "; ".join(f"({number}) {cure}" for number, cure in enumerate(list_cures(self.followed.quantizer), 1))
+        what_helps = (
+            f"What helps, best evidence first: {cures}. See {_PAGE}."
+            if cures
+            else f"All the usual cures are in place; see {_PAGE} for the rest."
+        )
         return (
             f"the codebook has collapsed: {round(usage * size)} of {size} codes ({usage:.1%}) were used "
             f"for {vectors} vectors, perplexity {perplexity:.1f}, and {self.low} windows in a row stayed below "
-            f"{self.threshold:.0%}. {_what_helps(self.followed.quantizer)}"
+            f"{self.threshold:.0%}. {what_helps}"
         )
 
     def _divergence(self, commitment: float, error: float) -> str | None:
@@ -96,8 +95,8 @@ class Concerns:
 
     def state_dict(self) -> dict[str, Any]:
         """What has to be remembered of the windows so far, and the warnings already given."""
-        remembered = {"low": self.low, "reference": self.reference, "warned": list(self.warned)}
-        return {"counts": self.counts.cpu().clone(), **remembered}
+        counts, warned = self.counts.cpu().clone(), list(self.warned)
+        return {"counts": counts, "low": self.low, "reference": self.reference, "warned": warned}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
@@ -105,15 +104,14 @@ class Concerns:
         self.reference, self.warned = state["reference"], list(state["warned"])
 
 
-def _no_update(followed: Followed, is_unchanged: bool, optimizers: Sequence[Optimizer]) -> str | None:
+def _no_update(codebook: Codebook | None, is_unchanged: bool, optimizers: Sequence[Optimizer]) -> str | None:
     """Says that the codes stand still, or that an optimizer has never heard of them, and why."""
-    codebook = followed.codebook
     if codebook is None or codebook.is_frozen:
         return None
-    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    held = {p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     trained = {name: p for name, p in codebook.named_parameters() if p.requires_grad}
-    missing = [name for name, p in trained.items() if id(p) not in held]
-    idle = [name for name, p in trained.items() if id(p) in held and p.grad is None]
+    missing = [name for name, p in trained.items() if p not in held]
+    idle = [name for name, p in trained.items() if p in held and p.grad is None]
     if not is_unchanged and not missing:
         return None
     said = [
@@ -129,23 +127,15 @@ def _no_update(followed: Followed, is_unchanged: bool, optimizers: Sequence[Opti
             f"The codebook's {_names(idle)} without a gradient (grad is None): add the quantizer's output.loss to "
             "the loss of training_step, with losses=[svq.CommitmentLoss(), svq.CodebookLoss()]."
         )
-    if trained and not missing and not idle:
-        said.append("Every parameter of it has an optimizer and a gradient: is the learning rate 0?")
     if not trained:
         said.append(f"It takes no gradient, and {type(codebook.update).__name__} found nothing to do.")
+    elif not missing and not idle:
+        said.append("Every parameter of it has an optimizer and a gradient: is the learning rate 0?")
     return " ".join([*said, f"If it is meant to stand still, call codebook.freeze(). See {_PAGE}."])
 
 
 def _names(names: list[str]) -> str:
     return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
-
-
-def _what_helps(quantizer: Quantizer) -> str:
-    cures = list_cures(quantizer)
-    if not cures:
-        return f"All the usual cures are in place; see {_PAGE} for the rest."
-    numbered = "; ".join(f"({number}) {cure}" for number, cure in enumerate(cures, 1))
-    return f"What helps, best evidence first: {numbered}. See {_PAGE}."
 
 
 def list_cures(quantizer: Quantizer) -> list[str]:
@@ -157,10 +147,8 @@ def list_cures(quantizer: Quantizer) -> list[str]:
     if not getattr(getattr(codebook, "init", None), "needs_data", False):
         cures.append("start on the data: svq.Codebook(..., init=svq.KMeansInit())")
     if isinstance(getattr(codebook, "update", None), GradientUpdate | None):
-        cures.append(
-            "let the codes follow the embeddings by themselves: svq.Codebook(..., update=svq.AlternatedUpdate()), "
-            "or update=svq.EMAUpdate()"
-        )
+        follow = "svq.Codebook(..., update=svq.AlternatedUpdate()), or update=svq.EMAUpdate()"
+        cures.append(f"let the codes follow the embeddings by themselves: {follow}")
     width = getattr(codebook, "dim", None) or quantizer.dim
     if width > _NARROW:
         cures.append(f"narrower codes than {width}: svq.VectorQuantizer(..., transform=svq.Projection(8))")

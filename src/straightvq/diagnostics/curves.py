@@ -2,16 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from straightvq.diagnostics import panels
 from straightvq.errors import InvalidValueError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
@@ -27,8 +22,7 @@ class CurvePanel:
         reference: a level worth a dashed line, such as 1 for a gap as large as the gradient.
         is_share: whether values are fractions of 1, drawn on an axis from 0 to 100 %.
 
-    Raises:
-        ValueError: if the steps and values of a line differ in number.
+    Raises: ValueError if the steps and values of a line differ in number.
     """
 
     title: str
@@ -46,15 +40,13 @@ class CurvePanel:
                 )
 
 
-def curves_over_time(plots: Sequence[CurvePanel], *, title: str | None = None) -> "Figure":
+def curves_over_time(plots: Sequence[CurvePanel], *, title: str | None = None) -> "panels.Figure":
     """Small plots in rows of four over one axis of training steps; the lines of a plot take the colours in order.
 
     Args:
         plots: at least one, each with at most six lines.
-        title: headline of the figure.
 
-    Raises:
-        ValueError: if there is no plot or one has too many lines.
+    Raises: ValueError if there is no plot or one has too many lines.
     """
     most = max((len(plot.lines) for plot in plots), default=0)
     if not plots or most > len(panels.PALETTE):
@@ -74,18 +66,16 @@ def curves_over_time(plots: Sequence[CurvePanel], *, title: str | None = None) -
 
 
 def usage_over_time(
-    target: "Axes | Figure | None", series: Lines, *, colors: Sequence[str] = panels.PALETTE, title: str | None = None
-) -> "Figure":
+    target: "panels.Target", series: Lines, *, colors: Sequence[str] = panels.PALETTE, title: str | None = None
+) -> "panels.Figure":
     """Codebook usage in the course of training, one line per name.
 
     Args:
         target: axes to draw into, a figure to fill, or None for a new figure.
         series: for each name the training steps and the usage there, a fraction in [0, 1].
         colors: one per name, in order.
-        title: headline of the panel.
 
-    Raises:
-        ValueError: if steps and values differ in number or `colors` are too few.
+    Raises: ValueError if steps and values differ in number or `colors` are too few.
     """
     if len(colors) < len(series):
         raise InvalidValueError(f"`usage_over_time`: `colors` must be at least {len(series)}. Got {len(colors)}.")
@@ -94,7 +84,7 @@ def usage_over_time(
     return panels.figure_of(ax)
 
 
-def _draw(ax: "Axes", plot: CurvePanel, colors: Sequence[str]) -> None:
+def _draw(ax: "panels.Axes", plot: CurvePanel, colors: Sequence[str]) -> None:
     handles = {}
     scale = 100 if plot.is_share else 1
     for (name, (steps, values)), color in zip(plot.lines.items(), colors, strict=False):
@@ -102,19 +92,15 @@ def _draw(ax: "Axes", plot: CurvePanel, colors: Sequence[str]) -> None:
         finite = np.isfinite(height)
         # Single measurements are dots, a dense log is a line.
         marker = "o" if finite.sum() <= 25 else None
-        (handles[name],) = ax.plot(
-            at[finite], height[finite], color=color, linewidth=1.8, marker=marker, markersize=4.5
-        )
+        (handles[name],) = ax.plot(at[finite], height[finite], color=color, lw=1.8, marker=marker, ms=4.5)
     if plot.reference is not None:
-        ax.axhline(scale * plot.reference, color=panels.FAINT_INK, linewidth=1.1, linestyle=(0, (5, 4)))
+        panels.level(ax, scale * plot.reference)
     if not handles:
         ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", color=panels.FAINT_INK)
     if plot.is_share:
         ax.set(ylim=(-2, 104), yticks=[0, 25, 50, 75, 100])
     else:
-        low, high = ax.get_ylim()
-        low = min(low, 0)
+        low, high = min(ax.get_ylim()[0], 0), ax.get_ylim()[1]
         ax.set_ylim(low, high + 0.06 * (high - low))  # whole markers, also of a single value
-    ax.set_xlabel("training step")
-    ax.set_ylabel(plot.unit)
+    ax.set(xlabel="training step", ylabel=plot.unit)
     panels.finish(ax, handles, plot.title)

@@ -1,11 +1,7 @@
-"""Pictures of a quantizer in the course of training: where the embeddings and the codes went.
-
-matplotlib and scikit-learn are imported by the functions, not by this module.
-"""
+"""Pictures of a quantizer in the course of training: where the embeddings and the codes went."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,18 +9,15 @@ from torch import Tensor
 
 from straightvq.diagnostics import functional, panels
 from straightvq.diagnostics.functional.spectrum import explained_variance
+from straightvq.diagnostics.functional.vectors import shape_error
 from straightvq.diagnostics.panels import Floats
 from straightvq.errors import InvalidValueError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # The three distributions, each in its colour throughout.
 P_COLOR, C_COLOR, Q_COLOR = "#5B6470", panels.PALETTE[1], panels.PALETTE[0]
 _BINS = 400
-# Of the view: narrow enough to keep two clouds apart, wide enough to make one of a few codes.
-_BANDWIDTH = 1 / 60
+# In bins: narrow enough to keep two clouds apart, wide enough to make one of a few codes.
+_BANDWIDTH = _BINS / 60
 
 
 @dataclass(frozen=True)
@@ -37,12 +30,7 @@ class Snapshot:
         codes: effective codes, the distribution C, Float (k, dim).
         counts: how often each code was assigned to inputs of that set, Int (k,); the codes with a count are Q.
 
-    Raises:
-        ValueError: if shapes do not fit or there is no embedding.
-
-    Example:
-        >>> Snapshot(100, torch.randn(9, 2), torch.zeros(4, 2), torch.tensor([9, 0, 0, 0])).assigned.shape
-        torch.Size([1, 2])
+    Raises: ValueError if shapes do not fit or there is no embedding.
     """
 
     step: int
@@ -54,10 +42,8 @@ class Snapshot:
         z, codes, counts = self.z, self.codes, self.counts
         fits = z.ndim == codes.ndim == 2 and z.shape[1:] == codes.shape[1:] and counts.shape == codes.shape[:1]
         if not fits or not z.numel():
-            raise InvalidValueError(
-                "`Snapshot`: `z`, `codes` and `counts` must have the shapes (n, dim), (k, dim) and (k,) with n >= 1. "
-                f"Got {tuple(z.shape)}, {tuple(codes.shape)} and {tuple(counts.shape)}."
-            )
+            rule = "`z`, `codes` and `counts` must have the shapes (n, dim), (k, dim) and (k,) with n >= 1"
+            raise shape_error("Snapshot", rule, z, codes, counts)
 
     @property
     def assigned(self) -> Tensor:
@@ -65,16 +51,14 @@ class Snapshot:
         return self.codes[self.counts > 0]
 
 
-def divergence_over_time(snapshots: Sequence[Snapshot], *, title: str | None = None) -> "Figure":
+def divergence_over_time(snapshots: Sequence[Snapshot], *, title: str | None = None) -> "panels.Figure":
     """Densities of embeddings, whole codebook and assigned codes along one line, in the course of training.
 
-    The line is the first principal component of the last snapshot's embeddings, so that all curves share an axis.
-    One panel for each distribution, one curve for each snapshot, from the first (light, at the back) to the last
-    (dark, in front), each scaled to the same height. The shaded band is where nine tenths of the last embeddings
-    lie. Codes far outside the view are left out, and counted in a note.
+    The line is the first principal component of the last snapshot's embeddings; the shaded band holds nine tenths of
+    them. One panel for each distribution, one curve for each snapshot, from the first (light, at the back) to the last
+    (dark, in front), each scaled to the same height. Codes far outside the view are counted in a note.
 
-    Raises:
-        ValueError: if there is no snapshot or their widths differ.
+    Raises: ValueError if there is no snapshot or their widths differ.
 
     Source:
         The paper's divergence figure: with plain VQ the codebook stays behind as a separate cloud, of which a few
@@ -87,8 +71,8 @@ def divergence_over_time(snapshots: Sequence[Snapshot], *, title: str | None = N
     def along(vectors: Tensor) -> Floats:
         return ((vectors.to(mean.dtype) - mean) @ basis).flatten().cpu().double().numpy()
 
-    embeddings, codes = [along(s.z) for s in snapshots], [along(s.codes) for s in snapshots]
-    assigned = [along(s.assigned) for s in snapshots]
+    embeddings = [along(s.z) for s in snapshots]
+    codes, assigned = [along(s.codes) for s in snapshots], [along(s.assigned) for s in snapshots]
     view = _reach(embeddings, codes)
     figure = panels.new_figure(16.0, 3.1 + 0.42 * len(snapshots), title)
     axes = panels.grid(figure, 3, 3, above=1.55 if title else 1.0, below=0.7)
@@ -120,60 +104,46 @@ def _reach(embeddings: Sequence[Floats], codes: Sequence[Floats]) -> tuple[float
     return low - margin, high + margin
 
 
-def _ridges(ax: "Axes", sets: Sequence[Floats], color: str, steps: Sequence[int], view: tuple[float, float]) -> None:
+def _ridges(
+    ax: "panels.Axes", sets: Sequence[Floats], color: str, steps: Sequence[int], view: tuple[float, float]
+) -> None:
     """One density above the other, the last at the bottom and in front."""
     x = np.linspace(*view, _BINS)
-    count = len(sets)
-    for number, values in enumerate(sets):
-        base = count - 1 - number
-        ink = panels.lighten(color, 0.7 * base / max(count - 1, 1))
+    top = len(sets) - 1
+    for order, values in enumerate(sets):
+        base = top - order
+        ink = panels.lighten(color, 0.7 * base / max(top, 1))
         ridge = base + 1.9 * _density(values, view)
-        ax.fill_between(x, base, ridge, color=panels.lighten(ink, 0.7), alpha=0.75, linewidth=0, zorder=2 + number)
-        ax.plot(x, ridge, color=ink, linewidth=1.6, zorder=2 + number)
+        ax.fill_between(x, base, ridge, color=panels.lighten(ink, 0.7), alpha=0.75, linewidth=0, zorder=2 + order)
+        ax.plot(x, ridge, color=ink, linewidth=1.6, zorder=2 + order)
     # As many labels as fit, the last step always among them.
-    shown = range(0, count, -(-count // 12))
-    ax.set_yticks(list(shown), [f"{steps[count - 1 - base]:,}" for base in shown])
-    ax.set_ylabel("training step")
-    ax.set(xlim=view, ylim=(-0.15, count - 1 + 2.1))
+    shown = range(0, len(sets), -(-len(sets) // 12))
+    ax.set_yticks(list(shown), [f"{steps[top - base]:,}" for base in shown])
+    ax.set(ylabel="training step", xlim=view, ylim=(-0.15, top + 2.1))
     ax.grid(visible=False, axis="y")
 
 
 def _density(values: Floats, view: tuple[float, float]) -> Floats:
     """A Gaussian kernel estimate on the bins of the view, scaled to a maximum of 1; zeros if nothing is inside."""
-    histogram = np.histogram(values, _BINS, view)[0].astype(float)
-    half = int(4 * _BANDWIDTH * _BINS)
-    kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / (_BANDWIDTH * _BINS)) ** 2)
-    smooth = np.convolve(histogram, kernel, mode="same")
-    return smooth / smooth.max() if smooth.max() > 0 else smooth
+    reach = np.arange(-int(4 * _BANDWIDTH), int(4 * _BANDWIDTH) + 1)
+    smooth = np.convolve(np.histogram(values, _BINS, view)[0], np.exp(-0.5 * (reach / _BANDWIDTH) ** 2), mode="same")
+    return smooth / (smooth.max() or 1.0)
 
 
 def joint_tsne(z: Tensor, codes: Tensor, *, perplexity: float = 30.0, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Place embeddings and codes together in the plane so that neighbours stay neighbours (t-SNE).
 
-    Deterministic: the start is the plane of the first two principal components, and scikit-learn runs in one thread.
-    Distances within a neighbourhood mean something, distances between far clusters and cluster sizes do not. About
-    5 s for 1,500 vectors on one core.
+    Deterministic: it starts from the first two principal components, and scikit-learn runs in one thread. Distances
+    between far clusters and cluster sizes mean nothing. About 5 s for 1,500 vectors on one core. ``perplexity``, the
+    number of neighbours that each vector has, is lowered if there are too few vectors.
 
-    Args:
-        z: embeddings, Float (n, dim).
-        codes: effective codes, Float (k, dim).
-        perplexity: number of neighbours that each vector has, lowered if there are too few vectors.
-        seed: of what scikit-learn draws.
-
-    Returns:
-        Float (n, 2) and (k, 2), the places of embeddings and codes.
-
-    Raises:
-        ValueError: if the widths differ or there are fewer than four vectors in all.
-
-    Source:
-        Van der Maaten and Hinton, 2008, in the Barnes-Hut form of `sklearn.manifold.TSNE`.
+    Shape: z: Float (n, dim); codes: Float (k, dim), effective codes; the results are Float (n, 2) and (k, 2).
+    Raises: ValueError if the widths differ or there are fewer than four vectors in all.
+    Source: Van der Maaten and Hinton, 2008, in the Barnes-Hut form of `sklearn.manifold.TSNE`.
     """
     if z.ndim != 2 or codes.ndim != 2 or z.shape[1] != codes.shape[1] or len(z) + len(codes) < 4:
-        raise InvalidValueError(
-            "`joint_tsne`: `z` and `codes` must have the shapes (n, dim) and (k, dim) with n + k >= 4. "
-            f"Got {tuple(z.shape)} and {tuple(codes.shape)}."
-        )
+        rule = "`z` and `codes` must have the shapes (n, dim) and (k, dim) with n + k >= 4"
+        raise shape_error("joint_tsne", rule, z, codes)
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
@@ -183,12 +153,9 @@ def joint_tsne(z: Tensor, codes: Tensor, *, perplexity: float = 30.0, seed: int 
     start[:, : basis.shape[1]] = (both - mean) @ basis
     # t-SNE wants a tight start; what is far is pulled apart by itself.
     start *= 1e-4 / start[:, 0].std().clamp(min=1e-30)
+    perplexity = min(perplexity, (len(both) - 1) / 3)
     tsne = TSNE(
-        init=start.float().numpy(),
-        perplexity=min(perplexity, (len(both) - 1) / 3),
-        random_state=seed,
-        learning_rate="auto",
-        max_iter=500,
+        init=start.float().numpy(), perplexity=perplexity, random_state=seed, learning_rate="auto", max_iter=500
     )
     # The sum over threads would come in any order, and t-SNE makes much of the last digit.
     with threadpool_limits(1):
@@ -198,20 +165,15 @@ def joint_tsne(z: Tensor, codes: Tensor, *, perplexity: float = 30.0, seed: int 
 
 def tsne_map(
     snapshots: Sequence[Snapshot], *, max_vectors: int = 1000, seed: int = 0, title: str | None = None
-) -> "Figure":
+) -> "panels.Figure":
     """Joint t-SNE of embeddings, codebook and assigned codes, one panel for each snapshot.
 
     Args:
-        snapshots: one to three; panels are laid out by themselves, and their places cannot be compared.
-        max_vectors: of more embeddings an even selection is shown, and so of more codes than that.
-        seed: of `joint_tsne`.
-        title: headline of the figure.
+        snapshots: one to three; places cannot be compared between panels.
+        max_vectors: of more embeddings, or more codes, an even selection is shown.
 
-    Raises:
-        ValueError: if there is no snapshot, more than three, or their widths differ.
-
-    Source:
-        The paper's figure of P, C and Q: disjoint clouds for plain VQ.
+    Raises: ValueError if there is no snapshot, more than three, or their widths differ.
+    Source: the paper's figure of P, C and Q: disjoint clouds for plain VQ.
     """
     _check_snapshots("tsne_map", snapshots, most=3)
     count = len(snapshots)

@@ -9,12 +9,14 @@ from torch.nn import Module
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from straightvq.diagnostics.functional.vectors import merge_tables, moment_table, wide_dtype
+from straightvq.diagnostics.functional.vectors import merge_tables, moment_table, shape_error, wide_dtype
 from straightvq.errors import InvalidValueError
 
 
 class ExactMetric(Metric):
     """A metric whose states never change dtype."""
+
+    full_state_update = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Module:
         # torchmetrics guards its states against `.half()`, but not against `.to(torch.half)`, which is what
@@ -29,20 +31,18 @@ class ExactMetric(Metric):
 class PooledMoments(ExactMetric):
     """Base of metrics built on means and variances that must survive an offset.
 
-    A state is one float64 table `(rows, dim)` as `merge_tables` describes it: sums of squares would cancel far from
-    the origin, and states that are reduced one by one could not be merged without them. The width is known at the
-    first batch; until then a state has no columns. Metric code that stacks states of two shapes is therefore
-    replaced: `forward` by its full form, `merge_state` and the gathering by those below.
+    A state is one float64 table `(rows, dim)` as `merge_tables` describes it. It has no columns before the first batch,
+    which tells the width; torchmetrics stacks states and so needs the full form of `forward`, and the merging and
+    gathering below.
     """
 
     full_state_update = True
 
-    def __init__(self) -> None:
+    def __init__(self, **rows: int) -> None:
+        """Make a state of that many rows for each name."""
         super().__init__(dist_sync_fn=gather_wide)
-
-    def add_table(self, name: str, rows: int) -> None:
-        """Add a state of that many rows."""
-        self.add_state(name, torch.zeros(rows, 0), dist_reduce_fx=merge_tables)
+        for name, number in rows.items():
+            self.add_state(name, torch.zeros(number, 0), dist_reduce_fx=merge_tables)
 
     def pool(self, name: str, flat: Tensor, *sums: Tensor) -> None:
         """Take vectors (n, dim) into a state, n >= 0, and further rows (dim,) that add."""
@@ -78,16 +78,14 @@ class PooledMoments(ExactMetric):
         """The unmasked vectors of `(*batch, dim)`, wide `(n, dim)`; n may be 0."""
         owner = type(self).__name__
         if x.ndim == 0 or x.shape[-1] == 0:
-            raise InvalidValueError(f"`{owner}`: vectors must have the shape (*batch, dim). Got {tuple(x.shape)}.")
-        wide = x.detach().to(wide_dtype(x))
-        if mask is None:
-            return wide.reshape(-1, x.shape[-1])
-        if mask.dtype != torch.bool or mask.shape != x.shape[:-1]:
+            raise shape_error(owner, "vectors must have the shape (*batch, dim)", x)
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:-1]):
             raise InvalidValueError(
                 f"`{owner}`: `mask` must be boolean of the shape {tuple(x.shape[:-1])}. "
                 f"Got {mask.dtype} of {tuple(mask.shape)}."
             )
-        return wide[mask]
+        wide = x.detach().to(wide_dtype(x))
+        return wide.reshape(-1, x.shape[-1]) if mask is None else wide[mask]
 
 
 def gather_wide(state: Tensor, group: Any | None = None) -> list[Tensor]:

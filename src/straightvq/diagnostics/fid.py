@@ -15,15 +15,14 @@ from straightvq.models import ClassifierBase
 from straightvq.nn.ranks import sum_over_ranks
 from straightvq.runs import RunFolder, load_weights
 
-MAX_WIDTH = 128
-"""The covariance of wider features needs more images than small test sets have."""
+MAX_WIDTH = 128  # the covariance of wider features needs more images than small test sets have
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 
 
 class FeatureNetwork(nn.Module):
     """Base of the networks whose features are compared: images (B, C, H, W) in [0, 1] -> Float (B, num_features).
 
-    Always in evaluation mode. ``name`` is for reports, since distances in different features cannot be compared.
+    Always in evaluation mode. Reports give ``name``: distances in different features cannot be compared.
     """
 
     name: str
@@ -36,13 +35,9 @@ class FeatureNetwork(nn.Module):
 class ClassifierFeatures(FeatureNetwork):
     """The input of a trained classifier's last linear layer.
 
-    Args:
-        classify: images (B, C, H, W) in [0, 1] -> anything; calls ``model``.
-        model: the classifier.
-        name: for reports.
+    ``classify`` takes images (B, C, H, W) in [0, 1] and calls ``model``, the classifier.
 
-    Raises:
-        ValueError: if the features are wider than ``MAX_WIDTH``.
+    Raises: ValueError if the features are wider than ``MAX_WIDTH``.
 
     Example:
         >>> from straightvq.models import ResNet18
@@ -65,10 +60,9 @@ class ClassifierFeatures(FeatureNetwork):
 
     @classmethod
     def load(cls, run: str | os.PathLike[str]) -> "ClassifierFeatures":
-        """The classifier of a run that `straightvq fit` made: of its best checkpoint, or else its last.
+        """The classifier in the best checkpoint, or else the last, of a run that `straightvq fit` made.
 
-        Raises:
-            ValueError: if there is no such run, or none of a classifier, or its files cannot be read safely.
+        Raises: ValueError if there is no such run, or none of a classifier, or its files cannot be read safely.
         """
         folder = RunFolder(Path(run), "FID")
         checkpoint = folder.checkpoint()
@@ -84,20 +78,15 @@ class ClassifierFeatures(FeatureNetwork):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         seen: list[Tensor] = []
-        handle = self._last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
+        with self._last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])):
             self.classify(images)
-        finally:
-            handle.remove()
         return seen[-1].flatten(1)
 
 
 class InceptionFeatures(FeatureNetwork):
     """The 2,048 features of Inception v3 that published FIDs are computed in. Never downloads anything.
 
-    Raises:
-        ValueError: if torch-fidelity is not installed or the weights are not in torch's cache.
-
+    Raises: ValueError if torch-fidelity is not installed or the weights are not in torch's cache.
     Source: arXiv 1706.08500, in the port of torch-fidelity that torchmetrics uses.
     """
 
@@ -113,13 +102,13 @@ class InceptionFeatures(FeatureNetwork):
         """The file of the weights; raises if it or torch-fidelity is missing."""
         file = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
         has_port = find_spec("torch_fidelity") is not None
-        if not has_port or not file.is_file():
-            raise InvalidValueError(
-                "`FID`: there are no features to compare images in. Pass the run of a classifier as `features`, such "
-                "as runs/features_digits; or provide Inception: "
-                f"{f'there is no {file}' if has_port else 'torch-fidelity is not installed'}."
-            )
-        return file
+        if has_port and file.is_file():
+            return file
+        missing = f"there is no {file}" if has_port else "torch-fidelity is not installed"
+        raise InvalidValueError(
+            "`FID`: there are no features to compare images in. Pass the run of a classifier as `features`, such as "
+            f"runs/features_digits; or provide Inception: {missing}."
+        )
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -135,9 +124,8 @@ def load_features(source: str | None) -> FeatureNetwork:
 class FrechetDistances:
     """Distances of several named sets of images from one reference set: ``|m - n|^2 + tr(S + T - 2 (S T)^(1/2))``.
 
-    m, n and S, T are means and covariances of the features, summed in float64 over batches and ranks.
-
-    Source: arXiv 1706.08500, equation 6, by torchmetrics.
+    m, n and S, T are means and covariances of the features, summed in float64 over batches and ranks (arXiv
+    1706.08500, equation 6, by torchmetrics).
 
     Example:
         >>> class Mean(FeatureNetwork):
@@ -158,20 +146,19 @@ class FrechetDistances:
         self._metrics = {name: FrechetInceptionDistance(given).to(device) for name in names}
 
     def add_reference(self, images: Tensor) -> None:
-        """Takes in images, Float (B, C, H, W) in [0, 1], of the reference set."""
+        """Add images of the reference set, Float (B, C, H, W) in [0, 1]."""
         found = self.features(images).double()
         for metric in self._metrics.values():
             metric.update(found, real=True)
 
     def add(self, name: str, images: Tensor) -> None:
-        """Takes in images, Float (B, C, H, W) in [0, 1], of the set of that name."""
+        """Add images of the set of that name, Float (B, C, H, W) in [0, 1]."""
         self._metrics[name].update(self.features(images).double(), real=False)
 
     def compute(self) -> dict[str, Tensor]:
         """The distances by name, float64 scalars, the same on all ranks.
 
-        Raises:
-            ValueError: for fewer than two images, which have no covariance.
+        Raises: ValueError for fewer than two images, which have no covariance.
         """
         for metric in cast(dict[str, Any], self._metrics).values():
             seen = torch.stack([metric.real_features_num_samples, metric.fake_features_num_samples])

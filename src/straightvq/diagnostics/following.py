@@ -12,14 +12,10 @@ Seen = Callable[["Followed", Tensor, Tensor, Tensor], None]
 
 
 class Followed:
-    """One quantizer and the hooks that report its forwards, in the codebook's space.
+    """One quantizer, ``name`` its path in the module, and the hooks that report its forwards in the codebook's space.
 
-    A bypassed forward is reported with indices of -1 alone, like one in which everything is masked.
-
-    Args:
-        name: its path in the module.
-        quantizer: a quantizer with a ``codebook_size`` and no other quantizer inside.
-        seen: called after each forward with this object, vectors (n, codebook_dim), their codes and indices (n,).
+    ``seen`` is called after each with this object, vectors (n, codebook_dim), their codes and indices (n,), all -1 for
+    a bypassed forward.
     """
 
     def __init__(self, name: str, quantizer: Quantizer, seen: Seen) -> None:

@@ -1,13 +1,13 @@
 """Accumulators over batches and ranks, as `torchmetrics` metrics.
 
-Each keeps sums and computes at the end, so that the value over a data set is the one a single pass over all of it
-gives: for any batch size, any number of ranks, uneven and empty shards. Update on every rank, call `compute` on every
-rank. Sums keep their precision under `.half()`, `.to(dtype)` and `set_dtype`.
+Each keeps sums and computes at the end: the value is that of a single pass over the data set, for any batch size and
+number of ranks, uneven and empty shards included. Call `update` and `compute` on every rank. Sums keep their precision
+under `.half()`, `.to(dtype)` and `set_dtype`.
 
 Vectors are channels-last, Float `(*batch, dim)`; a mask, Bool `(*batch)`, is True where a position takes part. Values
-are Float32 `()` unless stated otherwise, and nan until something was seen. The functions that the classes name say what
-the values mean. Shapes that do not fit each other or earlier batches, and sizes below 1, raise `ValueError`; sizes and
-indices that are not integers raise `TypeError`. What is refused changes nothing.
+are Float32 `()` unless stated otherwise, nan until something was seen, and explained by the functions that the classes
+name. Shapes that do not fit each other or earlier batches, and sizes below 1, raise `ValueError`; sizes and indices
+that are not integers raise `TypeError`. What is refused changes nothing.
 """
 
 import torch
@@ -16,27 +16,21 @@ from torch import Tensor
 from straightvq.diagnostics import functional
 from straightvq.diagnostics.exact import ExactMetric, PooledMoments, gather_wide
 from straightvq.diagnostics.functional.gradients import gap_of_norms, step_misses
-from straightvq.diagnostics.functional.vectors import check_codes, check_shape, wide_dtype
-from straightvq.errors import InvalidValueError
+from straightvq.diagnostics.functional.vectors import check_codes, check_shape, shape_error, wide_dtype
 from straightvq.functional.nearest import Distance
 from straightvq.nn.part import check_choice, check_int
 
 
 class CodebookUsage(ExactMetric):
-    """`usage`, `perplexity` and `dead_codes` over everything seen since the last `reset`.
-
-    The values are those of the summed counts; until something was counted, usage and perplexity are 0.
+    """`usage`, `perplexity` and `dead_codes` of the summed counts; usage and perplexity of nothing are 0.
 
     Args:
-        codebook_size: number of codes k, the maximum of the perplexity.
+        codebook_size: number of codes k.
         num_quantizers: number of codebooks when `indices` have a last axis for them (residual levels, product
             groups); every value then has one entry per codebook. None: one codebook, no such axis.
 
-    Shape:
-        indices: Int (*batch), or (*batch, num_quantizers). Negative ones, which mark masked positions, are ignored.
-
-    Returns:
-        `compute()`: {"usage", "perplexity", "dead_codes"}, each (), or (num_quantizers,).
+    Shape: indices: Int (*batch), or (*batch, num_quantizers). Negative ones, which mark masked positions, are ignored.
+    Returns: `compute()`: {"usage", "perplexity", "dead_codes"}, each (), or (num_quantizers,).
 
     Example:
         >>> metric = CodebookUsage(codebook_size=4)
@@ -46,48 +40,39 @@ class CodebookUsage(ExactMetric):
         {'usage': tensor(0.7500), 'perplexity': tensor(2.8284), 'dead_codes': tensor(1)}
     """
 
-    full_state_update = False
     counts: Tensor
 
     def __init__(self, codebook_size: int, num_quantizers: int | None = None) -> None:
         super().__init__()
         self.codebook_size = check_int(self, "codebook_size", codebook_size, 1)
         self.num_quantizers = None if num_quantizers is None else check_int(self, "num_quantizers", num_quantizers, 1)
-        shape = (self.codebook_size,) if self.num_quantizers is None else (self.num_quantizers, self.codebook_size)
+        shape = (codebook_size,) if num_quantizers is None else (num_quantizers, codebook_size)
         self.add_state("counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, indices: Tensor) -> None:
         """Count a batch of indices."""
         levels = self.num_quantizers
         if levels is not None and (indices.ndim == 0 or indices.shape[-1] != levels):
-            raise InvalidValueError(
-                f"`CodebookUsage`: `indices` must have a last axis of num_quantizers={levels}. "
-                f"Got the shape {tuple(indices.shape)}."
-            )
+            raise shape_error("CodebookUsage", f"`indices` must have a last axis of num_quantizers={levels}", indices)
         parts = [indices] if levels is None else indices.unbind(-1)
         counts = torch.stack([functional.usage_counts(part, self.codebook_size) for part in parts])
         self.counts += counts.view_as(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
-        return {
-            "usage": functional.usage(self.counts),
-            "perplexity": functional.perplexity(self.counts),
-            "dead_codes": functional.dead_codes(self.counts),
-        }
+        measures = (functional.usage, functional.perplexity, functional.dead_codes)
+        return {measure.__name__: measure(self.counts) for measure in measures}
 
 
 class SlidingUsage(ExactMetric):
     """The last entry of `sliding_usage` over all steps: the index collapse of a training, as it happens.
 
-    An update is a step: call it once per step on every rank, with no indices where a rank has none, so that the same
-    steps are added up. Until a step was seen it is 0.
+    An update is a step: call it once per step on every rank, with no indices where a rank has none. 0 before the first.
 
     Args:
         codebook_size: number of codes k.
         window: number of steps; enough to hold four vectors per code. The state has `window` rows of k counts.
 
-    Shape:
-        indices: Int (*batch); negative ones, which mark masked positions, are ignored.
+    Shape: indices: Int (*batch); negative ones, which mark masked positions, are ignored.
 
     Example:
         >>> metric = SlidingUsage(codebook_size=2, window=2)
@@ -118,11 +103,9 @@ class SlidingUsage(ExactMetric):
 
 
 class QuantizationError(PooledMoments):
-    """Quantization error over everything seen since the last `reset`, absolute and relative to the spread of z.
+    """Quantization error, absolute and relative to the spread of z.
 
-    Returns:
-        `compute()`: {"mse": mean (z - q)^2 over all unmasked elements, in squared units of z, as in the losses,
-        "normalized": `normalized_quantization_error` with the mean of *all* z seen}.
+    Returns: `compute()`: {"mse": mean (z - q)^2 over all elements, "normalized": `normalized_quantization_error`}.
 
     Example:
         >>> metric = QuantizationError()
@@ -135,8 +118,7 @@ class QuantizationError(PooledMoments):
     table: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
-        self.add_table("table", 4)
+        super().__init__(table=4)
 
     def update(self, z: Tensor, quantized: Tensor, mask: Tensor | None = None) -> None:
         """Accumulate a batch of embeddings and what the quantizer made of them."""
@@ -151,23 +133,19 @@ class QuantizationError(PooledMoments):
 
 
 class MomentDistance(PooledMoments):
-    """`moment_distance` between the embeddings seen since the last `reset` and the codebook they met.
+    """`moment_distance` between the embeddings and the codebook they met.
 
-    Each update also takes the codes (k, dim) of that moment. In evaluation the codebook stands still and the values are
-    those of `moment_distance` on all embeddings at once; in training the codes of all updates are pooled just as the
-    embeddings are.
+    Each update also takes the codes (k, dim) of that moment. In training, when they move, the codes of all updates are
+    pooled as the embeddings are.
 
-    Returns:
-        `compute()`: {"mean", "std", "wasserstein"} in standard deviations of z and {"symmetric_kl"} in nats.
+    Returns: `compute()`: {"mean", "std", "wasserstein"} in standard deviations of z and {"symmetric_kl"} in nats.
     """
 
     embeddings: Tensor
     codebook: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
-        self.add_table("embeddings", 3)
-        self.add_table("codebook", 3)
+        super().__init__(embeddings=3, codebook=3)
 
     def update(self, z: Tensor, codes: Tensor, mask: Tensor | None = None) -> None:
         """Accumulate a batch of embeddings and the codes in force."""
@@ -186,25 +164,19 @@ class MomentDistance(PooledMoments):
 
 
 class CodebookDelay(PooledMoments):
-    """`update_delay` over everything seen since the last `reset`: how far the codebook lags behind the encoder.
+    """`update_delay`: how far the codebook lags behind the encoder, pooled over batches and steps.
 
-    Within one step, over many batches, the values are those of `update_delay` on all vectors at once. Over several
-    steps vectors and errors are pooled in the same way.
+    Codes are assigned by ``distance``; see `straightvq.functional.nearest_code`.
 
-    Args:
-        distance: by which codes are assigned; see `straightvq.functional.nearest_code`.
-
-    Returns:
-        `compute()`: {"before", "aimed", "after", "delay"} over the variance of the embeddings before the step.
+    Returns: `compute()`: {"before", "aimed", "after", "delay"} over the variance of the embeddings before the step.
     """
 
     table: Tensor
 
     def __init__(self, *, distance: Distance = "euclidean") -> None:
-        super().__init__()
+        super().__init__(table=6)
         check_choice(self, "distance", distance, ("euclidean", "cosine"))
         self.distance = distance
-        self.add_table("table", 6)
 
     def update(self, z_before: Tensor, z_after: Tensor, codes_before: Tensor, codes_after: Tensor) -> None:
         """Take in vectors and codes around a step."""
@@ -219,19 +191,12 @@ class CodebookDelay(PooledMoments):
 
 
 class EstimatorGap(ExactMetric):
-    """`gradient_gap` of the straight-through estimator over everything seen since the last `reset`.
+    """`gradient_gap` of all gradients put end to end; its norm therefore grows with their number.
 
-    The values are those of all gradients put end to end. norm therefore grows with their number and depends on how
-    each loss averages; relative (0 is exact) and cosine (1 is exact) are the ones to compare.
-
-    Shape:
-        grad_at_z, grad_at_quantized: Float, any one shape, which may change between updates.
-
-    Returns:
-        `compute()`: {"norm", "relative", "cosine"}.
+    Shape: grad_at_z, grad_at_quantized: Float, any one shape, which may change between updates.
+    Returns: `compute()`: {"norm", "relative", "cosine"}.
     """
 
-    full_state_update = False
     squares: Tensor
 
     def __init__(self) -> None:
@@ -256,22 +221,15 @@ class EstimatorGap(ExactMetric):
 
 
 class GradientSparsity(ExactMetric):
-    """`gradient_sparsity` of the codebook over all steps since the last `reset`.
+    """`gradient_sparsity` of the codebook over steps.
 
-    A mean over steps cannot tell a codebook whose codes take turns from one of which most never get anything; the
-    second value can. Ranks that hold equal gradients, as after a data-parallel backward, change neither.
+    A mean over steps cannot tell a codebook whose codes take turns from one of which most never get anything; "ever"
+    can. Ranks that hold equal gradients, as after a data-parallel backward, change neither.
 
-    Args:
-        codebook_size: number of codes k.
-
-    Shape:
-        grad: Float (k, dim), the gradient of the code table, or its change in a step.
-
-    Returns:
-        `compute()`: {"per_step": mean fraction of codes with a gradient, "ever": fraction that had one in any step}.
+    Shape: grad: Float (k, dim), the gradient of the code table, or its change in a step.
+    Returns: `compute()`: {"per_step": mean fraction of codes with a gradient, "ever": fraction with one in any step}.
     """
 
-    full_state_update = False
     steps: Tensor
     with_gradient: Tensor
 
@@ -284,10 +242,8 @@ class GradientSparsity(ExactMetric):
     def update(self, grad: Tensor) -> None:
         """Take in the gradient of one step."""
         if grad.ndim != 2 or len(grad) != self.codebook_size:
-            raise InvalidValueError(
-                f"`GradientSparsity`: `grad` must have the shape (codebook_size={self.codebook_size}, dim). "
-                f"Got {tuple(grad.shape)}."
-            )
+            rule = f"`grad` must have the shape (codebook_size={self.codebook_size}, dim)"
+            raise shape_error("GradientSparsity", rule, grad)
         self.with_gradient += (grad.detach() != 0).any(-1)
         self.steps += 1
 

@@ -12,27 +12,20 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes as Axes
+    from matplotlib.figure import Figure as Figure
+
+    Target = Axes | Figure | None  # axes to draw into, a figure to fill, or None for a new figure
 
 Floats = NDArray[np.float64]
 
 # Okabe and Ito's colours, which stay apart for colour-blind readers, in the order of use.
 PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-INK = "#222222"
-FAINT_INK = "#6B6B6B"
-RULE = "#D9D9D9"
-POINT = "#B4BAC2"
-
-TEXT_SIZE = 12.0
-TITLE_SIZE = 14.0
-HEADLINE_SIZE = 20.0
+INK, FAINT_INK, RULE, POINT = "#222222", "#6B6B6B", "#D9D9D9", "#B4BAC2"
 PIXELS_PER_INCH = 100
-
+TEXT_SIZE, TITLE_SIZE, HEADLINE_SIZE = 12.0, 14.0, 20.0
 # Of one letter in inches, rounded up: enough to keep text inside its panel.
-LETTER_WIDTH = 0.105
-BOLD_LETTER_WIDTH = 0.135
-HEADLINE_LETTER_WIDTH = 0.195
+LETTER_WIDTH, BOLD_LETTER_WIDTH, HEADLINE_LETTER_WIDTH = 0.105, 0.135, 0.195
 
 
 def new_figure(width: float, height: float, title: str | None = None) -> "Figure":
@@ -48,19 +41,12 @@ def new_figure(width: float, height: float, title: str | None = None) -> "Figure
 def headline(figure: "Figure", text: str) -> None:
     """Write the title line of a whole figure."""
     width, height = figure.get_size_inches()
-    figure.text(
-        0.45 / width,
-        1 - 0.42 / height,
-        clip(text, int((width - 0.8) / HEADLINE_LETTER_WIDTH)),
-        fontsize=HEADLINE_SIZE,
-        fontweight="bold",
-        color=INK,
-        va="center",
-        parse_math=False,
-    )
+    text = clip(text, int((width - 0.8) / HEADLINE_LETTER_WIDTH))
+    style: dict[str, Any] = {"fontsize": HEADLINE_SIZE, "fontweight": "bold", "color": INK, "va": "center"}
+    figure.text(0.45 / width, 1 - 0.42 / height, text, parse_math=False, **style)
 
 
-def prepare(target: "Axes | Figure | None") -> "Axes":
+def prepare(target: "Target") -> "Axes":
     """Find or make the axes of a panel and give them the house style."""
     from matplotlib.axes import Axes
 
@@ -74,9 +60,8 @@ def prepare(target: "Axes | Figure | None") -> "Axes":
     ax.tick_params(which="minor", length=0)
     ax.xaxis.label.set(fontsize=TEXT_SIZE, color=INK)
     ax.yaxis.label.set(fontsize=TEXT_SIZE, color=INK)
-    for side, spine in ax.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(RULE)
+    ax.spines[:].set_color(RULE)
+    ax.spines[["top", "right"]].set_visible(False)
     return ax
 
 
@@ -93,8 +78,8 @@ def grid(
 ) -> list["Axes"]:
     """Axes for ``count`` panels in rows of ``columns``, in all of the page but its ``top``; lengths in inches.
 
-    ``above`` and ``below`` are what each plot leaves free in its row for title, legend and labels, ``left`` is in front
-    of the first plot of a row, ``between`` from one to the next.
+    Each plot leaves ``above`` and ``below`` free in its row for title, legend and labels, ``left`` before the first of
+    a row, ``between`` from one to the next.
     """
     page_width, page_height = figure.get_size_inches()
     rows = -(-count // columns)
@@ -120,15 +105,19 @@ def draw_clouds(
     area: Floats | float = 34.0,
 ) -> "dict[str, Artist]":
     """Draw embeddings as light dots, unused codes as crosses and used ones as discs of that area; all Float (n, 2)."""
-    styles: tuple[dict[str, Any], ...] = (
-        {"s": 7 if len(embeddings) > 500 else 14, "color": POINT, "alpha": 0.6, "linewidths": 0, "rasterized": True},
-        {"s": 26, "color": colors[0], "alpha": 0.7, "marker": "x", "linewidths": 0.9},
-        {"s": area, "color": colors[1], "alpha": 0.87, "edgecolors": "white", "linewidths": 0.7},
-    )
-    return {
-        name: ax.scatter(*places.T, label=name, **style)
-        for name, places, style in zip(names, (embeddings, unused, used), styles, strict=True)
-    }
+    size = 7 if len(embeddings) > 500 else 14
+    dots = ax.scatter(embeddings[:, 0], embeddings[:, 1], s=size, color=POINT, alpha=0.6, linewidths=0, rasterized=True)
+    crosses = ax.scatter(unused[:, 0], unused[:, 1], s=26, color=colors[0], alpha=0.7, marker="x", linewidths=0.9)
+    discs = ax.scatter(used[:, 0], used[:, 1], s=area, color=colors[1], alpha=0.87, edgecolors="white", linewidths=0.7)
+    handles: dict[str, Artist] = dict(zip(names, (dots, crosses, discs), strict=True))
+    for name, handle in handles.items():
+        handle.set_label(name)
+    return handles
+
+
+def level(ax: "Axes", height: float) -> "Artist":
+    """Draw a dashed line at a height worth knowing."""
+    return ax.axhline(height, color=FAINT_INK, linewidth=1.1, linestyle=(0, (5, 4)))
 
 
 def figure_of(ax: "Axes") -> "Figure":
@@ -155,25 +144,16 @@ def finish(ax: "Axes", handles: "Mapping[str, Artist]", title: str | None) -> No
     names = list(handles)
     letters = int(ax.get_window_extent().width / figure_of(ax).dpi / LETTER_WIDTH)
     # Names that do not fit side by side are stacked, many of them in two columns.
-    one_line = sum(len(name) + 4 for name in names) <= letters
-    columns = max(len(names), 1) if one_line else 1 if len(names) <= 3 else 2
-    shown = names if one_line else [clip(name, letters // columns - 4) for name in names]
-    legend = ax.legend(
-        list(handles.values()),
-        # matplotlib leaves out what starts with an underscore.
-        [" " * name.startswith("_") + name for name in shown],
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        ncols=columns,
-        frameon=False,
-        fontsize=TEXT_SIZE,
-        labelcolor=INK,
-        labelspacing=0.3,
-        handlelength=1.2,
-        handletextpad=0.5,
-        columnspacing=1.2,
-        borderpad=0.2,
-    )
+    columns = 1 if len(names) <= 3 else 2
+    if sum(len(name) + 4 for name in names) <= letters:
+        columns = max(len(names), 1)
+    else:
+        names = [clip(name, letters // columns - 4) for name in names]
+    # matplotlib leaves out what starts with an underscore.
+    names = [" " * name.startswith("_") + name for name in names]
+    look: dict[str, Any] = {"ncols": columns, "frameon": False, "fontsize": TEXT_SIZE, "labelcolor": INK}
+    look |= {"labelspacing": 0.3, "handlelength": 1.2, "handletextpad": 0.5, "columnspacing": 1.2, "borderpad": 0.2}
+    legend = ax.legend(list(handles.values()), names, loc="lower left", bbox_to_anchor=(-0.01, 1.0), **look)
     for text in legend.get_texts():
         text.set_parse_math(False)
     for handle in legend.legend_handles:

@@ -1,13 +1,10 @@
-"""Pictures of images: rows of reconstructions, the page that compares runs; and `save`.
-
-matplotlib is imported by the functions, not by this module.
-"""
+"""Pictures of images: rows of reconstructions, the page that compares runs; and `save`."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,26 +13,20 @@ from torch import Tensor
 from straightvq.diagnostics import panels
 from straightvq.diagnostics.codebooks import codebook_scatter
 from straightvq.diagnostics.curves import usage_over_time
+from straightvq.diagnostics.functional.vectors import shape_error
 from straightvq.errors import InvalidValueError
 from straightvq.io import replacing
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-PAGE_WIDTH = 16.0  # inches
-PANEL_HEIGHT = 5.35  # with labels and title
-# What fits left of the images.
-LABEL_LETTERS = 18
+PAGE_WIDTH, PANEL_HEIGHT = 16.0, 5.35  # inches, with labels and title
+LABEL_LETTERS = 18  # that fit left of the images
 
 
-def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
-    """Write a figure so that `path`, which is returned, holds either the whole picture or what was there before.
+def save(figure: "panels.Figure", path: str | os.PathLike[str]) -> Path:
+    """Write a figure to `path`, whole or not at all, and return the path. Makes missing folders.
 
-    Missing folders are made. The suffix chooses the format (.png, .pdf, .svg).
+    The suffix chooses the format (.png, .pdf, .svg).
 
-    Raises:
-        ValueError: if `path` has no suffix or one that matplotlib cannot write.
+    Raises: ValueError if `path` has no suffix or one that matplotlib cannot write.
     """
     path = Path(path)
     suffix = path.suffix.lstrip(".").lower()
@@ -47,7 +38,7 @@ def save(figure: "Figure", path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def pixels(figure: "Figure") -> np.ndarray:
+def pixels(figure: "panels.Figure") -> np.ndarray:
     """The figure as an image, UInt8 (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -63,8 +54,7 @@ class Arm:
     Args:
         name: what the pictures call it; a few words.
         reconstructions: of the images that all arms share, as `reconstruction_grid` takes them.
-        usage_steps: training steps at which usage was measured.
-        usage_values: the usage there, a fraction in [0, 1].
+        usage_steps, usage_values: training steps and the usage there, a fraction in [0, 1].
         z: embeddings of a test sample, Float (*batch, dim).
         codes: effective codes at the end, Float (k, dim).
         counts: assignments of the test set to each code, Int (k,).
@@ -87,19 +77,20 @@ class Arm:
     perplexity: float
 
 
-def comparison(originals: Tensor, arms: Sequence[Arm], *, title: str | None = None, max_images: int = 10) -> "Figure":
+def comparison(
+    originals: Tensor, arms: Sequence[Arm], *, title: str | None = None, max_images: int = 10
+) -> "panels.Figure":
     """One page: originals and reconstructions, usage over training, and every arm's codebook.
 
-    An arm keeps its colour in all panels. The page is 1600 pixels wide at its own resolution.
+    An arm keeps its colour in all panels. The page is 1600 pixels wide.
 
     Args:
         originals: images, as `reconstruction_grid` takes them.
         arms: one to six runs, baseline first; up to three look best.
         title: headline; by default how many codes each arm uses.
-        max_images: at most this many columns of images.
+        max_images: most columns of images.
 
-    Raises:
-        ValueError: if there is no arm, more than six, two of one name, or shapes do not fit.
+    Raises: ValueError if there is no arm, more than six, two of one name, or shapes do not fit.
     """
     names = [arm.name for arm in arms]
     if not 1 <= len(arms) <= len(panels.PALETTE) or len(set(names)) < len(names):
@@ -112,7 +103,10 @@ def comparison(originals: Tensor, arms: Sequence[Arm], *, title: str | None = No
     count = len(arms) + 1
     columns = 2 if count == 4 else min(count, 3)
     top = 0.95 + strips.height
-    figure = panels.new_figure(PAGE_WIDTH, top + -(-count // columns) * PANEL_HEIGHT, title or _headline(arms))
+    if not title:
+        first, *others = (f"{panels.clip(arm.name, LABEL_LETTERS)} uses {arm.codes_used:,}" for arm in arms[:3])
+        title = ", ".join([f"{first} of {len(arms[0].codes):,} codes", *others])
+    figure = panels.new_figure(PAGE_WIDTH, top + -(-count // columns) * PANEL_HEIGHT, title)
     strips.draw(figure, 0.95, [panels.INK, *colors])
     usage, *scatters = panels.grid(figure, count, columns, top=top, above=1.35, below=0.75, between=0.95)
     series = {arm.name: (arm.usage_steps, arm.usage_values) for arm in arms}
@@ -129,25 +123,17 @@ def _label(arm: Arm) -> str:
     return f"{arm.name}\ntest MSE {arm.test_mse:.4g}, {arm.psnr:.1f} dB\n{used}\nperplexity {arm.perplexity:,.1f}"
 
 
-def _headline(arms: Sequence[Arm]) -> str:
-    first, *others = (f"{panels.clip(arm.name, LABEL_LETTERS)} uses {arm.codes_used:,}" for arm in arms[:3])
-    return ", ".join([f"{first} of {len(arms[0].codes):,} codes", *others])
-
-
 def reconstruction_grid(
     originals: Tensor, *rows: tuple[str, Tensor], max_images: int = 12, title: str | None = None
-) -> "Figure":
+) -> "panels.Figure":
     """Originals in the first row, under each what became of it.
 
     Args:
-        originals: images (n, channels, height, width), 1 or 3 channels, Float in [0, 1] (values outside are clipped)
-            or UInt8.
+        originals: images (n, 1 or 3, height, width), Float in [0, 1] (values outside are clipped) or UInt8.
         rows: a title and such images for each further row, in the same order.
-        max_images: at most this many columns, from the front.
-        title: headline of the figure.
+        max_images: most columns, from the front.
 
-    Raises:
-        ValueError: if there is no image or the shapes differ.
+    Raises: ValueError if there is no image or the shapes differ.
     """
     strips = _Strips("reconstruction_grid", originals, rows, max_images)
     top = 0.7 if title else 0.2
@@ -157,29 +143,18 @@ def reconstruction_grid(
 
 
 class _Strips:
-    """Rows of images across the page, each labelled on the left; lengths in inches.
-
-    Args:
-        owner: whose mistakes are reported.
-        originals: the images of the first row.
-        rows: a label and the images of each further one.
-        most: at most this many images of each row.
-    """
+    """Rows of at most ``most`` images across the page, each labelled on the left; lengths in inches."""
 
     left, right, gap = 2.9, 0.35, 0.08
 
     def __init__(self, owner: str, originals: Tensor, rows: Sequence[tuple[str, Tensor]], most: int) -> None:
         if originals.ndim != 4 or not len(originals) or originals.shape[1] not in (1, 3):
-            raise InvalidValueError(
-                f"`{owner}`: `originals` must have the shape (n, channels, height, width) with n >= 1 and 1 or 3 "
-                f"channels. Got {tuple(originals.shape)}."
-            )
+            rule = "`originals` must have the shape (n, channels, height, width) with n >= 1 and 1 or 3 channels"
+            raise shape_error(owner, rule, originals)
         for name, images in rows:
             if images.shape != originals.shape:
-                raise InvalidValueError(
-                    f"`{owner}`: the images of {name!r} must have the shape of `originals`, {tuple(originals.shape)}. "
-                    f"Got {tuple(images.shape)}."
-                )
+                rule = f"the images of {name!r} must have the shape of `originals`, {tuple(originals.shape)}"
+                raise shape_error(owner, rule, images)
         self.rows = [(name, _drawable(images[:most])) for name, images in (("original", originals), *rows)]
         number, height, width = self.rows[0][1].shape[:3]
         cell_width = (PAGE_WIDTH - self.left - self.right - (number - 1) * self.gap) / number
@@ -188,7 +163,7 @@ class _Strips:
         self.cell_width = self.cell_height * width / height
         self.height = len(self.rows) * (self.cell_height + self.gap) - self.gap
 
-    def draw(self, figure: "Figure", top: float, colors: Sequence[str]) -> None:
+    def draw(self, figure: "panels.Figure", top: float, colors: Sequence[str]) -> None:
         """Draw the rows from ``top`` below the upper edge, each with its label in the colour of its row."""
         page_height = figure.get_size_inches()[1]
         ax = figure.add_axes((0, (page_height - top - self.height) / page_height, 1, self.height / page_height))
@@ -205,17 +180,16 @@ class _Strips:
 
 def _drawable(images: Tensor) -> np.ndarray:
     """Images (n, channels, height, width) as (n, height, width, channels) in [0, 1]."""
-    images = images.detach().cpu()
-    scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float().clamp(0, 1)
-    return scaled.permute(0, 2, 3, 1).numpy()
+    scale = 255 if images.dtype == torch.uint8 else 1
+    return (images.detach().cpu().float() / scale).clamp(0, 1).permute(0, 2, 3, 1).numpy()
 
 
-def _write_label(ax: "Axes", label: str, middle: float, color: str) -> None:
+def _write_label(ax: "panels.Axes", label: str, middle: float, color: str) -> None:
     """Lines of text around a height, the first of them large and in the colour."""
     first, *others = label.split("\n")
-    title: dict[str, Any] = {"size": panels.TITLE_SIZE, "weight": "bold", "color": color}
-    detail: dict[str, Any] = {"size": panels.TEXT_SIZE, "color": panels.FAINT_INK}
     line = panels.TEXT_SIZE * 1.45 / 72  # points to inches
+    style: dict[str, Any] = {"size": panels.TITLE_SIZE, "weight": "bold", "color": color}
     for number, text in enumerate((panels.clip(first, LABEL_LETTERS), *others)):
         y = middle + (number - len(others) / 2) * line
-        ax.text(0.45, y, text, va="center", parse_math=False, **(detail if number else title))
+        ax.text(0.45, y, text, va="center", parse_math=False, **style)
+        style = {"size": panels.TEXT_SIZE, "color": panels.FAINT_INK}

@@ -19,21 +19,18 @@ class Window:
 
     def __init__(self, followed: Followed, device: torch.device) -> None:
         self.counts = torch.zeros(followed.size, dtype=torch.int64, device=device)
-        # Rows: number of vectors, mean, squared deviations from it, squared errors. Sums of squares would cancel
-        # for embeddings far from the origin.
+        # Rows as in `merge_tables`, and squared errors. Sums of squares would cancel far from the origin.
         self.table = torch.zeros(4, followed.dim, dtype=wide_dtype(self.counts), device=device)
 
     def add(self, z: Tensor, code: Tensor, indices: Tensor) -> None:
         """Add vectors z (n, dim), their codes (n, dim) and indices (n,), negative where masked."""
-        counts, _ = code_sums(z[:, :0], indices, len(self.counts))
-        self.counts += counts
+        self.counts += code_sums(z[:, :0], indices, len(self.counts))[0]
         z, code = z.to(self.table.dtype), code.to(self.table.dtype)
         weight = (indices >= 0).to(z.dtype)[:, None]
         number = weight.sum()
         mean = (weight * z).sum(0) / number.clamp(min=1)
-        deviations = (weight * (z - mean).square()).sum(0)
-        errors = (weight * (z - code).square()).sum(0)
-        added = torch.stack([number.expand_as(mean), mean, deviations, errors])
+        squares = ((weight * (z - other).square()).sum(0) for other in (mean, code))
+        added = torch.stack([number.expand_as(mean), mean, *squares])
         self.table = merge_tables(torch.stack([self.table, added]))
 
     def close(self) -> tuple[dict[str, float], Tensor]:
@@ -88,8 +85,7 @@ class Totals:
 
     def compute(self) -> dict[str, Tensor]:
         """All values by their logged names; none if no rank saw a vector."""
-        usage = self.usage.compute()
-        error = self.error.compute()
+        usage, error = self.usage.compute(), self.error.compute()
         gap = self.moments.compute() if self._has_codes else {}
         if not usage["usage"] > 0:
             return {}
@@ -98,5 +94,5 @@ class Totals:
         return {**usage, "error": error["normalized"], **distances}
 
     def vectors(self) -> Tensor:
-        """Up to a few thousand of this rank's embeddings, Float (n, dim)."""
+        """At most `MAX_VECTORS` of this rank's embeddings, Float (n, dim)."""
         return torch.cat(self._drawn)

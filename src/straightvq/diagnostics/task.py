@@ -30,7 +30,7 @@ class HasHead(Protocol):
 
 @contextlib.contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode while it lasts; every mode and the random-number state are as before afterwards."""
+    """Evaluation mode; afterwards every mode and the random state are as before."""
     modes = [(child, child.training) for child in module.modules()]
     devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     with torch.random.fork_rng(devices=devices):
@@ -43,11 +43,13 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
 
 def measure_gradient_gap(task: nn.Module, batch: Any) -> GradientGap | None:
-    """Two passes of the head, with and without the quantization error, if the task offers one for its one quantizer."""
-    quantizers = [quantizer for quantizer in _outermost(task) if not quantizer._is_bypassed]
-    if not isinstance(task, HasHead) or len(quantizers) != 1:
+    """`estimator_gap` of the task's head, if it has one and exactly one quantizer, which may be a composite."""
+    found = [child for child in task.modules() if isinstance(child, Quantizer)]
+    inner = {part for child in found for part in child.modules() if part is not child}
+    outermost = [child for child in found if child not in inner and not child._is_bypassed]
+    if not isinstance(task, HasHead) or len(outermost) != 1:
         return None
-    quantizer = quantizers[0]
+    (quantizer,) = outermost
     # Evaluation runs in inference mode, whose tensors no gradient can pass: work on copies made outside of it.
     with torch.inference_mode(False), undisturbed(task):
         batch = apply_to_collection(batch, Tensor, Tensor.clone)
@@ -58,29 +60,17 @@ def measure_gradient_gap(task: nn.Module, batch: Any) -> GradientGap | None:
         return estimator_gap(lambda latent: task.head_loss(latent, batch), exact, quantized)
 
 
-def _outermost(module: nn.Module) -> list[Quantizer]:
-    """Quantizers that are not part of another one."""
-    found = [child for child in module.modules() if isinstance(child, Quantizer)]
-    inner = {id(part) for child in found for part in child.modules() if part is not child}
-    return [child for child in found if id(child) not in inner]
-
-
 def first_images(batch: Any) -> Tensor | None:
     """The first images of a batch, copied, if it is a dictionary that has drawable ones."""
     images = batch.get("image") if isinstance(batch, dict) else None
-    if not isinstance(images, Tensor) or not images.is_floating_point():
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.ndim != 4:
         return None
-    if images.ndim != 4 or not len(images) or images.shape[1] not in (1, 3):
-        return None
-    return images[:MAX_IMAGES].detach().clone()
+    return images[:MAX_IMAGES].detach().clone() if len(images) and images.shape[1] in (1, 3) else None
 
 
 @torch.no_grad()
 def reconstruct(task: nn.Module, images: Tensor) -> Tensor | None:
-    """What the task's ``model`` makes of the images, if it is an autoencoder.
-
-    That is: it has ``encode`` and ``decode``, and gives the reconstruction alone or as first item of a tuple.
-    """
+    """What the task's ``model`` makes of the images, alone or first in a tuple, if it can ``encode`` and ``decode``."""
     model = getattr(task, "model", None)
     if not callable(model) or not all(callable(getattr(model, name, None)) for name in ("encode", "decode")):
         return None

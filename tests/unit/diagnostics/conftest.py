@@ -1,8 +1,14 @@
-"""What the tests of all pictures look at."""
+"""The same random draws in every test, and what the tests of all pictures look at."""
 
 import itertools
 
 import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _same_draws():
+    torch.manual_seed(0)
 
 
 def overlapping(figure):

@@ -13,8 +13,7 @@ def concerns(quantizer, **settings):
     return Concerns(followed, **{"threshold": 0.1, "patience": 1, **settings})
 
 
-def window(commitment=1.0, error=1.0):
-    return {"commitment": commitment, "error": error}
+WINDOW = {"commitment": 1.0, "error": 1.0}
 
 
 def test_cures_already_in_place_are_not_named():
@@ -28,16 +27,15 @@ def test_cures_already_in_place_are_not_named():
 
 def test_a_concern_is_told_once_and_remembered():
     quantizer = svq.VectorQuantizer(2, svq.Codebook(20))
-    one_code = torch.zeros(20, dtype=torch.int64)
-    one_code[0] = 80
+    one_code = 80 * (torch.arange(20) == 0)
     quantizer.codebook.freeze()
     first = concerns(quantizer, patience=2)
-    assert first.judge(window(), one_code, []) == []
+    assert first.judge(WINDOW, one_code, []) == []
     resumed = concerns(quantizer, patience=2)
     resumed.load_state_dict(first.state_dict())
-    (told,) = resumed.judge(window(), one_code, [])
+    (told,) = resumed.judge(WINDOW, one_code, [])
     assert told.startswith("the codebook has collapsed: 1 of 20 codes (5.0%) were used for 80 vectors")
-    assert resumed.judge(window(), one_code, []) == []
+    assert resumed.judge(WINDOW, one_code, []) == []
 
 
 @pytest.mark.parametrize(("later", "lost"), [((1000, 3), 1), ((1000, 1), 0), ((50, 3), 0), ((float("nan"),) * 2, 1)])
@@ -45,8 +43,8 @@ def test_divergence_needs_both_to_grow(later, lost):
     quantizer = svq.VectorQuantizer(2, svq.Codebook(4))
     judge, counts = concerns(quantizer), torch.full((4,), 5)
     optimizer = torch.optim.SGD(quantizer.parameters())
-    assert judge.judge(window(1, 1), counts, [optimizer]) == []
-    told = judge.judge(window(*later), counts, [optimizer])
+    assert judge.judge(WINDOW, counts, [optimizer]) == []
+    told = judge.judge(dict(zip(WINDOW, later, strict=True)), counts, [optimizer])
     assert len([text for text in told if "loses the embeddings" in text]) == lost
 
 
@@ -54,4 +52,4 @@ def test_a_window_without_vectors_is_not_judged():
     judge = concerns(svq.VectorQuantizer(2, svq.Codebook(4)))
     judge.open_window()
     assert judge.judge({}, torch.zeros(4, dtype=torch.int64), []) == []
-    assert len(judge.judge(window(), torch.full((4,), 5), [])) == 1  # no optimizer has heard of the codes
+    assert len(judge.judge(WINDOW, torch.full((4,), 5), [])) == 1  # no optimizer has heard of the codes

@@ -14,25 +14,13 @@ from straightvq.diagnostics.pictures import pixels
 
 @pytest.fixture
 def images():
-    return torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return torch.rand(4, 3, 8, 8)
 
 
 def arm(images, name="plain VQ", dim=4, size=16):
-    z = torch.randn(50, dim, generator=torch.Generator().manual_seed(1))
-    counts = torch.arange(size)
-    return dx.Arm(
-        name=name,
-        reconstructions=images,
-        usage_steps=[0, 10],
-        usage_values=[0.1, 0.9],
-        z=z,
-        codes=z[:size],
-        counts=counts,
-        test_mse=0.0123,
-        psnr=19.1,
-        codes_used=size - 1,
-        perplexity=float(dx.perplexity(counts)),
-    )
+    z, counts = torch.randn(50, dim), torch.arange(size)
+    known = {"test_mse": 0.0123, "psnr": 19.1, "codes_used": size - 1, "perplexity": float(dx.perplexity(counts))}
+    return dx.Arm(name, images, [0, 10], [0.1, 0.9], z, z[:size], counts, **known)
 
 
 class TestReconstructionGrid:
@@ -49,18 +37,14 @@ class TestReconstructionGrid:
         np.testing.assert_allclose(first, images[0, 0], atol=1 / 255)
         assert twice.max() == 1.0
         grey.draw_without_rendering()
-
-    def test_keeps_to_the_maximum(self, images):
         assert len(dx.reconstruction_grid(images, max_images=2).axes[0].images) == 2
 
     @pytest.mark.parametrize("shape", [(0, 3, 8, 8), (4, 2, 8, 8), (3, 8, 8)])
-    def test_other_shapes_are_refused(self, shape):
+    def test_other_shapes_are_refused(self, images, shape):
         with pytest.raises(ValueError, match=r"`reconstruction_grid`: `originals` must have the shape"):
             dx.reconstruction_grid(torch.zeros(shape))
-
-    def test_rows_of_another_shape_are_refused(self, images):
-        with pytest.raises(ValueError, match=r"images of 'a' must have the shape of `originals`.* Got \(3, 3, 8, 8\)"):
-            dx.reconstruction_grid(images, ("a", images[:3]))
+        with pytest.raises(ValueError, match=r"images of 'a' must have the shape of `originals`, \(4, 3, 8, 8\)\. Got"):
+            dx.reconstruction_grid(images, ("a", torch.zeros(shape)))
 
 
 class TestComparison:
@@ -73,17 +57,14 @@ class TestComparison:
         assert figure.get_size_inches()[0] * figure.dpi == 1600
         assert dx.save(figure, tmp_path / "page.png").stat().st_size < 1_000_000
 
-    def test_keeps_an_arm_in_its_colour(self, images):
+    def test_states_the_numbers_and_keeps_an_arm_in_its_colour(self, images):
         figure = dx.comparison(images, [arm(images, "first"), arm(images, "second")])
         strips, usage, *_ = figure.axes
         labels = {text.get_text(): text.get_color() for text in strips.texts}
         assert [labels["first"], labels["second"]] == list(panels.PALETTE[:2])
         assert [line.get_color() for line in usage.lines] == list(panels.PALETTE[:2])
-
-    def test_headline_and_labels_state_the_numbers(self, images):
-        figure = dx.comparison(images, [arm(images, "first"), arm(images, "second")])
         assert [text.get_text() for text in figure.texts] == ["first uses 15 of 16 codes, second uses 15"]
-        assert "test MSE 0.0123, 19.1 dB" in [text.get_text() for text in figure.axes[0].texts]
+        assert "test MSE 0.0123, 19.1 dB" in labels
 
     def test_long_names_stay_in_their_places(self, images, overlapping):
         names = [f"codebook number {i} with quite a long name" for i in range(3)]
@@ -95,9 +76,8 @@ class TestComparison:
 
     def test_degenerate_arms_are_drawn(self, images, tmp_path, overlapping):
         one = arm(images[:, :1], "one channel", dim=1, size=1)
-        flat = dataclasses.replace(
-            arm(images[:, :1], "all equal"), z=torch.full((5, 4), 0.1), usage_steps=[], usage_values=[]
-        )
+        flat = arm(images[:, :1], "all equal")
+        flat = dataclasses.replace(flat, z=torch.full((5, 4), 0.1), usage_steps=[], usage_values=[])
         figure = dx.comparison(images[:, :1], [one, flat])
         assert overlapping(figure) == []
         dx.save(figure, tmp_path / "page.png")

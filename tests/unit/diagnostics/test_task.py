@@ -25,45 +25,48 @@ class Task(nn.Module):
         return (self.head(latent).tanh() - batch["x"]).square().mean()
 
 
+@pytest.fixture
 def batch():
-    return {"x": torch.randn(8, 4, generator=torch.Generator().manual_seed(1))}
+    return {"x": torch.randn(8, 4)}
+
+
+@pytest.fixture
+def task():
+    return Task(svq.VectorQuantizer(4, svq.Codebook(8)))
 
 
 @pytest.mark.parametrize("transform", [svq.UnitNorm(), svq.Projection(2)], ids=["unit norm", "projection"])
-def test_a_transform_alone_makes_no_gradient_gap(transform):
+def test_a_transform_alone_makes_no_gradient_gap(transform, batch):
     """With a code at every vector nothing is lost to quantization, whatever the transform does."""
     quantizer = svq.VectorQuantizer(4, svq.Codebook(8), transform=transform)
     task = Task(quantizer).eval()
     assert isinstance(task, HasHead)
-    quantizer.set_codes(quantizer.transform(task.latent(batch())).detach())
-    exact = measure_gradient_gap(task, batch())
+    quantizer.set_codes(quantizer.transform(task.latent(batch)).detach())
+    exact = measure_gradient_gap(task, batch)
     assert float(exact.relative) == pytest.approx(0, abs=1e-5)
     assert float(exact.cosine) == pytest.approx(1)
     quantizer.set_codes(quantizer.codes() + 0.3)
-    assert float(measure_gradient_gap(task, batch()).relative) > 0.01
+    assert float(measure_gradient_gap(task, batch).relative) > 0.01
 
 
-def test_the_gap_is_measured_inside_inference_mode_and_leaves_no_trace():
-    task = Task(svq.VectorQuantizer(4, svq.Codebook(8))).train()
+def test_the_gap_is_measured_inside_inference_mode_and_leaves_no_trace(task, batch):
     before = torch.get_rng_state()
     with torch.inference_mode():
-        inside = measure_gradient_gap(task, batch())
-    assert float(inside.norm) == pytest.approx(float(measure_gradient_gap(task, batch()).norm))
+        inside = measure_gradient_gap(task, batch)
+    assert float(inside.norm) == pytest.approx(float(measure_gradient_gap(task, batch).norm))
     assert task.training
     assert task.quantizer.training
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in task.parameters())
 
 
-def test_without_a_head_or_with_a_bypassed_quantizer_there_is_no_gap():
-    task = Task(svq.VectorQuantizer(4, svq.Codebook(8)))
-    assert measure_gradient_gap(nn.Sequential(task.quantizer), batch()) is None
+def test_without_a_head_or_with_a_bypassed_quantizer_there_is_no_gap(task, batch):
+    assert measure_gradient_gap(nn.Sequential(task.quantizer), batch) is None
     with svq.bypass(task):
-        assert measure_gradient_gap(task, batch()) is None
+        assert measure_gradient_gap(task, batch) is None
 
 
-def test_undisturbed_gives_modes_and_random_numbers_back_after_a_failure():
-    task = Task(svq.VectorQuantizer(4, svq.Codebook(8)))
+def test_undisturbed_gives_modes_and_random_numbers_back_after_a_failure(task):
     task.head.eval()
     before = torch.get_rng_state()
 

@@ -1,9 +1,9 @@
 """What is measured on a quantizer, as pure functions of tensors.
 
-Vectors are channels-last: every `(*batch, dim)` below is flattened to `(n, dim)`. Everything is computed in float64
-where the device has it, because all of these are differences and ratios of sums over many vectors, and comes back in
-float32 (float64 for float64 vectors). Each function measures the vectors it is given: for a data set, sum counts over
-it or use the accumulators in `metrics.py`, since a mean of per-batch values depends on the batch size.
+Vectors are channels-last: every `(*batch, dim)` below is flattened to `(n, dim)`. All are differences and ratios of
+sums over many vectors, and so are computed in float64 where the device has it; they come back in float32 (float64 for
+float64 vectors). For a data set, sum counts over it or use the accumulators in `metrics.py`: a mean of per-batch values
+depends on the batch size.
 """
 
 from straightvq.diagnostics.functional.counts import dead_codes, perplexity, sliding_usage, usage, usage_counts

@@ -5,16 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from straightvq.diagnostics.functional.vectors import (
-    check_codes,
-    check_shape,
-    deviations,
-    flatten,
-    mean_and_variance,
-    ratio,
-    result_dtype,
-    wide_dtype,
-)
+from straightvq.diagnostics.functional import vectors
+from straightvq.diagnostics.functional.vectors import mean_and_variance, ratio, result_dtype, wide_dtype
 
 
 class MomentGap(NamedTuple):
@@ -29,75 +21,59 @@ class MomentGap(NamedTuple):
 def normalized_quantization_error(z: Tensor, quantized: Tensor) -> Tensor:
     """Quantization error relative to the spread of the embeddings: mean ||z - q||^2 / mean ||z - mean z||^2.
 
-    Without a unit, and unchanged when z and the codes are shifted or scaled together: a commitment term that rises
-    while this stays level only says that the latent norm grows; if this rises too, the codebook loses the embeddings.
-    0 is perfect; 1 is what a single code at the mean achieves, and there is no maximum. Falling well below 1 and
-    staying there is normal. If all z are equal it is 0 for exact codes and infinite otherwise.
+    0 is perfect, 1 is what a single code at the mean achieves; well below 1 is normal. Unchanged when z and the codes
+    are shifted or scaled together: a commitment term that rises while this stays level only says that the latent norm
+    grows; if both rise, the codebook loses the embeddings. If all z are equal it is 0 for exact codes, else infinite.
 
-    Shape:
-        z, quantized: Float (*batch, dim); the result is Float ().
-
-    Raises:
-        ValueError: if the shapes differ or there is no vector.
+    Shape: z, quantized: Float (*batch, dim); the result is Float ().
+    Raises: ValueError if the shapes differ or there is no vector.
 
     Example:
         >>> z = torch.tensor([[0.0], [2.0], [4.0], [6.0]])  # variance 5
         >>> normalized_quantization_error(z, torch.tensor([[1.0], [1.0], [5.0], [5.0]]))  # error 1
         tensor(0.2000)
     """
-    check_shape("normalized_quantization_error", "quantized", quantized, "z", z)
-    flat = flatten(z, "normalized_quantization_error")
+    vectors.check_shape("normalized_quantization_error", "quantized", quantized, "z", z)
+    flat = vectors.flatten(z, "normalized_quantization_error")
     error = (flat - quantized.reshape(flat.shape).to(flat.dtype)).square().sum(-1).mean()
-    spread = mean_and_variance(flat)[1].sum()
-    return ratio(error, spread).to(result_dtype(z))
+    return ratio(error, mean_and_variance(flat)[1].sum()).to(result_dtype(z))
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel, without cancellation far from the origin.
 
-    mean_d = (1/n) sum_i x_id,  var_d = (1/n) sum_i (x_id - mean_d)^2.
-
-    Shape:
-        x: Float (*batch, dim); the results are Float (dim,), in the unit of x and its square.
-
-    Raises:
-        ValueError: if there is no vector.
+    Shape: x: Float (*batch, dim); the results are Float (dim,), in the unit of x and its square.
+    Raises: ValueError if there is no vector.
 
     Example:
         >>> moments(torch.tensor([[1e8, 0.0], [1e8, 4.0]]))
         (tensor([1.0000e+08, 2.0000e+00]), tensor([0., 4.]))
     """
-    mean, var = mean_and_variance(flatten(x, "moments"))
+    mean, var = mean_and_variance(vectors.flatten(x, "moments"))
     return mean.to(result_dtype(x)), var.to(result_dtype(x))
 
 
 def covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased covariance matrix of the channels, without cancellation far from the origin.
 
-    cov_de = (1/n) sum_i (x_id - mean_d) (x_ie - mean_e); its diagonal is the variance of `moments`.
-
-    Shape:
-        x: Float (*batch, dim); the results are Float (dim,) and (dim, dim).
-
-    Raises:
-        ValueError: if there is no vector.
+    Shape: x: Float (*batch, dim); the results are Float (dim,) and (dim, dim).
+    Raises: ValueError if there is no vector.
 
     Example:
         >>> covariance(torch.tensor([[1.0, 0.0], [3.0, 4.0]]))
         (tensor([2., 2.]), tensor([[1., 2.],
                 [2., 4.]]))
     """
-    mean, centred = deviations(flatten(x, "covariance"))
+    mean, centred = vectors.deviations(vectors.flatten(x, "covariance"))
     return mean.to(result_dtype(x)), (centred.T @ centred / len(centred)).to(result_dtype(x))
 
 
 def gaussian_w2_diagonal(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -> Tensor:
-    """2-Wasserstein distance of two Gaussians with diagonal covariances.
+    """2-Wasserstein distance of two Gaussians with diagonal covariances, in the unit of the vectors.
 
-    W2 = sqrt(sum_d (mean_a - mean_b)^2 + (std_a - std_b)^2), in the unit of the vectors; 0 for equal moments.
+    W2 = sqrt(sum_d (mean_a - mean_b)^2 + (std_a - std_b)^2).
 
-    Shape:
-        mean_a, var_a, mean_b, var_b: Float (dim,); the result is Float ().
+    Shape: mean_a, var_a, mean_b, var_b: Float (dim,); the result is Float ().
 
     Example:
         >>> gaussian_w2_diagonal(*torch.tensor([[0.0], [1.0], [4.0], [16.0]]))  # sqrt(4^2 + (1 - 4)^2)
@@ -110,13 +86,12 @@ def gaussian_w2_diagonal(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: T
 
 
 def gaussian_w2(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> Tensor:
-    """2-Wasserstein (Bures) distance of two Gaussians with full covariances.
+    """2-Wasserstein (Bures) distance of two Gaussians with full covariances A and B, in the unit of the vectors.
 
-    W2^2 = ||mean_a - mean_b||^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2), A and B the covariances.
+    W2^2 = ||mean_a - mean_b||^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2).
 
-    In the unit of the vectors; 0 for equal moments. It also sees what `gaussian_w2_diagonal` cannot: two clouds with
-    the same spread in each channel that lie along different directions. Covariances may be singular, as those of fewer
-    vectors than channels. Costs O(dim^3).
+    It tells apart two clouds of equal spread in each channel that lie along different directions, which
+    `gaussian_w2_diagonal` cannot. Covariances may be singular. Costs O(dim^3).
 
     Shape:
         mean_a, mean_b: Float (dim,).
@@ -140,21 +115,19 @@ def gaussian_w2(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) ->
 
 
 def _symmetric_root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
+    values, directions = torch.linalg.eigh(matrix)
     # Rounding may leave an eigenvalue slightly below 0.
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return (directions * values.clamp(min=0).sqrt()) @ directions.T
 
 
 def gaussian_symmetric_kl_diagonal(mean_a: Tensor, var_a: Tensor, mean_b: Tensor, var_b: Tensor) -> Tensor:
-    """Symmetric Kullback-Leibler divergence, KL(a||b) + KL(b||a), of two Gaussians with diagonal covariances.
+    """KL(a||b) + KL(b||a) of two Gaussians with diagonal covariances, in nats.
 
     1/2 sum_d [var_a/var_b + var_b/var_a - 2 + (mean_a - mean_b)^2 (1/var_a + 1/var_b)].
 
-    In nats; 0 for equal moments. Infinite where a channel is constant on one side only; a channel that has the same
-    constant value on both sides adds 0.
+    A channel that is constant on one side only makes it infinite; one with the same constant on both sides adds 0.
 
-    Shape:
-        mean_a, var_a, mean_b, var_b: Float (dim,); the result is Float ().
+    Shape: mean_a, var_a, mean_b, var_b: Float (dim,); the result is Float ().
 
     Example:
         >>> moments = torch.tensor([[0.0], [1.0], [4.0], [4.0]])
@@ -162,11 +135,11 @@ def gaussian_symmetric_kl_diagonal(mean_a: Tensor, var_a: Tensor, mean_b: Tensor
         tensor(11.1250)
     """
     dtype = wide_dtype(mean_a)
-    var_a_wide, var_b_wide = var_a.to(dtype), var_b.to(dtype)
+    wide_a, wide_b = var_a.to(dtype), var_b.to(dtype)
     shift = (mean_a.to(dtype) - mean_b.to(dtype)).square()
     # The bracket over its common denominator, so that 0/0 can be told from x/0.
-    numerator = (var_a_wide - var_b_wide).square() + shift * (var_a_wide + var_b_wide)
-    terms = ratio(numerator, var_a_wide * var_b_wide)
+    numerator = (wide_a - wide_b).square() + shift * (wide_a + wide_b)
+    terms = ratio(numerator, wide_a * wide_b)
     # Two different constants: numerator and denominator are both 0, but the divergence is infinite.
     terms = torch.where((numerator == 0) & (shift > 0), torch.inf, terms)
     return (terms.sum() / 2).to(result_dtype(mean_a))
@@ -175,33 +148,25 @@ def gaussian_symmetric_kl_diagonal(mean_a: Tensor, var_a: Tensor, mean_b: Tensor
 def moment_distance(z: Tensor, codes: Tensor) -> MomentGap:
     """Distance between the first two moments of the embeddings and of the whole codebook.
 
-    With s = sqrt(sum_d var_z) the standard deviation of the embeddings as one number:
-    mean = ||mean_z - mean_c|| / s,  std = ||std_z - std_c|| / s,  wasserstein = W2 / s = sqrt(mean^2 + std^2),
-    symmetric_kl = `gaussian_symmetric_kl_diagonal`.
+    With s = sqrt(sum_d var_z), the standard deviation of the embeddings as one number:
+    mean = ||mean_z - mean_c|| / s,  std = ||std_z - std_c|| / s,  wasserstein = W2 / s = sqrt(mean^2 + std^2);
+    symmetric_kl = `gaussian_symmetric_kl_diagonal`, in nats.
 
-    The first three are in standard deviations of the embeddings, the last is in nats; 0 is a perfect match, none has a
-    maximum, and none changes when z and codes are shifted or scaled together. Well below 1 is normal for a healthy
-    codebook; a few units mean that the two clouds are disjoint and that only the nearest codes will ever be chosen.
-    Embeddings that are all equal have no such unit: the values are 0 or infinite then.
+    0 is a perfect match, and well below 1 is normal; a few units mean that the two clouds are disjoint and that only
+    the nearest codes will ever be chosen. Unchanged when z and codes are shifted or scaled together. If all embeddings
+    are equal, the values are 0 or infinite.
 
-    Shape:
-        z: Float (*batch, dim).
-        codes: Float (k, dim), effective codes.
-
-    Raises:
-        ValueError: if the widths differ or one side is empty.
-
-    Source:
-        The paper's "divergence" of embeddings and codebook, which affine parameters remove; as numbers, not plots.
+    Shape: z: Float (*batch, dim); codes: Float (k, dim), effective codes.
+    Raises: ValueError if the widths differ or one side is empty.
+    Source: the paper's "divergence" of embeddings and codebook, which affine parameters remove; as numbers, not plots.
 
     Example:
         >>> moment_distance(torch.tensor([[-1.0], [1.0]]), torch.tensor([[2.0], [6.0]])).mean  # (4 - 0) / 1
         tensor(4.)
     """
-    check_codes("moment_distance", z, codes)
-    embedding = mean_and_variance(flatten(z, "moment_distance"))
-    gap = compare_moments(*embedding, *mean_and_variance(flatten(codes, "moment_distance")))
-    return MomentGap(*(value.to(result_dtype(z)) for value in gap))
+    vectors.check_codes("moment_distance", z, codes)
+    embeddings, table = (mean_and_variance(vectors.flatten(x, "moment_distance")) for x in (z, codes))
+    return MomentGap(*(value.to(result_dtype(z)) for value in compare_moments(*embeddings, *table)))
 
 
 def compare_moments(mean_z: Tensor, var_z: Tensor, mean_codes: Tensor, var_codes: Tensor) -> MomentGap:

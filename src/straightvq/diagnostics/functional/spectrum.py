@@ -8,48 +8,38 @@ from straightvq.errors import InvalidValueError
 
 
 def effective_dimension(z: Tensor) -> Tensor:
-    """Number of directions the embeddings really use: exp of the entropy of the covariance's spectrum.
-
-    exp(-sum_j p_j log p_j), p = eigenvalues of the covariance / their sum.
+    """Number of directions the embeddings really use: exp(-sum_j p_j log p_j), p the covariance's normalized spectrum.
 
     From 1 (all on a line) to the smaller of dim and n - 1; 0 if all vectors are equal. Encoders commonly use far fewer
     directions than they have channels; a smaller `codebook_dim` then loses little. Costs O(n dim^2 + dim^3).
 
-    Shape:
-        z: Float (*batch, dim); the result is Float ().
-
-    Raises:
-        ValueError: if there is no vector.
+    Shape: z: Float (*batch, dim); the result is Float ().
+    Raises: ValueError if there is no vector.
 
     Example:
         >>> cross = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])  # spectrum (1/2, 1/2, 0)
         >>> effective_dimension(torch.cat([cross, -cross]))
         tensor(2.)
     """
-    flat = flatten(z, "effective_dimension")
-    centred = deviations(flat)[1]
+    centred = deviations(flatten(z, "effective_dimension"))[1]
     # Rounding may leave an eigenvalue slightly below 0.
     spectrum = torch.linalg.eigvalsh(centred.T @ centred).clamp(min=0)
     total = spectrum.sum()
-    p = ratio(spectrum, total)
-    return torch.where(total > 0, torch.special.entr(p).sum().exp(), 0.0).to(result_dtype(z))
+    entropy = torch.special.entr(ratio(spectrum, total)).sum()
+    return torch.where(total > 0, entropy.exp(), 0.0).to(result_dtype(z))
 
 
 def principal_plane(z: Tensor, k: int = 2) -> tuple[Tensor, Tensor]:
-    """Mean and first k principal directions of the embeddings, the frame of the scatter pictures.
+    """Mean (dim,) and orthonormal first k principal directions (dim, k) of the embeddings, the widest first.
 
-    `(z - mean) @ basis` are the coordinates, the widest first. Signs are fixed: the largest entry of each
-    direction is positive (the first among equals), so that two runs draw the same picture.
+    `(z - mean) @ basis` are the coordinates. The largest entry of each direction (the first among equals) is positive,
+    so that two runs draw the same picture.
 
     Args:
         z: the vectors, Float (*batch, dim).
         k: number of directions, 1 to dim.
 
-    Returns:
-        mean Float (dim,) in the unit of z, basis Float (dim, k) with orthonormal columns.
-
-    Raises:
-        ValueError: if there is no vector or k is not in 1..dim.
+    Raises: ValueError if there is no vector or k is not in 1..dim.
 
     Example:
         >>> mean, basis = principal_plane(torch.tensor([[1.0, 2.0], [1.0, 6.0]]), k=1)

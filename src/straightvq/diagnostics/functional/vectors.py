@@ -17,7 +17,7 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def wide_dtype(x: Tensor) -> torch.dtype:
-    """Float64, or float32 if ``x`` is on Apple's GPU, which has no float64."""
+    """Float64, or float32 on Apple's GPU, which has no float64."""
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
@@ -26,42 +26,43 @@ def result_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else torch.float32
 
 
+def shape_error(owner: str, rule: str, *got: Tensor) -> InvalidValueError:
+    """The house's sentence for tensors of other shapes than the rule says."""
+    *others, last = (str(tuple(x.shape)) for x in got)
+    shapes = f"{', '.join(others)} and {last}" if others else last
+    return InvalidValueError(f"`{owner}`: {rule}. Got {shapes}.")
+
+
 def check_shape(owner: str, name: str, x: Tensor, like_name: str, like: Tensor) -> None:
-    """Raise the house's sentence unless ``x`` has the shape of ``like``."""
+    """Refuse ``x`` unless it has the shape of ``like``."""
     if x.shape != like.shape:
-        raise InvalidValueError(
-            f"`{owner}`: `{name}` must have the shape of `{like_name}`, {tuple(like.shape)}. Got {tuple(x.shape)}."
-        )
+        raise shape_error(owner, f"`{name}` must have the shape of `{like_name}`, {tuple(like.shape)}", x)
 
 
 def check_codes(owner: str, z: Tensor, codes: Tensor) -> None:
-    """Raise the house's sentence unless ``codes`` is a table as wide as ``z``."""
+    """Refuse ``codes`` unless they are a table as wide as ``z``."""
     if z.ndim == 0 or codes.ndim != 2 or z.shape[-1] != codes.shape[-1]:
-        raise InvalidValueError(
-            f"`{owner}`: the codes must have the shape (k, dim) with the last axis of the embeddings, "
-            f"{tuple(z.shape)}. Got {tuple(codes.shape)}."
-        )
+        rule = f"the codes must have the shape (k, dim) with the last axis of the embeddings, {tuple(z.shape)}"
+        raise shape_error(owner, rule, codes)
 
 
 def flatten(x: Tensor, owner: str) -> Tensor:
     """Flatten `(*batch, dim)` to a wide, detached `(n, dim)` with n >= 1."""
     if x.ndim == 0 or x.numel() == 0:
-        raise InvalidValueError(
-            f"`{owner}`: vectors must have the shape (*batch, dim) with at least one vector. Got {tuple(x.shape)}."
-        )
+        raise shape_error(owner, "vectors must have the shape (*batch, dim) with at least one vector", x)
     return x.detach().reshape(-1, x.shape[-1]).to(wide_dtype(x))
 
 
 def deviations(flat: Tensor) -> tuple[Tensor, Tensor]:
     """Mean `(dim,)` and deviations from it `(n, dim)`."""
-    # From the first vector rather than the origin: no digits go to a common offset, and equal vectors give exact 0.
+    # From the first vector, not the origin: no digits go to a common offset, and equal vectors give exact 0.
     shifted = flat - flat[:1]
     mean = shifted.mean(0)
     return flat[0] + mean, shifted - mean
 
 
 def mean_and_variance(flat: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean `(dim,)` and biased variance `(dim,)` of `(n, dim)`."""
+    """Mean and biased variance of `(n, dim)`, both `(dim,)`."""
     mean, centred = deviations(flat)
     return mean, centred.square().mean(0)
 
@@ -80,8 +81,7 @@ def merge_tables(tables: Tensor) -> Tensor:
     Rows: number of vectors, mean, sum of squared deviations from it, and any others, which add. Equal means, and parts
     without vectors, merge without rounding.
 
-    Source:
-        Chan, Golub and LeVeque, 1979.
+    Source: Chan, Golub and LeVeque, 1979.
 
     Example:
         >>> merge_tables(torch.tensor([[[1.0], [0.0], [0.0]], [[3.0], [4.0], [0.0]]])).flatten()

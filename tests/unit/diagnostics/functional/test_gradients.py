@@ -9,32 +9,11 @@ import torch
 from straightvq import diagnostics as dx
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 class TestGradients:
-    def test_gap_of_the_identity_head_is_the_quantization_error(self):
-        # L = |u|^2 / 2 at z = (3, 4) and q = 0: gradients (3, 4) and 0.
-        z = torch.tensor([3.0, 4.0], requires_grad=True)
-        q = torch.zeros(2, requires_grad=True)
-        at_z, at_q = (torch.autograd.grad(u.square().sum() / 2, u)[0] for u in (z, q))
-        gap = dx.gradient_gap(at_z, at_q)
-        assert (float(gap.norm), float(gap.relative), float(gap.cosine)) == (5.0, 1.0, 0.0)
-
-    def test_gap_of_a_linear_head_is_zero(self):
-        weight = torch.randn(2, generator=generator())
-        z, q = torch.tensor([3.0, 4.0], requires_grad=True), torch.zeros(2, requires_grad=True)
-        at_z, at_q = (torch.autograd.grad(u @ weight, u)[0] for u in (z, q))
-        gap = dx.gradient_gap(at_z, at_q)
-        assert (float(gap.norm), float(gap.relative)) == (0.0, 0.0)
-        assert float(gap.cosine) == pytest.approx(1.0)
-
     def test_relative_and_cosine_ignore_the_scale_of_the_loss(self):
-        a, b = torch.randn(2, 9, 5, generator=generator())
+        a, b = torch.randn(2, 9, 5)
         small, large = dx.gradient_gap(1e-30 * a, 1e-30 * b), dx.gradient_gap(a, b)
-        torch.testing.assert_close(small.relative, large.relative)
-        torch.testing.assert_close(small.cosine, large.cosine)
+        torch.testing.assert_close(small[1:], large[1:])
         torch.testing.assert_close(large.cosine, torch.cosine_similarity(a.flatten(), b.flatten(), 0))
 
     def test_gap_of_zero_gradients_is_defined(self):
@@ -42,34 +21,32 @@ class TestGradients:
         assert [float(v) for v in dx.gradient_gap(zero, zero)] == [0.0, 0.0, 1.0]
         assert float(dx.gradient_gap(zero, one).relative) == math.inf
 
-    def test_gap_of_other_shapes_is_refused(self):
-        with pytest.raises(ValueError, match=r"the shape of `grad_at_z`, \(2,\)\. Got \(3,\)"):
-            dx.gradient_gap(torch.ones(2), torch.ones(3))
-
     def test_sparsity_counts_rows_that_selected_codes_own(self):
         table = torch.zeros(5, 2, requires_grad=True)
         table[torch.tensor([1, 1, 3])].sum().backward()
         assert float(dx.gradient_sparsity(table.grad)) == pytest.approx(2 / 5)
 
-    def test_sparsity_of_no_table_is_refused(self):
+    def test_what_does_not_fit_is_refused(self):
+        with pytest.raises(ValueError, match=r"the shape of `grad_at_z`, \(2,\)\. Got \(3,\)"):
+            dx.gradient_gap(torch.ones(2), torch.ones(3))
         with pytest.raises(ValueError, match=r"at least one row\. Got \(0, 3\)"):
             dx.gradient_sparsity(torch.zeros(0, 3))
 
 
 class TestEstimatorGap:
     def test_of_the_identity_head_is_the_quantization_error(self):
+        # L = |u|^2 / 2 at z = (3, 4) and q = 0: gradients (3, 4) and 0.
         gap = dx.estimator_gap(lambda u: u.square().sum() / 2, torch.tensor([3.0, 4.0]), torch.zeros(2))
-        assert (float(gap.norm), float(gap.relative), float(gap.cosine)) == (5.0, 1.0, 0.0)
+        assert [float(v) for v in gap] == [5.0, 1.0, 0.0]
 
     def test_of_a_linear_head_is_zero(self):
-        weight = torch.randn(5, 3, generator=generator())
-        z = torch.randn(5, 3, generator=generator(1))
+        weight, z = torch.randn(2, 5, 3)
         gap = dx.estimator_gap(lambda u: (u * weight).sum(), z, torch.zeros(5, 3))
-        assert (float(gap.norm), float(gap.relative)) == (0.0, 0.0)
+        assert [float(v) for v in gap] == [0.0, 0.0, pytest.approx(1.0)]
 
     def test_equals_central_differences(self):
-        target = torch.randn(4, dtype=torch.float64, generator=generator())
-        z, quantized = torch.randn(2, 4, dtype=torch.float64, generator=generator(1))
+        target = torch.randn(4, dtype=torch.float64)
+        z, quantized = torch.randn(2, 4, dtype=torch.float64)
 
         def head(u):
             return (u.sin() - target).square().mean()
@@ -107,38 +84,26 @@ def naive_error(z, codes, unit):
 
 
 class TestUpdateDelay:
-    def test_by_hand(self):
-        # Variance 1. The code goes from 2 to 1, half way to the mean; then the encoder shifts everything by -1.
-        z = torch.tensor([[-1.0], [1.0]])
-        delay = dx.update_delay(z, z - 1, torch.tensor([[2.0]]), torch.tensor([[1.0]]))
-        assert [float(v) for v in delay] == [5.0, 2.0, 5.0]
-        assert float(delay.delay) == 3.0
-
     def test_equals_the_naive_twin(self):
-        z, moved = torch.randn(2, 7, 9, 5, dtype=torch.float64, generator=generator())
-        before, after = torch.randn(2, 13, 5, dtype=torch.float64, generator=generator(1))
+        z, moved = torch.randn(2, 7, 9, 5, dtype=torch.float64)
+        before, after = torch.randn(2, 13, 5, dtype=torch.float64)
         flat, flat_moved = (x.reshape(-1, 5).numpy() for x in (z, moved))
         unit = flat.var(0).sum()
         expected = [naive_error(x, c.numpy(), unit) for x, c in ((flat, before), (flat, after), (flat_moved, after))]
         np.testing.assert_allclose(dx.update_delay(z, moved, before, after), expected, rtol=1e-9)
 
     def test_is_unchanged_by_shift_and_scale(self):
-        z, moved = torch.randn(2, 40, 3, dtype=torch.float64, generator=generator())
-        before, after = torch.randn(2, 8, 3, dtype=torch.float64, generator=generator(1))
+        z, moved = torch.randn(2, 40, 3, dtype=torch.float64)
+        before, after = torch.randn(2, 8, 3, dtype=torch.float64)
         there = dx.update_delay(*(3 * x + 1e5 for x in (z, moved, before, after)))
         torch.testing.assert_close(there, dx.update_delay(z, moved, before, after), rtol=1e-7, atol=0)
 
-    def test_of_no_change_is_none(self):
-        z, codes = torch.randn(20, 3, generator=generator()), torch.randn(4, 3, generator=generator(1))
-        before, aimed, after = dx.update_delay(z, z, codes, codes)
-        assert before == aimed == after
-
     def test_assigns_by_the_given_distance(self):
         z, codes = torch.tensor([[4.0, 0.0], [4.0, 1.0]]), torch.tensor([[1.0, 0.0], [3.0, 3.0]])
-        euclidean, cosine = (dx.update_delay(z, z, codes, codes, distance=d).before for d in ("euclidean", "cosine"))
-        # Variance 1/4. Errors to (3, 3): 10, 5; to (1, 0): 9, 10.
-        assert float(euclidean) == pytest.approx((9 + 5) / 2 * 4)
-        assert float(cosine) == pytest.approx((9 + 10) / 2 * 4)
+        euclidean, cosine = (dx.update_delay(z, z, codes, codes, distance=d) for d in ("euclidean", "cosine"))
+        # Variance 1/4. Errors to (3, 3): 10, 5; to (1, 0): 9, 10. Nothing moves.
+        assert [float(v) for v in euclidean] == [pytest.approx((9 + 5) / 2 * 4)] * 3
+        assert [float(v) for v in cosine] == [pytest.approx((9 + 10) / 2 * 4)] * 3
 
     @pytest.mark.parametrize(
         ("shapes", "message"),

@@ -9,10 +9,6 @@ import torch
 from straightvq import diagnostics as dx
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 class TestSpectrum:
     def test_effective_dimension_counts_equal_directions(self):
         axes = torch.eye(6)[:4]
@@ -28,7 +24,7 @@ class TestSpectrum:
         assert float(dx.effective_dimension(torch.full((9, 4), 0.1))) == 0.0
 
     def test_principal_plane_equals_numpy_svd(self):
-        z = torch.randn(40, 5, dtype=torch.float64, generator=generator()) * torch.tensor([1, 5, 2, 3, 4])
+        z = torch.randn(40, 5, dtype=torch.float64) * torch.tensor([1, 5, 2, 3, 4])
         mean, basis = dx.principal_plane(z, k=3)
         centred = z.numpy() - z.numpy().mean(0)
         directions = np.linalg.svd(centred, full_matrices=False)[2][:3].T
