@@ -42,13 +42,7 @@ class Autoencoder(AutoencoderBase):
     """
 
     def __init__(
-        self,
-        quantizer: Quantizer,
-        *,
-        in_channels: int = 3,
-        hidden: int = 64,
-        downsample: int = 4,
-        blocks: int = 2,
+        self, quantizer: Quantizer, *, in_channels: int = 3, hidden: int = 64, downsample: int = 4, blocks: int = 2
     ) -> None:
         super().__init__(quantizer, in_channels, check_int(self, "downsample", downsample, 1))
         check_int(self, "hidden", hidden, 2)

@@ -46,12 +46,7 @@ class SQVAENet(AutoencoderBase):
     """
 
     def __init__(
-        self,
-        quantizer: Quantizer,
-        *,
-        variant: str = "net_32",
-        in_channels: int = 3,
-        blocks: int | None = None,
+        self, quantizer: Quantizer, *, variant: str = "net_32", in_channels: int = 3, blocks: int | None = None
     ) -> None:
         super().__init__(quantizer, in_channels, downsample=4)
         is_small = check_choice(self, "variant", variant, _BLOCKS) == "net_32"

@@ -34,13 +34,7 @@ class VQVAENet(AutoencoderBase):
     """
 
     def __init__(
-        self,
-        quantizer: Quantizer,
-        *,
-        in_channels: int = 3,
-        hidden: int = 128,
-        residual: int = 32,
-        blocks: int = 2,
+        self, quantizer: Quantizer, *, in_channels: int = 3, hidden: int = 128, residual: int = 32, blocks: int = 2
     ) -> None:
         super().__init__(quantizer, in_channels, downsample=4)
         check_int(self, "hidden", hidden, 2)

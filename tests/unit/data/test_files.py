@@ -105,11 +105,7 @@ def test_parquet_splits_labels_and_names_are_read(tmp_path, as_struct):
     source = local(tmp_path, MIB)
     train = source.splits["train"]
     assert source.class_names == ["cat", "dog"]
-    assert {split: len(records) for split, records in source.splits.items()} == {
-        "train": 3,
-        "validation": 1,
-        "test": 2,
-    }
+    assert {split: len(records) for split, records in source.splits.items()} == {"train": 3, "validation": 1, "test": 2}
     assert [int(train.decode(i, 4, 1)[0, 0, 0]) for i in range(3)] == [0, 1, 2]
     assert train.labels.tolist() == [0, 1, 0]
     assert train.key(2) == "train-00001-of-00002.parquet row 0"

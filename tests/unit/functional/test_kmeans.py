@@ -11,15 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from straightvq.functional import draws, kmeans, nearest, nearest_code
-from straightvq.functional.kmeans import (
-    _assign,
-    _draw_by_weight,
-    _lloyd,
-    _mini_batches,
-    _seed,
-    _unrivalled,
-    spread_out,
-)
+from straightvq.functional.kmeans import _assign, _draw_by_weight, _lloyd, _mini_batches, _seed, _unrivalled, spread_out
 from straightvq.functional.nearest import Distance
 
 module = importlib.import_module("straightvq.functional.kmeans")

@@ -29,8 +29,7 @@ UP = conv(64, 64, 3) + 128 + conv(64, 32, 4) + 64 + conv(32, 3, 4)
 
 
 @pytest.mark.parametrize(
-    ("variant", "expected"),
-    [("net_32", DOWN + 128 + (2 + 2) * BLOCK + UP), ("net_64", DOWN + (6 + 5) * BLOCK + UP)],
+    ("variant", "expected"), [("net_32", DOWN + 128 + (2 + 2) * BLOCK + UP), ("net_64", DOWN + (6 + 5) * BLOCK + UP)]
 )
 def test_64_channels_are_the_sum_of_the_published_layers(variant: str, expected: int) -> None:
     assert expected == {"net_32": 308_483, "net_64": 597_763}[variant]

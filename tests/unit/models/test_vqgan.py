@@ -49,11 +49,7 @@ def expected_counts(dim: int, hidden: int, multipliers: Sequence[int], blocks: i
 # The totals are those of the authors' code with the same settings.
 @pytest.mark.parametrize(
     ("dim", "hidden", "multipliers", "blocks", "total"),
-    [
-        (256, 128, (1, 1, 2, 2, 4), 2, 71_879_555),
-        (32, 64, (1, 2, 4), 1, 11_670_435),
-        (8, 32, (1, 2), 1, 711_035),
-    ],
+    [(256, 128, (1, 1, 2, 2, 4), 2, 71_879_555), (32, 64, (1, 2, 4), 1, 11_670_435), (8, 32, (1, 2), 1, 711_035)],
 )
 def test_sizes_are_the_published_ones(dim: int, hidden: int, multipliers: Any, blocks: int, total: int) -> None:
     model = make_model(dim, hidden=hidden, multipliers=multipliers, blocks=blocks, device="meta")
