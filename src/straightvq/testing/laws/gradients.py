@@ -29,14 +29,10 @@ def task_gradient_reaches_the_encoder(subject: Subject) -> None:
     assert z.grad is not None
     hold(z.grad.isfinite().all(), "a finite gradient at z", "NaN or infinity")
     hold((z.grad != 0).any(1).all(), "a gradient at every vector", f"{int((z.grad == 0).all(1).sum())} zero rows")
-    owned = _of_codebooks(layer)
-    if not owned:
-        return
-    reached = _is_reached(owned)
-    if layer.estimator.trains_codes:
-        hold(reached, f"a gradient at the codes: {layer.estimator} has trains_codes", "none")
-    else:
-        hold(not reached, f"no gradient at the codes: {layer.estimator} has no trains_codes", "one")
+    owned, meant = _of_codebooks(layer), layer.estimator.trains_codes
+    if owned:
+        asked = "a gradient at the codes: {} has" if meant else "no gradient at the codes: {} has no"
+        hold(_is_reached(owned) == meant, f"{asked.format(layer.estimator)} trains_codes", "none" if meant else "one")
 
 
 @law("gradients")

@@ -1,6 +1,7 @@
 """Law 6: at least float32 inside, the input's dtype outside."""
 
 import copy
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +9,12 @@ from torch import Tensor
 
 from straightvq.nn import Nearest, Quantizer, VectorQuantizer
 from straightvq.testing.law import hold, law, near, same, same_state
-from straightvq.testing.subject import Subject, Trainer, floating_state, state_of, with_inverse
+from straightvq.testing.subject import Subject, Trainer, backward, state_of, with_inverse
 
 
 def _all_state_is(layer: Quantizer, dtype: torch.dtype, when: str) -> None:
-    other = {name: value.dtype for name, value in floating_state(layer).items() if value.dtype != dtype}
+    named = itertools.chain(layer.named_parameters(), layer.named_buffers())
+    other = {name: x.dtype for name, x in named if x.is_floating_point() and x.dtype != dtype}
     hold(not other, f"all state in {dtype} {when}", other)
 
 
@@ -20,8 +22,8 @@ def _all_state_is(layer: Quantizer, dtype: torch.dtype, when: str) -> None:
 def half_precision_inputs_come_back_and_the_state_stays_float32(subject: Subject) -> None:
     """Half-precision inputs come back in their dtype; search, losses and state are those of float32."""
     for dtype in (torch.float16, torch.bfloat16):
-        for steps in (0, 6):
-            layer = (subject.trained(steps) if steps else subject.made()).to(dtype)
+        for layer in subject.of_each_age():
+            layer.to(dtype)
             _all_state_is(layer, torch.float32, f"after .to({dtype})")
             plain = copy.deepcopy(layer)
             for number in range(3):
@@ -30,9 +32,8 @@ def half_precision_inputs_come_back_and_the_state_stays_float32(subject: Subject
                 same(out.quantized.detach(), exact.quantized.detach().to(dtype), f"float32's `quantized` in {dtype}")
                 same(out.indices, exact.indices, f"float32's indices for {dtype}")
                 same(out.loss.detach(), exact.loss.detach(), f"float32's loss for {dtype}")
-                (out.quantized.float().sum() + out.loss).backward()
-                assert z.grad is not None
-                hold(z.grad.dtype == dtype, f"a gradient in {dtype}", z.grad.dtype)
+                gradient = backward(out, z)
+                hold(gradient.dtype == dtype, f"a gradient in {dtype}", gradient.dtype)
             same_state(state_of(layer), state_of(plain), f"float32's state after {dtype} inputs")
 
 

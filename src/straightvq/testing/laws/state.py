@@ -45,8 +45,7 @@ def state_dict_is_complete_and_loads_strictly(subject: Subject) -> None:
 
 
 def _goes_on_alike_and_apart(subject: Subject, how: Callable[[Quantizer], Quantizer]) -> None:
-    for steps in (0, 6):
-        layer = subject.trained(steps) if steps else subject.made()
+    for layer in subject.of_each_age():
         twin = how(layer)
         before = state_of(layer)
         same_state(state_of(twin), before, "the state of the original")
