@@ -87,23 +87,18 @@ class QuantizedNet(nn.Module, ABC):
 class AutoencoderBase(QuantizedNet):
     """Base of all autoencoders: images to a grid of codes and back.
 
-    A subclass calls this constructor, and sets ``encoder``, ``quantizer`` and ``decoder``, in this order: it is the
-    order of the parameters.
+    A subclass calls this constructor, then sets ``encoder``, ``quantizer`` and ``decoder`` in this order, which is that
+    of the parameters.
 
     Attributes:
         encoder: Float (B, in_channels, H, W) -> (B, dim, H / downsample, W / downsample).
         quantizer: any quantizer with ``channel_dim=1``; its ``dim`` is the width of the latent.
         decoder: the way back.
-        in_channels: of the images.
-        downsample: factor between image and latent.
 
     Shape:
         x: Float (B, in_channels, H, W) in [0, 1], H and W multiples of ``downsample``.
         reconstruction: Float (B, in_channels, H, W), about [0, 1] but not clamped.
         indices: Int64 (B, H / downsample, W / downsample); composites have a last axis more.
-
-    Returns:
-        An `AutoencoderOutput`.
 
     Raises:
         TypeError, ValueError: for impossible sizes, a quantizer with another ``channel_dim``, images of a wrong shape.
@@ -151,9 +146,8 @@ class AutoencoderBase(QuantizedNet):
 class ClassifierBase(QuantizedNet):
     """Base of all classifiers: stages in a row, with a quantizer between two of them.
 
-    Whatever the later stages know has passed the quantizer. The names of the stages, and so of the parameters, do
-    not depend on its position or presence: a state dict moves between networks that differ in them, the quantizer's
-    own entries aside.
+    All that the later stages know has passed the quantizer. The names of the stages, and so of the parameters, do not
+    depend on its position or presence: a state dict fits networks that differ in them, the quantizer's entries aside.
 
     Attributes:
         quantizer: what stands after the stage ``position``, or None.
@@ -164,9 +158,6 @@ class ClassifierBase(QuantizedNet):
         x: Float (B, in_channels, H, W), usually normalized to mean 0 and standard deviation 1.
         logits: Float (B, num_classes).
         indices: Int64 (B, h, w), or (B, tokens) in a transformer; composites have a last axis more.
-
-    Returns:
-        A `ClassifierOutput`.
 
     Raises:
         TypeError, ValueError: for impossible sizes, an unknown position, a quantizer with another ``dim`` or
@@ -207,15 +198,11 @@ class ClassifierBase(QuantizedNet):
                 f"`{type(self).__name__}`: height and width of `x` must be at least {self.min_size}. "
                 f"Got {tuple(x.shape)}."
             )
-        for stage in list(self.stages)[: self._split]:
-            x = stage(x)
-        return x
+        return self.stages[: self._split](x)
 
     def head(self, quantized: Tensor) -> Tensor:
         """Quantized embeddings -> logits: the stages after ``position``."""
-        for stage in list(self.stages)[self._split :]:
-            quantized = stage(quantized)
-        return quantized
+        return self.stages[self._split :](quantized)
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         return self.stages[: self._split].parameters()

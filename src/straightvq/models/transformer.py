@@ -81,10 +81,7 @@ def check_heads(owner: nn.Module, width: int, heads: int) -> int:
 
 
 def init_transformer_(module: nn.Module) -> None:
-    """Linear layers and embeddings start normal with standard deviation 0.02, cut off at twice that; biases at zero.
-
-    BERT's start, and since then that of most transformers.
-    """
+    """BERT's start: weights normal with standard deviation 0.02, cut off at twice that; biases at zero."""
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Embedding):
             nn.init.trunc_normal_(child.weight, std=0.02, a=-0.04, b=0.04)
