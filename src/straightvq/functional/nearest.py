@@ -1,11 +1,9 @@
 """Nearest-code search in bounded memory.
 
 ``||z - c||^2 = ||z||^2 - 2 <z, c> + ||c||^2`` makes the search a matrix product, whose rounding is relative to the
-lengths of ``z`` and ``c`` and not to their distance. Here a product only proposes; differences decide. On the CPU what
+lengths of ``z`` and ``c`` and not to their distance. So a product only proposes; differences decide. On the CPU what
 they leave open is searched again (`certain.py`). On other devices, where asking would wait for the device, a fixed
 number of candidates is compared.
-
-Shapes: N vectors, K codes, D their width.
 """
 
 from typing import Literal, get_args
@@ -33,13 +31,12 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", 
     """Index of the nearest code for every vector.
 
     ``euclidean``: ``argmin_k ||z - c_k||``; ``cosine``: ``argmax_k <z, c_k> / ||c_k||``. Ties go to the lowest
-    index. No ``n x k`` matrix is held: memory is one tile. Computed in at least float32 whatever the autocast state
-    and whatever the program lets matrix products be rounded to; no setting of the program is touched. No gradient.
+    index. Memory is one tile, never an ``n x k`` matrix. Computed in at least float32 whatever the autocast state and
+    the precision the program allows matrix products; no setting of the program is touched. No gradient.
 
     On the CPU the index is that of exact arithmetic wherever the squared distances of two codes differ by more than
-    2^-12 of the smaller, or 2^-18 where FAISS is not used and the distance is euclidean, wherever the data are and
-    however far other codes. (For the cosine these are squared distances of unit vectors.) Equal codes give the lowest
-    index.
+    2^-12 of the smaller, or 2^-18 where FAISS is not used and the distance is euclidean, however far the data and other
+    codes are. (For the cosine these are squared distances of unit vectors.)
 
     On other devices, and in an exported graph, four codes are compared that closely: the best of a matrix product in
     float32, which is rounded relative to the squared distances from the middle of the codes. The nearest is among
@@ -58,13 +55,10 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", 
             because it has been run in Triton's interpreter but not yet on a device.
 
     Shape:
-        z: Float (n, d); codes: Float (k, d).
-
-    Returns:
-        Int64 (n,), each in ``[0, k)``.
+        z: Float (n, d); codes: Float (k, d); result: Int64 (n,) in ``[0, k)``.
 
     Raises:
-        ValueError: for shapes that do not fit or an unknown distance.
+        ValueError, TypeError: for shapes that do not fit, other dtypes, an unknown distance or backend.
 
     Example:
         >>> z = torch.tensor([[0.2, 0.0], [3.0, 1.0]])
