@@ -84,15 +84,12 @@ def _common_columns(files: list[Path]) -> Columns:
     first, *others = map(_columns, files)
     for file, other in zip(files[1:], others, strict=True):
         if other != first:
+            listed, others_listed = (" and ".join(map(repr, columns.used())) for columns in (first, other))
             raise InvalidValueError(
-                f"`Images`: the Parquet files of one split must have the same columns. {files[0].name} has "
-                f"{_listed(first)}, {file.name} has {_listed(other)}."
+                f"`Images`: the Parquet files of one split must have the same columns. {files[0].name} has {listed}, "
+                f"{file.name} has {others_listed}."
             )
     return first
-
-
-def _listed(columns: Columns) -> str:
-    return " and ".join(map(repr, columns.used()))
 
 
 def _columns(file: Path) -> Columns:
