@@ -49,17 +49,3 @@ def test_tokenize_changes_nothing_even_in_training_mode() -> None:
 @pytest.mark.parametrize("hidden", [2, 6, 17, 40])
 def test_any_width_can_be_normalized(hidden: int) -> None:
     assert make_model(hidden=hidden)(torch.rand(1, 3, 8, 8)).reconstruction.shape == (1, 3, 8, 8)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"downsample": 3}, r"`Autoencoder`: `downsample` must be a power of two. Got 3."),
-        ({"downsample": 0}, r"`downsample` must be an integer >= 1"),
-        ({"hidden": 1}, r"`hidden` must be an integer >= 2"),
-        ({"blocks": -1}, r"`blocks` must be an integer >= 0"),
-    ],
-)
-def test_bad_sizes_are_refused(arguments: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_model(**arguments)
