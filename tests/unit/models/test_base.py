@@ -180,14 +180,8 @@ def test_dim_at_fits_at_every_position(build: Callable[..., ClassifierBase], siz
         (lambda: SQVAENet(make_quantizer(8), variant="net_28"), r"`variant` must be one of 'net_32', .* Got 'net_28'."),
         (lambda: SQVAENet(make_quantizer(1)), r"`SQVAENet`: `quantizer` must have a dim of at least 2. Got 1."),
         (lambda: VQGANNet(make_quantizer(8), hidden=48), r"`VQGANNet`: `hidden` must be a multiple of 32. Got 48."),
-        (
-            lambda: VQGANNet(make_quantizer(8), multipliers=()),
-            r"`multipliers` must be a sequence of integers >= 1",
-        ),
-        (
-            lambda: VQGANNet(make_quantizer(8), multipliers=2),
-            r"`multipliers` must be a sequence of .* Got 2.",
-        ),
+        (lambda: VQGANNet(make_quantizer(8), multipliers=()), r"`multipliers` must be a sequence of integers >= 1"),
+        (lambda: VQGANNet(make_quantizer(8), multipliers=2), r"`multipliers` must be a sequence of .* Got 2."),
         (lambda: VQGANNet(make_quantizer(8), multipliers="1"), r"`multipliers` must be a sequence of .* Got '1'."),
         (lambda: VQGANNet(make_quantizer(8), multipliers=(1, 0)), r"`multipliers` must be an integer >= 1. Got 0."),
     ],
