@@ -46,9 +46,8 @@ class TrainLoader(DataLoader[Batch]):
     """A loader over an `EpochSampler` that counts its own epochs and remembers its place.
 
     Lightning saves and loads the state of every loader that has `state_dict` and `load_state_dict`. Each new pass is
-    the next epoch; Lightning's own count, announced by `set_epoch`, is one off after some restarts and is overruled.
-    Each batch says its ``epoch``. The constructor is torch's: Lightning calls it anew for ``overfit_batches``, with a
-    sampler of its own that starts from the beginning.
+    the next epoch, said by each batch; Lightning's own count, announced by `set_epoch`, is one off after some restarts
+    and is overruled. Lightning calls the constructor, torch's own, anew for ``overfit_batches``, with another sampler.
 
     Attributes:
         epoch: Of the last batch served; before the first, -1 or one less than where to begin.

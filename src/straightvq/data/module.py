@@ -211,8 +211,7 @@ class Images(lightning.LightningDataModule):
         """Bytes to floating point in [0, 1]; shifts and flips in training.
 
         Shape:
-            batch: ``image`` UInt8 ``(B, C, H, W)``, ``label`` Int64 ``(B)``, ``index`` Int64 ``(B)``; of the training
-                loader also ``epoch``, an integer.
+            batch: ``image`` UInt8 ``(B, C, H, W)``, ``label`` and ``index`` Int64 ``(B)``; in training also ``epoch``.
             returns: ``image`` Float ``(B, C, H, W)``, ``label`` Int64 ``(B)``.
         """
         image = batch["image"].to(torch.float32) / 255

@@ -22,10 +22,8 @@ DAMAGES = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for names
 class EncodedRows(Records):
     """Rows of tables, an encoded picture in each.
 
-    Args:
-        cells: Column of bytes, or of dictionaries with "bytes": of Arrow, or a mapped one of `datasets`.
-        labels: ``(n,)``.
-        parts: Name and number of rows of each table, in order.
+    ``cells``: column of bytes, or of dictionaries with "bytes", of Arrow or a mapped one of `datasets`. ``parts``: name
+    and number of rows of each table, in order.
     """
 
     def __init__(self, cells: Any, labels: NDArray[np.int64], parts: list[tuple[str, int]]) -> None:

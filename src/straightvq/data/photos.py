@@ -26,22 +26,19 @@ class PhotoCrops(Records):
         self.labels = (table[:, 0] * len(photos)).astype(np.int64)
         largest = min(3 * size, LARGEST_CROP)
         # Log-uniform sides: as many crops between s and 1.1 s at every scale.
-        self.sides = np.floor(size * (largest / size) ** table[:, 1] + 1e-9).astype(np.int64)
+        sides = np.floor(size * (largest / size) ** table[:, 1] + 1e-9)
         heights = np.array([photo.height for photo in photos])[self.labels]
-        self.lefts = left + np.floor(table[:, 2] * (right - left - self.sides + 1)).astype(np.int64)
-        self.tops = np.floor(table[:, 3] * (heights - self.sides + 1)).astype(np.int64)
-
-    def box(self, i: int) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom of crop ``i`` in pixels, right and bottom excluded."""
-        left, top, side = int(self.lefts[i]), int(self.tops[i]), int(self.sides[i])
-        return left, top, left + side, top + side
+        lefts = left + np.floor(table[:, 2] * (right - left - sides + 1))
+        tops = np.floor(table[:, 3] * (heights - sides + 1))
+        # In pixels, right and bottom excluded.
+        self.boxes = np.stack([lefts, tops, lefts + sides, tops + sides], 1).astype(np.int64).tolist()
 
     def key(self, i: int) -> str:
         return f"{self.split} crop {i}"
 
     def decode(self, i: int, size: int, channels: int) -> NDArray[np.uint8]:
         # Cropped before it is scaled, so that no filter can reach over the border of the region.
-        crop = self.photos[self.labels[i]].crop(self.box(i))
+        crop = self.photos[self.labels[i]].crop(self.boxes[i])
         return to_array(crop.resize((size, size), Image.Resampling.BOX), channels)
 
 

@@ -33,23 +33,23 @@ def kmeans(
     A centre that loses all its vectors moves to the vector that is worst served. With fewer (distinct) vectors than
     codes, jittered copies fill the table, which never shrinks and never holds two equal rows.
 
-    With ``batch_size`` each iteration sees that many vectors, drawn in random order without repetition until all
-    were drawn (the last batch before that may be smaller), and a centre becomes the mean of all vectors that it was
-    given so far: ``c += (mean(batch) - c) * n_batch / n_seen``. A centre that has had none when all were drawn once
-    moves to the vector of the batch that is worst served.
+    With ``batch_size`` an iteration sees that many vectors, drawn in random order without repetition until all were
+    drawn (the last batch before that may be smaller), and a centre becomes the mean of all vectors it was given so far:
+    ``c += (mean(batch) - c) * n_batch / n_seen``. Once all were drawn, a centre without any moves to the worst-served
+    vector of the batch.
 
     Time: the seeding compares each vector with each seed once; an iteration compares ``n``, or ``batch_size``, vectors
     with all centres. Memory beside ``z``: O(n + k d), or O(batch_size d); no ``n x k`` matrix and no copy of ``z``.
 
     Args:
-        z: vectors, at least one.
+        z: vectors, Float (n, d) with n >= 1.
         num_codes: number of centres, k.
         iterations: iterations after the seeding; 0 returns the seeds.
         generator: CPU generator for the seeding and the batches; None takes torch's global one.
         batch_size: vectors per iteration; None, or n and more, takes all of them in each.
 
-    Shape:
-        z: Float (n, d); result: Float (k, d), in ``z``'s dtype, at least float32.
+    Returns:
+        Float (k, d), in ``z``'s dtype, at least float32.
 
     Raises:
         ValueError, TypeError: for an empty ``z``, values that are not finite, or impossible counts.
@@ -122,8 +122,7 @@ def _seed(z: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
 def _draw_by_weight(weight: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
     """Places, Int64 (count,), drawn with probability proportional to ``weight`` (n,), not negative.
 
-    Weights become integers whose sum stays below 2^62: exact, and the same on every device. A weight below 2^-62 n of
-    the largest counts as 0.
+    By exact sums of integers below 2^62, the same on every device; a weight below 2^-62 n of the largest counts as 0.
     """
     bits = 61 - len(weight).bit_length()
     most = weight.max().clamp(min=torch.finfo(weight.dtype).tiny)

@@ -10,19 +10,15 @@ _IN_TURN, _NUMBERS = 1024, 1 << 24
 
 
 def code_sums(z: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
-    """Number of vectors assigned to each code, and their sum.
+    """Number of vectors assigned to each code, Int64 (k,), and their sum, Float (k, d).
 
-    Vectors with a negative index (masked positions) belong to no code. No one-hot matrix is made. At most 1,024
-    vectors, or as many as there are codes, are added one after another, and those sums in pairs.
+    No one-hot matrix is made. At most 1,024 vectors, or as many as there are codes, are added one after another, and
+    those sums in pairs.
 
     Args:
-        z: vectors.
-        indices: code of each vector; negative for none.
+        z: vectors, Float (n, d); the sums are in their dtype, at least float32.
+        indices: code of each vector, Int64 (n,); negative, as at masked positions, for none.
         num_codes: number of codes, k.
-
-    Shape:
-        z: Float (n, d); indices: Int64 (n,); results: counts Int64 (k,), which float32 would lose above 2^24, and sums
-            Float (k, d) in ``z``'s dtype, at least float32.
 
     Example:
         >>> z = torch.tensor([[1.0], [2.0], [5.0]])

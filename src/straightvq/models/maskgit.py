@@ -31,19 +31,18 @@ class MaskGIT(nn.Module):
         indices: Int64 (B, *grid), codes in [0, codebook_size), or -1 where masked.
         labels: Int64 (B,), classes in [0, num_classes), or -1 for the null class, which stands for "any" in
             classifier-free guidance. None is the null class for all.
-        logits: Float (B, *grid, codebook_size), at all positions, masked or not.
+        logits: Float (B, *grid, codebook_size), masked positions or not.
 
     Raises:
-        TypeError, ValueError: for impossible sizes, indices or labels of a wrong shape or dtype or out of range
-            (under ``torch.compile`` and on CUDA by an asynchronous assertion), labels without classes.
+        TypeError, ValueError: for impossible sizes, indices or labels that do not fit or are out of range (under
+            ``torch.compile`` and on CUDA by an asynchronous assertion), labels without classes.
 
     Source: arXiv 2202.04200 and its code, whose sizes for ImageNet are the defaults. Deviations: logits for the codes
     only, not for class and mask tokens; a null class; the exact GELU; ``tie_output=False`` as an option.
 
     Example:
         >>> model = MaskGIT(32, grid=(4, 4), num_classes=10, layers=1, width=16, heads=2)
-        >>> indices = torch.full((2, 4, 4), -1)              # all masked
-        >>> model(indices, labels=torch.tensor([3, -1])).shape
+        >>> model(torch.full((2, 4, 4), -1), labels=torch.tensor([3, -1])).shape
         torch.Size([2, 4, 4, 32])
     """
 
