@@ -57,7 +57,7 @@ class AlexNet(ConvClassifier):
         check_bool(self, "small_images", small_images)
         check_float(self, "dropout", dropout, minimum=0, maximum=1, open_maximum=True)
         one, two, three, four, five = (multiple * width for multiple in self.POSITIONS.values())
-        side, hidden = 4 if small_images else 6, 64 * width  # 4096 hidden units in the published network
+        side, units = 4 if small_images else 6, 64 * width  # 4096 hidden units in the published network
 
         def pool() -> nn.MaxPool2d:
             return nn.MaxPool2d(3, stride=2, padding=1 if small_images else 0)
@@ -69,18 +69,11 @@ class AlexNet(ConvClassifier):
             "conv3": nn.Sequential(conv3(two, three), nn.ReLU()),
             "conv4": nn.Sequential(conv3(three, four), nn.ReLU()),
             "conv5": nn.Sequential(conv3(four, five), nn.ReLU(), pool()),
-            "classifier": nn.Sequential(
-                nn.AdaptiveAvgPool2d(side),
-                nn.Flatten(),
-                nn.Dropout(dropout),
-                nn.Linear(five * side**2, hidden),
-                nn.ReLU(),
-                nn.Dropout(dropout),
-                nn.Linear(hidden, hidden),
-                nn.ReLU(),
-                nn.Linear(hidden, num_classes),
-            ),
         }
+        dense = [nn.Linear(five * side**2, units), nn.ReLU(), nn.Dropout(dropout), nn.Linear(units, units), nn.ReLU()]
+        stages["classifier"] = nn.Sequential(
+            nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Dropout(dropout), *dense, nn.Linear(units, num_classes)
+        )
         size = 8 if small_images else 63
         super().__init__(
             quantizer, stages, position=position, dim=dim, channel_dim=1, in_channels=in_channels, min_size=size

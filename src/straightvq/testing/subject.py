@@ -10,18 +10,16 @@ from torch import Tensor, nn
 from straightvq.nn import Loss, Quantizer, QuantizerOutput, VectorQuantizer, attach_optimizer, parameter_groups
 from straightvq.nn.codebook import Codebook
 from straightvq.nn.draws import Clock
-from straightvq.testing.law import NotApplicable, hold
+from straightvq.testing.law import NotApplicable, hold, same
 
 
 class Subject:
-    """The quantizer under test.
+    """The quantizer under test, of width ``dim`` with ``size`` codes.
 
     Args:
         make: gives a new quantizer at each call; its start may be drawn from torch's global generator.
 
     Attributes:
-        dim: its width.
-        size: its number of codes.
         n: vectors in a batch: a multiple of 5, and more than four per code, so that one batch ends a k-means init.
     """
 
@@ -106,6 +104,12 @@ def backward(out: QuantizerOutput, z: Tensor) -> Tensor:
     hold(z.grad is not None, "a gradient at z", None)
     assert z.grad is not None
     return z.grad
+
+
+def same_output(got: QuantizerOutput, expected: QuantizerOutput, what: str) -> None:
+    """Raises unless what two layers give is equal bit for bit."""
+    for name in ("quantized", "indices", "loss"):
+        same(getattr(got, name).detach(), getattr(expected, name).detach(), f"the same `{name}` {what}")
 
 
 def with_codes(layer: Quantizer) -> Quantizer:

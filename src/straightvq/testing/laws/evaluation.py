@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from straightvq.nn import Quantizer, VectorQuantizer
 from straightvq.testing.law import NotApplicable, hold, law, near, same, same_state
-from straightvq.testing.subject import Subject, all_losses, backward, state_of, with_codes
+from straightvq.testing.subject import Subject, all_losses, backward, same_output, state_of, with_codes
 
 
 def assert_evaluation_is_pure(layer: Quantizer, z: Tensor, mask: Tensor | None = None) -> None:
@@ -23,8 +23,7 @@ def assert_evaluation_is_pure(layer: Quantizer, z: Tensor, mask: Tensor | None =
     second = layer.eval()(z, mask)
     same_state(state_of(layer), before, "no state changed by evaluation, `encode` and `decode`")
     hold(torch.equal(random, torch.get_rng_state()), "no random number drawn in evaluation", "a draw")
-    for name in ("quantized", "indices", "loss"):
-        same(getattr(second, name), getattr(first, name), f"the same `{name}` from the same input")
+    same_output(second, first, "from the same input")
 
 
 @law("evaluation")
