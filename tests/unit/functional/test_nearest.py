@@ -109,17 +109,8 @@ def test_ties_across_tiles_go_to_the_lowest_index(monkeypatch: pytest.MonkeyPatc
     assert (nearest_code(torch.randn(100, 5), codes.repeat(29, 1), backend="tiled") < 8).all()
 
 
-def test_other_vectors_in_the_batch_change_nothing() -> None:
-    torch.manual_seed(0)
-    z, codes = torch.randn(67, 9), torch.randn(50, 9)
-    alone = torch.cat([nearest_code(row[None], codes) for row in z])
-    assert torch.equal(nearest_code(z, codes), alone)
-
-
 def test_empty_batch_gives_no_indices() -> None:
-    out = nearest_code(torch.empty(0, 3), torch.randn(4, 3))
-    assert out.shape == (0,)
-    assert out.dtype == torch.int64
+    assert torch.equal(nearest_code(torch.empty(0, 3), torch.randn(4, 3)), torch.empty(0, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
