@@ -85,14 +85,35 @@ _LEVELS = """## Several codes per vector
 Level l of a residual quantizer gets `r_l = z − Σ_{m<l} q_m` and gives `q_l`; `T_l` is its transform. Held by
 `tests/unit/nn/families/test_composites.py`.
 
-| | encoder | transform of level l | codes of level l |
-|---|---|---|---|
-| task, `gradient="once"` | exactly `g`, or what the outer estimator gives | as a layer of its own at `r_l` | as a layer of its own, `ν` times |
-| task, `gradient="per_level"` | along all levels, and along `r_{l+1} = r_l − q_l`; `g` without transforms | the same | the same |
-| `CommitmentLoss` of level l | `w_c · 2 (r_l − q_l) / (N D)`, through `T_l`; of every level | as a layer of its own | – |
-| `CodebookLoss` of level l | – | – | as a layer of its own |
-| group of a product | its own estimator, on its own channels | as a layer of its own | as a layer of its own |
-
+"""
+_LEVEL_ROWS: list[tuple[str, ...]] = [
+    (
+        'task, `gradient="once"`',
+        "exactly `g`, or what the outer estimator gives",
+        "as a layer of its own at `r_l`",
+        "as a layer of its own, `ν` times",
+    ),
+    (
+        'task, `gradient="per_level"`',
+        "along all levels, and along `r_{l+1} = r_l − q_l`; `g` without transforms",
+        "the same",
+        "the same",
+    ),
+    (
+        "`CommitmentLoss` of level l",
+        "`w_c · 2 (r_l − q_l) / (N D)`, through `T_l`; of every level",
+        "as a layer of its own",
+        "–",
+    ),
+    ("`CodebookLoss` of level l", "–", "–", "as a layer of its own"),
+    (
+        "group of a product",
+        "its own estimator, on its own channels",
+        "as a layer of its own",
+        "as a layer of its own",
+    ),
+]
+_LEVELS_END = """
 Losses of levels are added up; those of groups are averaged over the channels. Rows that leave a level out send it
 nothing.
 """
@@ -112,7 +133,8 @@ def page() -> str:
         maps = list(group)
         head = _HEAD if maps[0].is_learned else _HEAD[:-1]
         lines += [f"## {kind}\n", _listed(which.name for which in maps) + ".\n", _table(head, _rows(maps))]
-    lines += [_WITHOUT_INVERSE.format(_listed(WRITERS)), _OWN_UPDATES, _table(_OWN_HEAD, _own_rows()), _LEVELS]
+    lines += [_WITHOUT_INVERSE.format(_listed(WRITERS)), _OWN_UPDATES, _table(_OWN_HEAD, _own_rows())]
+    lines += [_LEVELS + _table(("", "encoder", "transform of level l", "codes of level l"), _LEVEL_ROWS) + _LEVELS_END]
     return "\n".join(lines)
 
 

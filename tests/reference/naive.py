@@ -68,11 +68,6 @@ def seeding_law(z: Array, num: int) -> dict[tuple[int, ...], float]:
     return law
 
 
-def distortion(z: Array, centres: Array) -> float:
-    """Mean squared distance to the nearest centre."""
-    return float(np.mean([((vector - centres) ** 2).sum(1).min() for vector in z]))
-
-
 def ema_step(
     codes: Array, counts: Array, sums: Array, z: Array, indices: Indices, decay: float
 ) -> tuple[Array, Array, Array]:

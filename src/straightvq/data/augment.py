@@ -13,13 +13,7 @@ _FLIP, _SHIFT = 0, 1
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is drawn for the pictures of one epoch.
-
-    Args:
-        seed: Integer >= 0.
-        epoch: Number of the epoch.
-        index: Numbers of the pictures in their set, Int64 ``(B)``, on the device of the pictures.
-    """
+    """What is drawn for the pictures of an epoch; ``index``, Int64 ``(B)``, on their device, numbers them."""
 
     seed: int
     epoch: int
@@ -30,7 +24,7 @@ class Augmentation:
         return self._draw(_FLIP, 1)[:, 0] % 2 == 1
 
     def shifted(self, image: Tensor, padding: int) -> Tensor:
-        """Squares of the old size at random places of the images ``(B, C, H, W)``, padded with zeros on each side."""
+        """Squares of the old size at random places of images ``(B, C, H, W)``, padded with zeros on each side."""
         top, left = (self._draw(_SHIFT, 2) % (2 * padding + 1)).unbind(1)
         size = torch.arange(image.shape[-1], device=image.device)
         padded = torch.nn.functional.pad(image, (padding,) * 4).permute(0, 2, 3, 1)

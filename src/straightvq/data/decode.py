@@ -13,11 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from straightvq.errors import InvalidValueError
 
-# About 300 MB once decoded to RGB. A few bytes of header can announce a picture of any size, so the header is
-# believed before a single pixel is unpacked.
+# About 300 MB once decoded to RGB, and checked by the header alone: a few bytes can announce a picture of any size.
 PIXEL_LIMIT = 100_000_000
-# A picture of so many pixels needs no more; a longer file is not even read.
-FILE_LIMIT = 1 << 30
+FILE_LIMIT = 1 << 30  # bytes: more than a picture of so many pixels needs
 # What Pillow may take the bytes for, whatever their name says. Others of its formats start programs (EPS runs
 # Ghostscript), or hold no pixels at all.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "TGA")
@@ -30,16 +28,16 @@ class UnreadableImageError(InvalidValueError):
 def decode_image(data: bytes, size: int, channels: int) -> NDArray[np.uint8]:
     """Decodes a picture (JPEG, PNG, ...), scales its shorter side to ``size`` and cuts the centre square.
 
-    Turned upright as its EXIF data say; transparent pixels are laid on white; 16-bit greys are scaled to 8 bits (not
-    clipped, as Pillow does); of an animation the first frame is taken.
+    Turned upright as its EXIF data say; transparent pixels laid on white; 16-bit greys scaled to 8 bits (not clipped,
+    as Pillow does); the first frame of an animation.
 
     Args:
         data: The file's bytes.
         size: Side of the square in pixels.
         channels: 1 (grey) or 3 (RGB).
 
-    Shape:
-        returns: UInt8 ``(channels, size, size)``.
+    Returns:
+        UInt8 ``(channels, size, size)``.
 
     Raises:
         UnreadableImageError: Truncated, not a picture in one of ``FORMATS``, larger than ``PIXEL_LIMIT`` pixels, or
@@ -50,8 +48,7 @@ def decode_image(data: bytes, size: int, channels: int) -> NDArray[np.uint8]:
             width, height = image.size
             if width * height > PIXEL_LIMIT:
                 raise UnreadableImageError(f"{width} x {height} pixels, more than the limit of {PIXEL_LIMIT:,}")
-            # JPEG can be unpacked at 1/2, 1/4 or 1/8: much faster for photographs of many megapixels. Twice the
-            # wanted side keeps the resize below free of visible loss.
+            # JPEG can be unpacked at 1/2, 1/4 or 1/8, which is much faster; twice the wanted side shows no loss.
             image.draft(None, (2 * size, 2 * size))
             return to_array(square_crop(_eight_bit(_upright(image)), size), channels)
     except UnreadableImageError:

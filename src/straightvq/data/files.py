@@ -15,6 +15,7 @@ from straightvq.data.sets import Records, Source
 from straightvq.errors import InvalidValueError
 
 SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+_KINDS = mimetypes.MimeTypes().types_map  # by suffix; Python's own tables, since those of the machine differ elsewhere
 
 
 class ImageFiles(Records):
@@ -74,8 +75,7 @@ def _walk(root: Path) -> Iterator[str]:
 
 def _image_folder(root: Path, names: list[str]) -> Source:
     """The image files among ``names``; the class is the first subfolder, below the split's if there are splits."""
-    suffixes = _image_suffixes()
-    images = [Path(name) for name in names if _claims_to_be_image(root / name, suffixes)]
+    images = [Path(name) for name in names if _claims_to_be_image(root / name)]
     if not images:
         seen = f"{len(names)} other file(s): {', '.join(names[:5])}" if names else "no file at all"
         raise InvalidValueError(f"`Images`: the folder {str(root)!r} holds no image or Parquet file, but {seen}.")
@@ -100,15 +100,13 @@ def _image_folder(root: Path, names: list[str]) -> Source:
     return Source(splits, classes or None)
 
 
-def _image_suffixes() -> set[str]:
-    """Suffixes of what Pillow or Python calls an image: those of other formats than we read are named as unreadable."""
-    known = mimetypes.MimeTypes()  # Python's own table: that of the machine would differ elsewhere
-    kinds = [(suffix, Image.MIME.get(name, "")) for suffix, name in Image.registered_extensions().items()]
-    kinds += [item for table in known.types_map for item in table.items()]
-    return {suffix for suffix, kind in kinds if kind.startswith("image/")}
+def _claims_to_be_image(path: Path) -> bool:
+    """By its suffix; where there is none, as in LICENSE and in the pictures of some archives, by its first bytes.
 
-
-def _claims_to_be_image(path: Path, suffixes: set[str]) -> bool:
-    """By its suffix; where there is none, as in LICENSE and in the pictures of some archives, by its first bytes."""
+    A suffix counts if Pillow or Python calls it an image's: of formats that are not read, each file is then named.
+    """
     suffix = path.suffix.lower()
-    return suffix in suffixes if suffix else path.is_file() and has_image_header(path)
+    if not suffix:
+        return path.is_file() and has_image_header(path)
+    kind = Image.MIME.get(Image.registered_extensions().get(suffix, ""), "")
+    return any(kind.startswith("image/") for kind in (kind, *(table.get(suffix, "") for table in _KINDS)))

@@ -10,12 +10,9 @@ SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "
 
 
 def hub(name: str) -> Source:
-    """A data set of the Hugging Face Hub, downloaded on first use into the cache of `datasets`.
+    """The data set ``name``, ``owner/name`` on the Hub, downloaded on first use into the cache of `datasets`.
 
     The image column is the first of type Image, the label column "label" or else the first ClassLabel.
-
-    Args:
-        name: ``owner/name``.
 
     Raises:
         ValueError: It could not be fetched, or holds no images or no training split.

@@ -1,9 +1,9 @@
 """Loaders that can be left in the middle of an epoch and taken up again.
 
-Why not `torchdata.stateful_dataloader`: under Lightning 2.6 it resumes exactly within an epoch only. A state saved
-after an epoch's last batch makes Lightning run an empty epoch, one saved after `fit` has returned is that of a fresh
-iterator, and worker processes read ahead before Lightning says which epoch it resumes. Where the order is a function
-of (seed, epoch), two numbers say it all.
+`torchdata.stateful_dataloader` resumes exactly only within an epoch under Lightning 2.6: a state saved after an epoch's
+last batch makes Lightning run an empty epoch, one saved after `fit` is that of a fresh iterator, and worker processes
+read ahead before Lightning says which epoch it resumes. With an order that depends on (seed, epoch), two numbers
+suffice.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from straightvq.data.sets import Batch
 class EpochSampler(DistributedSampler[int]):
     """A random order that depends on (seed, epoch) only, dealt out in turn to ``num_replicas`` ranks.
 
-    Rank r of p takes elements r, r + p, ... of the order: p ranks with batches of B / p see in each step what one
-    process sees with batches of B. The order is padded with its own beginning until it divides evenly. Being a
-    `DistributedSampler`, it is left in place by Lightning.
+    Rank r of p takes elements r, r + p, ...: p ranks with batches of B / p see in each step what one process sees with
+    batches of B. The order is padded with its own beginning until it divides evenly. Lightning leaves a
+    `DistributedSampler` in place.
 
     ``rank`` is that of this process, in ``[0, num_replicas)``; the seed is an integer >= 0.
 
@@ -46,9 +46,8 @@ class TrainLoader(DataLoader[Batch]):
     """A loader over an `EpochSampler` that counts its own epochs and remembers its place.
 
     Lightning saves and loads the state of every loader that has `state_dict` and `load_state_dict`. Each new pass is
-    the next epoch; Lightning's own count, announced by `set_epoch`, is one off after some restarts and is overruled.
-    Nothing is read before the first batch is asked for. Each batch says its ``epoch``. The constructor is torch's,
-    since Lightning calls it anew for ``overfit_batches``, with a sampler of its own that starts from the beginning.
+    the next epoch, said by each batch; Lightning's own count, announced by `set_epoch`, is one off after some restarts
+    and is overruled. Lightning calls the constructor, torch's own, anew for ``overfit_batches``, with another sampler.
 
     Attributes:
         epoch: Of the last batch served; before the first, -1 or one less than where to begin.

@@ -33,10 +33,10 @@ class Images(lightning.LightningDataModule):
 
     Pictures stay bytes until they are on the device; `on_after_batch_transfer`, which the Trainer calls, makes them
     floating point, shifts and flips them. Without a Trainer, call it on the loaders' batches. Prediction runs over the
-    test split. The order of training depends on (seed, epoch) only and its position is part of Lightning's checkpoints.
+    test split. The order of training depends on (seed, epoch) only; its position is part of Lightning's checkpoints.
 
-    The test split never shares a picture with the training split. A split that the source lacks is ``val_fraction`` of
-    the training one, chosen by a hash of seed and name: give the same ``seed`` to a test run as to its training.
+    No picture is in both the test and the training split. A split that the source lacks is ``val_fraction`` of the
+    training one, chosen by a hash of seed and name: give a test run the ``seed`` of its training.
 
     Args:
         source: "photos" (crops of two embedded photographs, see `straightvq.data.photos`), "digits" (embedded), a
@@ -63,14 +63,13 @@ class Images(lightning.LightningDataModule):
         shape: ``(channels, size, size)``.
         num_classes: Number of labels, 0 where the source has none.
         class_names: By label, or None.
-        unreadable: Reason by name of every image found unreadable so far (of loading processes, none).
+        unreadable: Reason by name of every image found unreadable so far, but for those met in loading processes.
 
     Raises:
         ValueError, TypeError: An argument out of range or of the wrong type; nothing at ``source``.
 
     Example:
         >>> data = Images(source="digits", size=8, batch_size=16, channels=1)
-        >>> data.setup("test")
         >>> batch = data.on_after_batch_transfer(next(iter(data.test_dataloader())), 0)
         >>> batch["image"].shape, batch["image"].dtype, data.num_classes
         (torch.Size([16, 1, 8, 8]), torch.float32, 10)
@@ -112,8 +111,6 @@ class Images(lightning.LightningDataModule):
         self._records: dict[str, Records] = {}
         self._sets: dict[str, TensorSet | ImageStream] = {}
 
-    # What there is
-
     @property
     def shape(self) -> tuple[int, int, int]:
         return (self.channels, self.size, self.size)
@@ -150,11 +147,9 @@ class Images(lightning.LightningDataModule):
         if "train" in empty:
             raise InvalidValueError(f"`Images`: none of the training files of {self.source!r} can be read.")
         if "validation" in empty and self.val_fraction:
-            warnings.warn(
-                f"`Images`: no picture of {self.source!r} falls into the validation split (val_fraction="
-                f"{self.val_fraction}): there will be no validation.",
-                stacklevel=2,
-            )
+            share = f"(val_fraction={self.val_fraction})"
+            said = f"no picture of {self.source!r} falls into the validation split {share}: there will be no validation"
+            warnings.warn(f"`Images`: {said}.", stacklevel=2)
 
     def _open(self) -> Source:
         """The source, looked through once; nothing is decoded."""
@@ -182,8 +177,6 @@ class Images(lightning.LightningDataModule):
             return stream
         return stream.decode_all(split)
 
-    # Batches
-
     def train_dataloader(self) -> TrainLoader:
         return self._train_loader(self._set("train", "fit"), self.num_workers)
 
@@ -207,20 +200,18 @@ class Images(lightning.LightningDataModule):
         dataset = self._set("test", "test")
         if len(dataset) == 0:
             raise InvalidValueError(
-                f"`Images`: {self.source!r} has no test pictures. Give it a test split, or a larger "
-                f"`val_fraction` (a missing split gets that share). Got {self.val_fraction}."
+                f"`Images`: {self.source!r} has no test pictures. Give it a test split, or a larger `val_fraction` (a "
+                f"missing split gets that share). Got {self.val_fraction}."
             )
         return eval_loader(dataset, self.batch_size, self.num_workers)
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        return self.test_dataloader()
+    predict_dataloader = test_dataloader
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Bytes to floating point in [0, 1]; shifts and flips in training.
 
         Shape:
-            batch: ``image`` UInt8 ``(B, C, H, W)``, ``label`` Int64 ``(B)``, ``index`` Int64 ``(B)``; of the training
-                loader also ``epoch``, an integer.
+            batch: ``image`` UInt8 ``(B, C, H, W)``, ``label`` and ``index`` Int64 ``(B)``; in training also ``epoch``.
             returns: ``image`` Float ``(B, C, H, W)``, ``label`` Int64 ``(B)``.
         """
         image = batch["image"].to(torch.float32) / 255

@@ -22,10 +22,8 @@ DAMAGES = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for names
 class EncodedRows(Records):
     """Rows of tables, an encoded picture in each.
 
-    Args:
-        cells: Column of bytes, or of dictionaries with "bytes": of Arrow, or a mapped one of `datasets`.
-        labels: ``(n,)``.
-        parts: Name and number of rows of each table, in order.
+    ``cells``: column of bytes, or of dictionaries with "bytes", of Arrow or a mapped one of `datasets`. ``parts``: name
+    and number of rows of each table, in order.
     """
 
     def __init__(self, cells: Any, labels: NDArray[np.int64], parts: list[tuple[str, int]]) -> None:
@@ -84,15 +82,12 @@ def _common_columns(files: list[Path]) -> Columns:
     first, *others = map(_columns, files)
     for file, other in zip(files[1:], others, strict=True):
         if other != first:
+            listed, others_listed = (" and ".join(map(repr, columns.used())) for columns in (first, other))
             raise InvalidValueError(
-                f"`Images`: the Parquet files of one split must have the same columns. {files[0].name} has "
-                f"{_listed(first)}, {file.name} has {_listed(other)}."
+                f"`Images`: the Parquet files of one split must have the same columns. {files[0].name} has {listed}, "
+                f"{file.name} has {others_listed}."
             )
     return first
-
-
-def _listed(columns: Columns) -> str:
-    return " and ".join(map(repr, columns.used()))
 
 
 def _columns(file: Path) -> Columns:

@@ -89,10 +89,7 @@ class Source:
 class TensorSet(Dataset[Batch]):
     """Tensors in memory, such as ``image`` UInt8 ``(n, C, H, W)`` and ``label`` Int64 ``(n,)``, served row by row.
 
-    Batches also have ``index``, Int64 ``(B)``: the rows that they were made of.
-
-    Attributes:
-        unreadable: Reason by name of every picture that was left out.
+    Batches also have ``index``, Int64 ``(B)``: their rows. ``unreadable`` is the reason by name of pictures left out.
     """
 
     def __init__(self, tensors: dict[str, Tensor], unreadable: dict[str, str] | None = None) -> None:
@@ -113,8 +110,8 @@ class TensorSet(Dataset[Batch]):
 class ImageStream(Dataset[Batch]):
     """Pictures that are decoded when they are asked for.
 
-    Under ``on_error="skip"`` the next readable picture takes the place of an unreadable one, so that an epoch is never
-    lost to one file. The first is warned of, all are counted (in each worker process for itself).
+    Under ``on_error="skip"`` the next readable picture takes the place of an unreadable one. The first is warned of,
+    all are counted (in each worker process for itself).
 
     Attributes:
         unreadable: Reason by name of every bad picture met so far.

@@ -25,13 +25,12 @@ class HasTokenizer(Protocol):
 class Tokens(Images):
     """`Images` for a generative model: training and validation batches are token grids, test batches images.
 
-    Batches are ``{"tokens": Int32 (B, h, w), "label": Int64 (B)}`` in training and validation,
-    ``{"image", "label"}`` as of `Images` in the test. The task encodes each set once, and each image of the training
-    set also mirrored if ``flip`` is set; which of the two a batch gets is decided as in `Images`. Splits, order and
-    their resumption are those of `Images`, and so are the arguments.
+    Batches are ``{"tokens": Int32 (B, h, w), "label": Int64 (B)}`` in training and validation, those of `Images` in the
+    test. The task encodes each set once, and each training image also mirrored if ``flip`` is set. Arguments, splits,
+    flips, order and their resumption are those of `Images`.
 
-    Sets larger than ``memory_limit_mb`` are refused, and so are shifts (``crop_padding``): train on `Images` then,
-    whose batches are encoded in every step.
+    Sets larger than ``memory_limit_mb`` and shifts (``crop_padding``) are refused: train on `Images` then, whose
+    batches are encoded in every step.
 
     Example:
         >>> class Task:                                                  # one token: the mean grey

@@ -1,21 +1,20 @@
 """One quantizer inside a network, followed by hooks that report what passes through it."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from straightvq.nn import Codebook, Quantizer
+from straightvq.nn import Codebook, Quantizer, Step
 
 Seen = Callable[["Followed", Tensor, Tensor, Tensor], None]
 
 
 class Followed:
-    """One quantizer, ``name`` its path in the module, and the hooks that report its forwards in the codebook's space.
+    """One quantizer, ``name`` its path in the module, and the hook that reports its steps in the codebook's space.
 
     ``seen`` is called after each with this object, vectors (n, codebook_dim), their codes and indices (n,), all -1 for
-    a bypassed forward.
+    a bypassed forward. Parts of a composite are reported as it steps them.
     """
 
     def __init__(self, name: str, quantizer: Quantizer, seen: Seen) -> None:
@@ -26,16 +25,11 @@ class Followed:
         self.codebook: Codebook | None = codebook if isinstance(codebook, Codebook) else None
         self.dim = self.codebook.dim or quantizer.dim if self.codebook is not None else quantizer.dim
         self._seen = seen
-        self._transformed: Tensor | None = None
-        self._handles = [quantizer.register_forward_hook(self._after_forward, with_kwargs=True)]
-        if self.codebook is not None:
-            transform = quantizer.get_submodule("transform")
-            self._handles.append(transform.register_forward_hook(self._after_transform))
+        self._handle = quantizer.register_step_hook(self._after_step)
 
     def remove(self) -> None:
-        """Take the hooks away."""
-        for handle in self._handles:
-            handle.remove()
+        """Take the hook away."""
+        self._handle.remove()
 
     def codes(self) -> Tensor | None:
         """Effective codes (k, codebook_dim), or None for a quantizer without a table. They may change in place."""
@@ -46,21 +40,9 @@ class Followed:
         codes = self.codes()
         return None if codes is None else codes.clone()
 
-    def _after_transform(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self._transformed = output.detach()
-
     @torch.no_grad()
-    def _after_forward(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        z, self._transformed = self._transformed, None
-        indices = output.indices.reshape(-1)
-        codes = self.codes()
-        if codes is None or z is None:
-            inputs: Tensor = args[0] if args else kwargs["z"]
-            axis = self.quantizer.channel_dim
-            z, code = (x.detach().movedim(axis, -1).reshape(-1, self.dim) for x in (inputs, output.quantized))
-        else:
-            code = codes[indices.clamp(min=0)]
-        self._seen(self, z, code, indices)
+    def _after_step(self, quantizer: Quantizer, step: Step) -> None:
+        self._seen(self, step.z.detach(), step.code.detach(), step.indices)
 
 
 def follow(module: nn.Module, seen: Seen) -> list[Followed]:
@@ -68,7 +50,5 @@ def follow(module: nn.Module, seen: Seen) -> list[Followed]:
     return [
         Followed(name or type(child).__name__, child, seen)
         for name, child in module.named_modules()
-        if isinstance(child, Quantizer)
-        and getattr(child, "codebook_size", None) is not None
-        and not any(isinstance(inner, Quantizer) for inner in child.modules() if inner is not child)
+        if isinstance(child, Quantizer) and not child.is_composite
     ]

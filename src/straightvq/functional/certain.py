@@ -116,8 +116,11 @@ def _settle(
     distance: str,
     tolerance: float = 0.0,
 ) -> Found:
-    """The closest of the codes proposed. ``propose``: vectors relative to the middle and their lengths -> candidates
-    (n, few), and the computed squared distance below which no other code lies (n,)."""
+    """The closest of the codes proposed.
+
+    ``propose``: vectors relative to the middle and their lengths -> candidates (n, few), and the computed squared
+    distance below which no other code lies (n,).
+    """
     found = []
     for part in z.split(max(1, _CHUNK // max(1, z.shape[1]))):
         part = place(part, table, distance)

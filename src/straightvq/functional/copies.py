@@ -9,13 +9,10 @@ _CHUNK = 1 << 16  # words hashed at a time on the CPU, which stay in its cache
 
 
 def first_of_equals(rows: Tensor) -> Tensor:
-    """For each row the lowest index of a row equal to it.
+    """For each row, Float (k, d), the lowest index of a row equal to it, Int64 (k,).
 
-    Rows are sorted by a hash of 64 bits and neighbours compared in full. Only where rows that differ share a hash may
-    a copy go unseen: by chance once in 2^32 tables of 65,536 rows.
-
-    Shape:
-        rows: Float (k, d); result: Int64 (k,).
+    Rows are sorted by a hash of 64 bits and neighbours compared in full. A copy may go unseen only where rows that
+    differ share a hash: by chance once in 2^32 tables of 65,536 rows.
 
     Example:
         >>> first_of_equals(torch.tensor([[1.0], [0.0], [1.0], [-0.0]])).tolist()

@@ -3,9 +3,9 @@
 A generator's state advances with every call, so ranks, a resumed run and a compiled graph would disagree. Here each
 number is a hash of where it is used, in plain integer tensor operations that give the same bits on every device.
 
-On an accelerator each operation is one launch, whatever its size, so the hash makes the most of few of them: products
-of the number with itself, which carry low bits up (as in Widynski's Squares, arXiv 2004.06278, and RC6), and with its
-own upper half, which carries high bits down. What depends on the stream only is made on the host.
+On an accelerator each operation is one launch, so the hash makes the most of few: products of the number with itself,
+which carry low bits up (as in Widynski's Squares, arXiv 2004.06278, and RC6), and with its own upper half, which
+carries high bits down. What depends on the stream only is computed on the host.
 """
 
 import math
@@ -25,23 +25,17 @@ _LAST = (1 << 63) - 1
 def draw_integers(
     seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...], *, rows: Tensor | None = None
 ) -> Tensor:
-    """Uniform integers in ``[0, 2^53)``, a function of (seed, step, stream, place).
+    """Uniform integers in ``[0, 2^53)``, a function of (seed, step, stream, place): Int64 of the given shape.
 
     The place is the position in the flattened ``shape``. With ``rows`` the first axis is numbered by them instead of
-    0, 1, ...: the numbers of a row depend on its number only, whichever other rows are drawn with it.
+    0, 1, ...: a row's numbers depend on its number only, whichever other rows are drawn with it.
 
     Args:
-        seed: any integer.
-        step: any integer; the draws of different steps are independent.
-        stream: any integer of 64 bits; the draws of different streams are independent.
+        seed: any integer, Int64 () on the device of the result.
+        step: any integer, likewise; draws of different steps are independent.
+        stream: any integer of 64 bits; draws of different streams are independent.
         shape: of the result.
-        rows: numbers of the rows, for a ``shape`` that starts with their count; None for 0, 1, ....
-
-    Shape:
-        seed, step: Int64 (), on the device of the result; rows: Int64 (shape[0],).
-
-    Returns:
-        Int64 of the given shape.
+        rows: Int64 (shape[0],), or None for 0, 1, ....
 
     Example:
         >>> seed, step = torch.tensor(1), torch.tensor(0)
@@ -55,16 +49,9 @@ def draw_integers(
 def draw_uniform(
     seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...], dtype: torch.dtype, *, rows: Tensor | None = None
 ) -> Tensor:
-    """Uniform numbers in the open interval ``(0, 1)``, by place as in ``draw_integers``.
+    """Uniform numbers in the open interval ``(0, 1)``, by place as in ``draw_integers``: Float of the given shape.
 
-    They are the midpoints of ``1 / eps`` equal parts, with ``dtype``'s eps: each is exact, none is rounded to 0 or 1,
-    and they lie evenly about 1/2.
-
-    Args:
-        dtype: a floating one. The other arguments are those of ``draw_integers``.
-
-    Returns:
-        Float of the given shape.
+    They are the midpoints of ``1 / eps`` equal parts, for ``dtype``'s eps: exact, and none is rounded to 0 or 1.
 
     Example:
         >>> x = draw_uniform(torch.tensor(1), torch.tensor(0), 7, (1000,), torch.float32)
@@ -79,15 +66,10 @@ def draw_uniform(
 def draw_gumbel(
     seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...], dtype: torch.dtype, *, rows: Tensor | None = None
 ) -> Tensor:
-    """Standard Gumbel numbers ``-log(-log(1 - u))``, by place as in ``draw_integers``.
+    """Standard Gumbel numbers ``-log(-log(1 - u))``, by place as in ``draw_integers``: Float of the given shape.
 
-    Near 0, where large numbers come from, ``u`` keeps 53 bits in every dtype: they go up to 37.
-
-    Args:
-        dtype: a floating one; the logarithms are at least float32. The other arguments are those of ``draw_integers``.
-
-    Returns:
-        Float of the given shape.
+    Near 0, where large numbers come from, ``u`` keeps 53 bits in every dtype: they go up to 37. The logarithms are at
+    least float32.
 
     Example:
         >>> x = draw_gumbel(torch.tensor(1), torch.tensor(0), 7, (100_000,), torch.float32)
@@ -103,16 +85,9 @@ def draw_gumbel(
 def draw_normal(
     seed: Tensor, step: Tensor, stream: int, shape: tuple[int, ...], dtype: torch.dtype, *, rows: Tensor | None = None
 ) -> Tensor:
-    """Standard normal numbers ``sqrt(2) erfinv(u)``, ``u`` uniform in (-1, 1), by place as in ``draw_integers``.
+    """Standard normal numbers ``sqrt(2) erfinv(u)``, by place as in ``draw_integers``: Float of the given shape.
 
-    None is larger than 5.5 in float32 and narrower dtypes, nor than 8.3 in float64.
-
-    Args:
-        dtype: a floating one; what is computed is at least float32. The other arguments are those of
-            ``draw_integers``.
-
-    Returns:
-        Float of the given shape.
+    ``u`` is uniform in (-1, 1), and what is computed at least float32. None is larger than 5.5, or 8.3 in float64.
 
     Example:
         >>> x = draw_normal(torch.tensor(1), torch.tensor(0), 7, (100, 100), torch.float32)
@@ -127,22 +102,17 @@ def draw_normal(
 
 
 def draw_distinct(seed: Tensor, step: Tensor, stream: int, count: int, population: Tensor | int) -> Tensor:
-    """``count`` places out of ``population`` in random order: the first ``population`` of them are distinct.
+    """``count`` places out of ``population`` in random order, Int64 (count,); zeros if the population is empty.
 
     A simple random sample without replacement: every set of places is equally likely, and so is every order. Where
     ``count`` is larger than the population, all places come first and then some of them again.
 
-    It draws more places than asked for, with repetition, and keeps one of each; a population that is no larger than
-    that is listed instead. Either way they are ``2 count + 256``, of which one needs half: fewer differ with a
-    probability below ``e^-200``.
+    Draws ``2 count + 256`` places with repetition, or lists a population that is no larger, and keeps one of each. Half
+    are needed: fewer differ with a probability below ``e^-200``.
 
     Args:
-        count: how many places.
-        population: number of places, below 2^31: an integer, or Int64 () where only the device knows it. The other
-            arguments are those of ``draw_integers``.
-
-    Returns:
-        Int64 (count,) in ``[0, population)``; zeros if the population is empty.
+        population: below 2^31: an integer, or Int64 () where only the device knows it. The first three arguments are
+            those of ``draw_integers``.
 
     Example:
         >>> draw_distinct(torch.tensor(1), torch.tensor(0), 7, 4, torch.tensor(4)).sort().values
@@ -194,7 +164,7 @@ def _level(x: Tensor) -> Tensor:
 
 
 def _odd(stream: int, number: int) -> int:
-    """An odd number below 2^52, which passes unharmed where a backend takes scalars for float64: a hash, SplitMix64."""
+    """A hash, SplitMix64: odd, and below 2^52, where a backend that takes scalars for float64 does it no harm."""
     x = (stream + number * _GOLDEN) * _MIX_1 & _ALL
     for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
         x = (x ^ x >> shift) * factor & _ALL

@@ -45,11 +45,7 @@ def _faiss() -> ModuleType | None:
 
 
 def knn(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distance and index of the code found for each vector, with torch's number of threads.
-
-    Shape:
-        z: Float32 (n, d); codes: Float32 (k, d); results: Float32 (n,), Int64 (n,).
-    """
+    """Squared distance, Float32 (n,), and index, Int64 (n,), of the code found for each vector."""
     faiss: Any = _faiss()
     if not len(z):
         return z.new_empty(0), torch.empty(0, dtype=torch.int64, device=z.device)

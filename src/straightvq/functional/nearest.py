@@ -1,11 +1,9 @@
 """Nearest-code search in bounded memory.
 
 ``||z - c||^2 = ||z||^2 - 2 <z, c> + ||c||^2`` makes the search a matrix product, whose rounding is relative to the
-lengths of ``z`` and ``c`` and not to their distance. Here a product only proposes; differences decide. On the CPU what
+lengths of ``z`` and ``c`` and not to their distance. So a product only proposes; differences decide. On the CPU what
 they leave open is searched again (`certain.py`). On other devices, where asking would wait for the device, a fixed
 number of candidates is compared.
-
-Shapes: N vectors, K codes, D their width.
 """
 
 from typing import Literal, get_args
@@ -33,23 +31,21 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", 
     """Index of the nearest code for every vector.
 
     ``euclidean``: ``argmin_k ||z - c_k||``; ``cosine``: ``argmax_k <z, c_k> / ||c_k||``. Ties go to the lowest
-    index. No ``n x k`` matrix is held: memory is one tile. Computed in at least float32 whatever the autocast state
-    and whatever the program lets matrix products be rounded to; no setting of the program is touched. No gradient.
+    index. Memory is one tile, never an ``n x k`` matrix. Computed in at least float32 whatever the autocast state and
+    the precision that the program allows matrix products; changes no setting. No gradient.
 
-    On the CPU the index is that of exact arithmetic wherever the squared distances of two codes differ by more than
-    2^-12 of the smaller, or 2^-18 where FAISS is not used and the distance is euclidean, wherever the data are and
-    however far other codes. (For the cosine these are squared distances of unit vectors.) Equal codes give the lowest
-    index.
+    On the CPU the index is that of exact arithmetic wherever the squared distances of two codes (of unit vectors, for
+    the cosine) differ by more than 2^-12 of the smaller, or 2^-18 without FAISS for the euclidean distance.
 
-    On other devices, and in an exported graph, four codes are compared that closely: the best of a matrix product in
-    float32, which is rounded relative to the squared distances from the middle of the codes. The nearest is among
-    them as long as no four others are within that rounding of it. With ``"triton"`` the four are the best of different
-    columns of the kernel's tiles, so that two that close to each other in one column may be taken for each other. Equal
-    codes give the lowest index; in an exported graph, which multiplies as its runtime does, if there are at most four.
+    On other devices, and in an exported graph, four codes are compared that closely: the best of a float32 matrix
+    product, which is rounded relative to the squared distances from the middle of the codes. The nearest is among them
+    unless four others are within that rounding of it. With ``"triton"`` the four are the best of different columns of
+    the kernel's tiles: two that close in one column may be taken for each other. In an exported graph, which multiplies
+    as its runtime does, of more than four equal codes any may be found.
 
     Args:
-        z: vectors.
-        codes: code vectors, at least one.
+        z: vectors, Float (n, d).
+        codes: code vectors, Float (k, d), at least one.
         distance: ``"euclidean"`` or ``"cosine"``.
         backend: ``"tiled"``: torch, any device and dtype. ``"faiss"``: flat search of ``faiss-cpu`` (the extra
             ``fast``), float32 on the CPU, with torch's number of threads. ``"auto"``: FAISS up to width 32 where it
@@ -57,14 +53,11 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", 
             ``"triton"``: a kernel for CUDA in exact float32, for widths up to 1,024; taken only when asked for,
             because it has been run in Triton's interpreter but not yet on a device.
 
-    Shape:
-        z: Float (n, d); codes: Float (k, d).
-
     Returns:
-        Int64 (n,), each in ``[0, k)``.
+        Int64 (n,) in ``[0, k)``.
 
     Raises:
-        ValueError: for shapes that do not fit or an unknown distance.
+        ValueError, TypeError: for shapes that do not fit, other dtypes, an unknown distance or backend.
 
     Example:
         >>> z = torch.tensor([[0.2, 0.0], [3.0, 1.0]])

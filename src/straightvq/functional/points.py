@@ -1,7 +1,4 @@
-"""Where vectors and codes stand for a nearest-code search, and distances by differences.
-
-Shapes: N vectors, K codes, D their width.
-"""
+"""Where vectors and codes stand for a nearest-code search, and distances by differences."""
 
 from typing import NamedTuple
 

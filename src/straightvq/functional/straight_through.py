@@ -6,16 +6,13 @@ from torch import Tensor
 def straight_through(z: Tensor, code: Tensor, sync: float = 0.0) -> Tensor:
     """The code as value, with gradient ``g`` for ``z`` and ``sync * g`` for ``code``.
 
-    ``out = sg[code] + (z - sg[z]) + sync * (code - sg[code])``. Written this way the value is the code to the
-    bit; the usual ``z + sg[code - z]`` rounds.
+    ``out = sg[code] + (z - sg[z]) + sync * (code - sg[code])``: the value is the code to the bit, where the usual
+    ``z + sg[code - z]`` rounds.
 
     Args:
-        z: encoder output.
-        code: the code chosen for each vector.
+        z: encoder output, Float (n, d).
+        code: the code chosen for each vector, Float (n, d).
         sync: the paper's nu; 0 gives the plain straight-through estimator.
-
-    Shape:
-        z, code, result: Float (n, d).
 
     Source: arXiv 1308.3432 (straight-through); arXiv 2305.08842, synchronised update, eq. (21) of its draft.
 

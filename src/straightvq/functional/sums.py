@@ -10,23 +10,15 @@ _IN_TURN, _NUMBERS = 1024, 1 << 24
 
 
 def code_sums(z: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
-    """Number of vectors assigned to each code, and their sum.
+    """Number of vectors assigned to each code, Int64 (k,), and their sum, Float (k, d).
 
-    Vectors with a negative index (masked positions) belong to no code. No one-hot matrix is made. However many vectors
-    there are, no more than 1,024 of them, or as many as there are codes, are added one after another: a sum is rounded
-    no more often than that, but for a few times more as their sums are added in pairs.
+    No one-hot matrix is made. At most 1,024 vectors, or as many as there are codes, are added one after another, and
+    those sums in pairs.
 
     Args:
-        z: vectors.
-        indices: code of each vector; negative for none.
+        z: vectors, Float (n, d); the sums are in their dtype, at least float32.
+        indices: code of each vector, Int64 (n,); negative, as at masked positions, for none.
         num_codes: number of codes, k.
-
-    Shape:
-        z: Float (n, d); indices: Int64 (n,).
-
-    Returns:
-        counts Int64 (k,), and sums Float (k, d) in ``z``'s dtype, at least float32. (Float32 would lose counts above
-        2^24.)
 
     Example:
         >>> z = torch.tensor([[1.0], [2.0], [5.0]])
@@ -61,9 +53,8 @@ def _sums(z: Tensor, bucket: Tensor, num: int) -> Tensor:
 def add_compensated(total: Tensor, lost: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
     """``total + part`` rounded, and ``lost`` plus what the rounding took from it.
 
-    ``total + lost`` of many parts is then as near to their sum as if it had been rounded once or twice.
-
-    Source: Knuth, The Art of Computer Programming 2, 4.2.2, theorem B.
+    ``total + lost`` of many parts is as near to their sum as if rounded once or twice. Source: Knuth, The Art of
+    Computer Programming 2, 4.2.2, theorem B.
 
     Example:
         >>> total, lost = torch.tensor(2.0**24), torch.tensor(0.0)

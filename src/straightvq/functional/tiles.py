@@ -2,8 +2,6 @@
 
 With ``bias_k = ||c_k||^2 / 2`` the value is half the squared distance less ``||z||^2 / 2``. The products are rounded,
 so that what comes out smallest is a candidate; `certain.py` says what is certain about it.
-
-Shapes: N vectors, K codes, D their width.
 """
 
 from collections.abc import Iterator
@@ -108,8 +106,7 @@ def _best_few(tile: Tensor, few: int) -> tuple[Tensor, Tensor]:
 def products_are_lowered(device: torch.device) -> bool:
     """Whether the program lets float32 products on the device be rounded to TF32 or bfloat16.
 
-    However it said so (``allow_tf32``, ``fp32_precision``, `torch.set_float32_matmul_precision`), these tell, and
-    asking changes nothing.
+    These settings tell however it said so (``allow_tf32``, ``fp32_precision``, `torch.set_float32_matmul_precision`).
     """
     onednn: Any = torch.backends.mkldnn  # whose `matmul` is made when torch is imported
     settings = [onednn.matmul.fp32_precision]
@@ -119,10 +116,10 @@ def products_are_lowered(device: torch.device) -> bool:
 
 
 def split(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Wider operands whose product is that of ``z`` and ``codes`` in float32 where products are lowered, too.
+    """Wider operands whose product is that of ``z`` and ``codes`` in float32 even where products are lowered.
 
-    A number is the sum of three of eight digits, which neither TF32 nor bfloat16 rounds. Of their nine products six
-    are made; the others are below 2^-24 of the whole.
+    A number is the sum of three of eight digits, which neither TF32 nor bfloat16 rounds. Of their nine products the
+    three below 2^-24 of the whole are left out.
     """
     z1, z2, z3 = _digits(z)
     c1, c2, c3 = _digits(codes)

@@ -65,9 +65,9 @@ def search(z: Tensor, codes: Tensor, bias: Tensor, precision: Precision = "float
     """``argmin_k bias_k - <z_n, c_k>`` for every vector, in one kernel that holds no matrix.
 
     With ``bias_k = ||c_k||^2 / 2`` this is the nearest code. Ties go to the lowest index. No gradient, no host
-    synchronisation and no memory besides the result (and a half-precision copy of the codes in ``"half"``; an input
-    is copied if its last axis, or the codes, are not contiguous). The first call for a width, a precision and a
-    size class tries a few configurations and does synchronise: make it before capturing a CUDA graph.
+    synchronisation and no memory besides the result (and a half-precision copy of the codes in ``"half"``, and of
+    inputs that are not contiguous). The first call for a width, a precision and a size class tries a few configurations
+    and does synchronise: make it before capturing a CUDA graph.
 
     ``precision`` bounds the error of the compared values. As a fraction of ``sum_i |z_i c_i|``, and besides the
     rounding of a float32 sum of D terms (D * 2^-23 at worst):
@@ -88,9 +88,7 @@ def search(z: Tensor, codes: Tensor, bias: Tensor, precision: Precision = "float
 
     Shape:
         z: Float (n, d) or (g, n, d); codes: Float (k, d) or (g, k, d); bias: Float32 (k,) or (g, k). d up to 1024.
-
-    Returns:
-        Int64 (n,) or (g, n), each in ``[0, k)``; with ``few`` (n, few) or (g, n, few), in the order of their values.
+        result: Int64 (n,) or (g, n) in ``[0, k)``; with ``few`` one axis more, in the order of the values.
 
     Raises:
         RuntimeError: without Triton or off CUDA, and in a graph capture that no call of this kind came before.

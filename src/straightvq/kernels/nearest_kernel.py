@@ -4,17 +4,16 @@
 """The Triton kernel of the nearest-code search. Importing this file imports Triton; `nearest.py` is the way in.
 
 One program owns BLOCK_N vectors and walks over the codes in tiles of BLOCK_K. What bounds such a search on tensor
-cores is not the matrix product but the arg-min after it, so the kernel spends as few instructions per (vector, code)
-pair as it can:
+cores is the arg-min after the matrix product, so the kernel spends few instructions per (vector, code) pair:
 
 - Column c of a tile competes with column c of the earlier tiles, element by element in registers; columns are reduced
   to one winner per vector once, after the last tile.
-- FOLD neighbouring codes form a family. Only a family's minimum takes part in the comparison, so the instructions for
-  it and the registers for the running minimum shrink by FOLD; which member it was is found at the end, for the
-  winning family only, by FOLD products per vector.
+- FOLD neighbouring codes form a family. Only its minimum takes part in the comparison, so the instructions and
+  registers for the running minimum shrink by FOLD; the member is found at the end, for the winning family only, by
+  FOLD products per vector.
 
-Both keep the rule that a tie goes to the lowest index: a family's codes are consecutive, a later tile must be strictly
-better, and of equal columns the lowest family wins.
+Ties go to the lowest index: a family's codes are consecutive, a later tile must be strictly better, and of equal
+columns the lowest family wins.
 """
 
 import triton

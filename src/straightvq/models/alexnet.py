@@ -15,31 +15,26 @@ class AlexNet(ConvClassifier):
     Shapes and errors are those of `ClassifierBase`; height and width are at least 63, or 8 with ``small_images``.
 
     Args:
-        quantizer: any quantizer with ``channel_dim=1`` and ``dim=AlexNet.dim_at(position, width)``; None for the
-            network without quantization.
+        quantizer: any quantizer with ``channel_dim=1`` and ``dim=AlexNet.dim_at(position, width)``, or None.
         num_classes: number of logits.
         in_channels: 3 for RGB, 1 for grey.
-        width: channels of the first convolution; all other layers grow with it. 64 is the published network,
-            16 a quarter of it.
-        small_images: our variant for images of about 32 x 32 pixels: a first convolution of 3 x 3 pixels with stride 1
-            instead of 11 x 11 with stride 4, pooling that keeps exact halves, and a last grid of 4 x 4 instead of
-            6 x 6.
+        width: channels of the first convolution, with which all layers grow; 64 in the published network.
+        small_images: our variant for about 32 x 32 pixels: a first convolution of 3 x 3 pixels with stride 1 instead of
+            11 x 11 with stride 4, pooling that keeps exact halves, and a last grid of 4 x 4 instead of 6 x 6.
         position: "conv1" to "conv5": the quantizer gets the output of this convolution after its ReLU, and after its
-            max-pooling where it has one (conv1, conv2, conv5). Where arXiv 2305.08842 put its quantizer is not known;
-            "conv3" is the middle, with 13 x 13 vectors of 384 channels at 224 pixels, 8 x 8 of a 32 x 32 image with
-            ``small_images``.
+            max-pooling where it has one (conv1, conv2, conv5). "conv3" is the middle, with 13 x 13 vectors of 384
+            channels at 224 pixels; where arXiv 2305.08842 put its quantizer is not known.
         dropout: probability of zeroing a feature in the classifier, in [0, 1).
 
-    Source: the one-tower network of arXiv 1404.5997 in the form that is in general use (ReLU, dropout, no local
-    response normalization, adaptive pooling to 6 x 6): 61,100,840 parameters for 1,000 classes.
+    Source: the one-tower network of arXiv 1404.5997 in the form in general use (ReLU, dropout, no local response
+    normalization, adaptive pooling to 6 x 6): 61,100,840 parameters for 1,000 classes.
 
     Example:
         >>> import straightvq as svq, torch
         >>> quantizer = svq.presets.vq_vae(AlexNet.dim_at("conv3", width=4), 16, channel_dim=1)
         >>> model = AlexNet(quantizer, num_classes=10, width=4, small_images=True)
-        >>> out = model(torch.randn(2, 3, 32, 32))
-        >>> out.logits.shape, out.z.shape
-        (torch.Size([2, 10]), torch.Size([2, 24, 8, 8]))
+        >>> model(torch.randn(2, 3, 32, 32)).quantizer.indices.shape
+        torch.Size([2, 8, 8])
     """
 
     POSITIONS = {"conv1": 1, "conv2": 3, "conv3": 6, "conv4": 4, "conv5": 4}  # noqa: RUF012
@@ -62,7 +57,7 @@ class AlexNet(ConvClassifier):
         check_bool(self, "small_images", small_images)
         check_float(self, "dropout", dropout, minimum=0, maximum=1, open_maximum=True)
         one, two, three, four, five = (multiple * width for multiple in self.POSITIONS.values())
-        side, hidden = 4 if small_images else 6, 64 * width  # 4096 hidden units in the published network
+        side, units = 4 if small_images else 6, 64 * width  # 4096 hidden units in the published network
 
         def pool() -> nn.MaxPool2d:
             return nn.MaxPool2d(3, stride=2, padding=1 if small_images else 0)
@@ -74,24 +69,12 @@ class AlexNet(ConvClassifier):
             "conv3": nn.Sequential(conv3(two, three), nn.ReLU()),
             "conv4": nn.Sequential(conv3(three, four), nn.ReLU()),
             "conv5": nn.Sequential(conv3(four, five), nn.ReLU(), pool()),
-            "classifier": nn.Sequential(
-                nn.AdaptiveAvgPool2d(side),
-                nn.Flatten(),
-                nn.Dropout(dropout),
-                nn.Linear(five * side**2, hidden),
-                nn.ReLU(),
-                nn.Dropout(dropout),
-                nn.Linear(hidden, hidden),
-                nn.ReLU(),
-                nn.Linear(hidden, num_classes),
-            ),
         }
+        dense = [nn.Linear(five * side**2, units), nn.ReLU(), nn.Dropout(dropout), nn.Linear(units, units), nn.ReLU()]
+        stages["classifier"] = nn.Sequential(
+            nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Dropout(dropout), *dense, nn.Linear(units, num_classes)
+        )
+        size = 8 if small_images else 63
         super().__init__(
-            quantizer,
-            stages,
-            position=position,
-            dim=dim,
-            channel_dim=1,
-            in_channels=in_channels,
-            min_size=8 if small_images else 63,
+            quantizer, stages, position=position, dim=dim, channel_dim=1, in_channels=in_channels, min_size=size
         )

@@ -13,15 +13,12 @@ from straightvq.nn.part import check_int
 
 
 class Autoencoder(AutoencoderBase):
-    """Images to a grid of codes and back.
+    """A small convolutional autoencoder.
 
-    The encoder halves the resolution with strided convolutions and thinks in residual blocks at the lowest one; the
-    decoder is its mirror image. All normalization is over groups of channels of one image, so that nothing depends
-    on what else is in the batch, and training and evaluation differ in the quantizer only.
-
-    The last convolution's output is the image, without a sigmoid that would saturate at black and white; its bias
-    starts at mid grey. The embeddings leave the encoder with a standard deviation of about 1. Shapes and errors are
-    those of `AutoencoderBase`.
+    The encoder halves the resolution with strided convolutions and has its residual blocks at the lowest one; the
+    decoder is its mirror image. Normalization is over groups of channels of one image: nothing depends on the batch,
+    and training and evaluation differ in the quantizer only. Embeddings start with a standard deviation of about 1,
+    images at mid grey; no sigmoid saturates at black and white. Shapes and errors are those of `AutoencoderBase`.
 
     Args:
         quantizer: any quantizer with ``channel_dim=1``. Its ``dim`` is the width of the latent.
@@ -36,19 +33,12 @@ class Autoencoder(AutoencoderBase):
     Example:
         >>> import straightvq as svq, torch
         >>> model = Autoencoder(svq.presets.vq_vae(8, 32, channel_dim=1), hidden=16)
-        >>> out = model(torch.rand(2, 3, 16, 16))
-        >>> out.reconstruction.shape, out.quantizer.indices.shape
-        (torch.Size([2, 3, 16, 16]), torch.Size([2, 4, 4]))
+        >>> model.tokenize(torch.rand(2, 3, 16, 16)).shape
+        torch.Size([2, 4, 4])
     """
 
     def __init__(
-        self,
-        quantizer: Quantizer,
-        *,
-        in_channels: int = 3,
-        hidden: int = 64,
-        downsample: int = 4,
-        blocks: int = 2,
+        self, quantizer: Quantizer, *, in_channels: int = 3, hidden: int = 64, downsample: int = 4, blocks: int = 2
     ) -> None:
         super().__init__(quantizer, in_channels, check_int(self, "downsample", downsample, 1))
         check_int(self, "hidden", hidden, 2)
@@ -84,19 +74,13 @@ def _decoder(in_channels: int, hidden: int, dim: int, halvings: int, blocks: int
     return nn.Sequential(*layers, to_image)
 
 
-def _residual_blocks(width: int, number: int) -> list[nn.Module]:
+def _residual_blocks(width: int, number: int) -> list[Residual]:
     """Each is x + [norm, ReLU, 3 x 3, norm, ReLU, 1 x 1](x)."""
-    return [
-        Residual(
-            _norm(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            _norm(width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 1),
-        )
-        for _ in range(number)
-    ]
+    blocks = []
+    for _ in range(number):
+        wide, narrow = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.Conv2d(width, width, 1)
+        blocks.append(Residual(_norm(width), nn.ReLU(), wide, _norm(width), nn.ReLU(), narrow))
+    return blocks
 
 
 def _norm(width: int) -> nn.GroupNorm:

@@ -87,26 +87,16 @@ class QuantizedNet(nn.Module, ABC):
 class AutoencoderBase(QuantizedNet):
     """Base of all autoencoders: images to a grid of codes and back.
 
-    A subclass calls this constructor, and sets ``encoder``, ``quantizer`` and ``decoder``, in this order: it is the
-    order of the parameters.
-
-    Attributes:
-        encoder: Float (B, in_channels, H, W) -> (B, dim, H / downsample, W / downsample).
-        quantizer: any quantizer with ``channel_dim=1``; its ``dim`` is the width of the latent.
-        decoder: the way back.
-        in_channels: of the images.
-        downsample: factor between image and latent.
+    A subclass calls this constructor, then sets ``encoder``, ``quantizer`` and ``decoder``, in this order.
 
     Shape:
         x: Float (B, in_channels, H, W) in [0, 1], H and W multiples of ``downsample``.
-        reconstruction: Float (B, in_channels, H, W), about [0, 1] but not clamped.
+        z: Float (B, dim, H / downsample, W / downsample), with the ``dim`` of the quantizer.
+        reconstruction: as x, but not clamped.
         indices: Int64 (B, H / downsample, W / downsample); composites have a last axis more.
 
-    Returns:
-        An `AutoencoderOutput`.
-
     Raises:
-        TypeError, ValueError: for impossible sizes, a quantizer with another ``channel_dim``, images of a wrong shape.
+        TypeError, ValueError: for impossible sizes, a quantizer with another ``channel_dim`` than 1, other images.
     """
 
     output = AutoencoderOutput
@@ -144,33 +134,24 @@ class AutoencoderBase(QuantizedNet):
         return self.quantizer.encode(self.encode(x))
 
     def detokenize(self, indices: Tensor) -> Tensor:
-        """Indices -> images; together with ``tokenize`` the evaluation forward's reconstruction."""
+        """Indices -> images: after ``tokenize``, the evaluation forward's reconstruction."""
         return self.decode(self.quantizer.decode(indices))
 
 
 class ClassifierBase(QuantizedNet):
-    """Base of all classifiers: stages in a row, with a quantizer between two of them.
+    """Base of all classifiers: ``stages`` in a row, with a quantizer, or None, after the stage ``position``.
 
-    Whatever the later stages know has passed the quantizer. The names of the stages, and so of the parameters, do
-    not depend on its position or presence: a state dict moves between networks that differ in them, the quantizer's
-    own entries aside.
-
-    Attributes:
-        quantizer: what stands after the stage ``position``, or None.
-        stages: by name; the last one gives the logits.
-        position: name of the last stage before the quantizer.
+    All that the later stages know has passed the quantizer. The names of the stages, and so of the parameters, do not
+    depend on its position or presence: a state dict fits networks that differ in them, the quantizer's entries aside.
 
     Shape:
         x: Float (B, in_channels, H, W), usually normalized to mean 0 and standard deviation 1.
         logits: Float (B, num_classes).
         indices: Int64 (B, h, w), or (B, tokens) in a transformer; composites have a last axis more.
 
-    Returns:
-        A `ClassifierOutput`.
-
     Raises:
         TypeError, ValueError: for impossible sizes, an unknown position, a quantizer with another ``dim`` or
-            ``channel_dim``, images of a wrong shape.
+            ``channel_dim``, images that do not fit.
     """
 
     output = ClassifierOutput
@@ -207,15 +188,11 @@ class ClassifierBase(QuantizedNet):
                 f"`{type(self).__name__}`: height and width of `x` must be at least {self.min_size}. "
                 f"Got {tuple(x.shape)}."
             )
-        for stage in list(self.stages)[: self._split]:
-            x = stage(x)
-        return x
+        return self.stages[: self._split](x)
 
     def head(self, quantized: Tensor) -> Tensor:
         """Quantized embeddings -> logits: the stages after ``position``."""
-        for stage in list(self.stages)[self._split :]:
-            quantized = stage(quantized)
-        return quantized
+        return self.stages[self._split :](quantized)
 
     def encoder_parameters(self) -> Iterator[nn.Parameter]:
         return self.stages[: self._split].parameters()

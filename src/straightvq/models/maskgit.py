@@ -13,10 +13,9 @@ _EPS = 1e-12  # of the layer normalizations, BERT's
 class MaskGIT(nn.Module):
     """Predicts the masked tokens of a grid from all others, as a distribution over the codes.
 
-    Tokens and positions are embedded, summed and normalized; a token for the class goes in front, if there are
-    classes; then the blocks, in the order of BERT (normalization after the residual sum); then one more layer, and
-    the logits are its inner products with the embeddings of the codes, plus a bias per code. Training and evaluation
-    differ in the dropout.
+    Tokens and positions are embedded, summed and normalized; with classes, a token for the class goes in front. After
+    BERT's blocks (normalization after the residual sum) and one more layer, the logits are its inner products with the
+    embeddings of the codes, plus a bias per code. Training and evaluation differ in the dropout.
 
     Args:
         codebook_size: number of codes.
@@ -32,20 +31,18 @@ class MaskGIT(nn.Module):
         indices: Int64 (B, *grid), codes in [0, codebook_size), or -1 where masked.
         labels: Int64 (B,), classes in [0, num_classes), or -1 for the null class, which stands for "any" in
             classifier-free guidance. None is the null class for all.
-        logits: Float (B, *grid, codebook_size), at all positions, masked or not.
+        logits: Float (B, *grid, codebook_size), masked positions or not.
 
     Raises:
-        TypeError, ValueError: for impossible sizes, indices or labels of a wrong shape or dtype or out of range
-            (under ``torch.compile`` and on CUDA by an asynchronous assertion), labels without classes.
+        TypeError, ValueError: for impossible sizes, indices or labels that do not fit or are out of range (under
+            ``torch.compile`` and on CUDA by an asynchronous assertion), labels without classes.
 
-    Source: arXiv 2202.04200 and its code, whose sizes for ImageNet are the defaults (24 layers, width 768, 16 heads).
-    Deviations: logits for the codes only, not for class and mask tokens; a null class; the exact GELU instead of its
-    approximation by tanh; ``tie_output=False`` as an option.
+    Source: arXiv 2202.04200 and its code, whose sizes for ImageNet are the defaults. Deviations: logits for the codes
+    only, not for class and mask tokens; a null class; the exact GELU; ``tie_output=False`` as an option.
 
     Example:
         >>> model = MaskGIT(32, grid=(4, 4), num_classes=10, layers=1, width=16, heads=2)
-        >>> indices = torch.full((2, 4, 4), -1)              # all masked
-        >>> model(indices, labels=torch.tensor([3, -1])).shape
+        >>> model(torch.full((2, 4, 4), -1), labels=torch.tensor([3, -1])).shape
         torch.Size([2, 4, 4, 32])
     """
 

@@ -12,33 +12,30 @@ from straightvq.nn.part import check_bool, check_int
 class ResNet18(ConvClassifier):
     """A stem, four stages of two residual blocks, global average pooling, and a quantizer between two of them.
 
-    Batch normalization makes training differ from evaluation: in training the features of an image depend on its
-    batch, in evaluation they do not. Where the last stage has a single position (at 8 pixels with ``small_images``,
-    at 32 without) a training batch needs two images. Shapes and errors are those of `ClassifierBase`.
+    Batch normalization makes an image's features depend on its batch in training, not in evaluation. Where the last
+    stage has a single position (at 8 pixels with ``small_images``, at 32 without) a training batch needs two images.
+    Shapes and errors are those of `ClassifierBase`.
 
     Args:
-        quantizer: any quantizer with ``channel_dim=1`` and ``dim=ResNet18.dim_at(position, width)``; None for the
-            network without quantization.
+        quantizer: any quantizer with ``channel_dim=1`` and ``dim=ResNet18.dim_at(position, width)``, or None.
         num_classes: number of logits.
         in_channels: 3 for RGB, 1 for grey.
-        width: channels of the stem; the four stages have 1, 2, 4 and 8 times as many. 64 is the published network,
-            16 a quarter of it.
-        small_images: the stem for images of about 32 x 32 pixels: a 3 x 3 convolution with stride 1 and no
-            max-pooling, instead of 7 x 7 with stride 2 and max-pooling.
+        width: channels of the stem, 64 in the published network; the four stages have 1, 2, 4 and 8 times as many.
+        small_images: the customary stem for about 32 x 32 pixels: a 3 x 3 convolution with stride 1 and no max-pooling,
+            instead of 7 x 7 with stride 2 and max-pooling.
         position: "stem", or "layer1" to "layer4": the quantizer gets the output of this stage, after its last ReLU.
-            Where arXiv 2305.08842 put its quantizer is not known; "layer2" is the middle of the four stages, with
-            28 x 28 vectors of 128 channels at 224 pixels, 16 x 16 of a 32 x 32 image with ``small_images``.
+            "layer2" is the middle of the four, with 28 x 28 vectors of 128 channels at 224 pixels; where arXiv
+            2305.08842 put its quantizer is not known.
 
     Source: arXiv 1512.03385, table 1: 11,689,512 parameters for 1,000 classes, with projections where the shape
-    changes (its option B). ``small_images`` is the customary stem for CIFAR.
+    changes (its option B).
 
     Example:
         >>> import straightvq as svq, torch
         >>> quantizer = svq.presets.vq_vae(ResNet18.dim_at("layer2", width=4), 16, channel_dim=1)
         >>> model = ResNet18(quantizer, num_classes=10, width=4, small_images=True)
-        >>> out = model(torch.randn(2, 3, 16, 16))
-        >>> out.logits.shape, out.z.shape
-        (torch.Size([2, 10]), torch.Size([2, 8, 8, 8]))
+        >>> model(torch.randn(2, 3, 16, 16)).quantizer.indices.shape
+        torch.Size([2, 8, 8])
     """
 
     POSITIONS = {"stem": 1, "layer1": 1, "layer2": 2, "layer3": 4, "layer4": 8}  # noqa: RUF012
@@ -64,10 +61,10 @@ class ResNet18(ConvClassifier):
             stem.append(nn.MaxPool2d(3, stride=2, padding=1))
         stages: dict[str, nn.Module] = {"stem": stem}
         channels = width
-        for name in ("layer1", "layer2", "layer3", "layer4"):
-            out = self.POSITIONS[name] * width
-            stride = 1 if name == "layer1" else 2
-            stages[name] = nn.Sequential(_ResidualBlock(channels, out, stride), _ResidualBlock(out, out, 1))
+        for name, multiple in list(self.POSITIONS.items())[1:]:
+            out = multiple * width
+            first = _ResidualBlock(channels, out, stride=1 if name == "layer1" else 2)
+            stages[name] = nn.Sequential(first, _ResidualBlock(out, out, stride=1))
             channels = out
         stages["classifier"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
         super().__init__(quantizer, stages, position=position, dim=dim, channel_dim=1, in_channels=in_channels)

@@ -15,43 +15,33 @@ _BLOCKS = {"net_32": 2, "net_64": 6}
 class SQVAENet(AutoencoderBase):
     """Two strided convolutions, residual blocks at a quarter of the resolution, and the way back, all with ReLU.
 
-    The network is as wide as the codes: ``quantizer.dim`` channels, half as many at the highest resolution. 64 is the
-    width of the experiments.
-
-    Batch normalization makes training differ from evaluation: in training an image's embeddings depend on its batch,
-    and every forward moves the running averages, ``encode`` and ``tokenize`` included. In evaluation nothing does.
-
-    Shapes and errors are those of `AutoencoderBase`, with a ``downsample`` of 4 and reconstructions in (0, 1) by a
-    sigmoid.
+    The network is as wide as the codes, with half as many channels at the highest resolution. Batch normalization makes
+    an image's embeddings depend on its batch in training, where every forward moves the running averages, ``encode``
+    and ``tokenize`` included; in evaluation nothing does. Shapes and errors are those of `AutoencoderBase`, with a
+    ``downsample`` of 4 and reconstructions in (0, 1) by a sigmoid.
 
     Args:
-        quantizer: any quantizer with ``channel_dim=1`` and a ``dim`` of at least 2, which is the network's width.
-        variant: "net_32", used for 32 x 32 pixels, or "net_64", used for 64 x 64 and 128 x 128. Both take any size
-            and divide it by 4. "net_64" has no normalization and ReLU before the encoder's residual blocks, and one
-            residual block less in the decoder than in the encoder.
+        quantizer: any quantizer with ``channel_dim=1``; its ``dim``, at least 2 and 64 in the source, is the network's
+            width.
+        variant: "net_32", used for 32 x 32 pixels, or "net_64", used for 64 x 64 and 128 x 128; both take any size.
+            "net_64" has no normalization and ReLU before the encoder's residual blocks, and one block less in the
+            decoder than in the encoder.
         in_channels: 3 for RGB, 1 for grey.
-        blocks: residual blocks in the encoder, at least 1; None takes the published number, 2 in "net_32", 6 in
-            "net_64".
+        blocks: residual blocks in the encoder, at least 1; None takes the source's: 2 in "net_32", 6 in "net_64".
 
-    Source: arXiv 2205.07547 and its code (``EncoderVqResnet32``, ``EncoderVqResnet64`` and their decoders, with the
-    blocks of the configurations for CIFAR-10 and CelebA); arXiv 2305.08842 uses them "with 64 channels" for CIFAR-10
-    at 32 x 32 and CelebA at 128 x 128. No deviations; the convolutions before a normalization keep their idle biases.
+    Source: arXiv 2205.07547 and its code (``EncoderVqResnet32``, ``EncoderVqResnet64`` and their decoders, as set
+    for CIFAR-10 and CelebA); arXiv 2305.08842 uses them "with 64 channels" for CIFAR-10 at 32 x 32 and CelebA at
+    128 x 128. No deviations; the convolutions before a normalization keep their idle biases.
 
     Example:
         >>> import straightvq as svq, torch
         >>> model = SQVAENet(svq.presets.vq_vae(8, 32, channel_dim=1))
-        >>> out = model(torch.rand(2, 3, 16, 16))
-        >>> out.reconstruction.shape, out.quantizer.indices.shape
-        (torch.Size([2, 3, 16, 16]), torch.Size([2, 4, 4]))
+        >>> model.tokenize(torch.rand(2, 3, 16, 16)).shape
+        torch.Size([2, 4, 4])
     """
 
     def __init__(
-        self,
-        quantizer: Quantizer,
-        *,
-        variant: str = "net_32",
-        in_channels: int = 3,
-        blocks: int | None = None,
+        self, quantizer: Quantizer, *, variant: str = "net_32", in_channels: int = 3, blocks: int | None = None
     ) -> None:
         super().__init__(quantizer, in_channels, downsample=4)
         is_small = check_choice(self, "variant", variant, _BLOCKS) == "net_32"

@@ -14,21 +14,17 @@ _EXPANSION = 4
 class TransformerBlock(nn.Module):
     """Self-attention and a two-layer network with GELU, each with a residual connection and a layer normalization.
 
-    x <- x + f(norm(x)) with ``norm_first``, x <- norm(x + f(x)) without. No mask: every token attends to all.
-    Training and evaluation differ in the dropout.
+    x <- x + f(norm(x)) with ``norm_first`` (as in ViT), x <- norm(x + f(x)) without (as in BERT and MaskGIT), for x:
+    Float (B, tokens, width). Every token attends to all. Training and evaluation differ in the dropout.
 
     Args:
         width: channels of a token.
         heads: attention heads; a divisor of ``width``.
-        norm_first: normalize before each part (as ViT does) or after the sum (as BERT and MaskGIT do).
+        norm_first: whether to normalize before each part.
         dropout: probability of zeroing an attention weight, or a channel of what a part adds.
         eps: of the layer normalizations.
 
-    Shape:
-        x: Float (B, tokens, width), in and out.
-
     Example:
-        >>> import torch
         >>> TransformerBlock(8, 2, norm_first=True)(torch.randn(2, 5, 8)).shape
         torch.Size([2, 5, 8])
     """
@@ -74,17 +70,14 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
 
 
 def check_heads(owner: nn.Module, width: int, heads: int) -> int:
-    """Returns ``heads`` if it is a divisor of ``width``; raises the house's sentence otherwise."""
+    """Returns ``heads`` if it divides ``width``; raises the house's sentence otherwise."""
     if width % check_int(owner, "heads", heads, 1):
         raise InvalidValueError(f"`{type(owner).__name__}`: `heads` must divide the width {width}. Got {heads}.")
     return heads
 
 
 def init_transformer_(module: nn.Module) -> None:
-    """Linear layers and embeddings start normal with standard deviation 0.02, cut off at twice that; biases at zero.
-
-    BERT's start, and since then that of most transformers.
-    """
+    """BERT's start: weights normal with standard deviation 0.02, cut off at twice that; biases at zero."""
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Embedding):
             nn.init.trunc_normal_(child.weight, std=0.02, a=-0.04, b=0.04)

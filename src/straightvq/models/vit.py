@@ -13,17 +13,16 @@ from straightvq.nn.part import check_bool, check_choice, check_int
 class ViT(ClassifierBase):
     """Patches to tokens, transformer blocks, and a quantizer after one of the blocks.
 
-    The quantizer gets the tokens of the patches, in rows from the top left. The class token is never quantized: it
-    joins the sequence after the quantizer, also in the network without one, so that nothing reaches the logits around
-    the quantizer. Training and evaluation differ in the quantizer only. Shapes and errors are those of
-    `ClassifierBase`, with tokens = (image_size / patch_size)^2.
+    The quantizer gets the tokens of the patches, in rows from the top left. The class token joins them after the
+    quantizer, also in the network without one, so that nothing reaches the logits around the quantizer. Training and
+    evaluation differ in the quantizer only. Shapes and errors are those of `ClassifierBase`, with tokens =
+    (image_size / patch_size)^2.
 
     The defaults are ViT-Tiny with patches of 16 pixels. For 32 x 32 pixels: ``image_size=32, patch_size=4, layers=6,
     width=96``, with 8 x 8 tokens.
 
     Args:
-        quantizer: any quantizer with ``channel_dim=-1`` and ``dim=width``; None for the network without
-            quantization.
+        quantizer: any quantizer with ``channel_dim=-1`` and ``dim=width``, or None.
         num_classes: number of logits.
         in_channels: 3 for RGB, 1 for grey.
         image_size: height and width of the images in pixels; the learned positions fit no other.
@@ -32,8 +31,7 @@ class ViT(ClassifierBase):
         width: channels of a token.
         heads: attention heads; a divisor of ``width``.
         position: "patches", or "block1" and so on: the quantizer gets the tokens after the patch embedding, or after
-            this block. None is the middle: block ``layers // 2``. Where arXiv 2305.08842 put its quantizer is not
-            known.
+            this block. None is block ``layers // 2``; where arXiv 2305.08842 put its quantizer is not known.
         class_token: whether to classify from a class token, or from the mean of the tokens.
 
     Source: arXiv 2010.11929, in the size Ti of arXiv 2012.12877: 5,717,416 parameters for 1,000 classes at 224
@@ -43,9 +41,8 @@ class ViT(ClassifierBase):
     Example:
         >>> import straightvq as svq, torch
         >>> model = ViT(svq.presets.vq_vae(24, 16), num_classes=10, image_size=32, patch_size=8, layers=2, width=24)
-        >>> out = model(torch.randn(2, 3, 32, 32))
-        >>> model.position, out.z.shape, out.logits.shape
-        ('block1', torch.Size([2, 16, 24]), torch.Size([2, 10]))
+        >>> model.position, model(torch.randn(2, 3, 32, 32)).z.shape
+        ('block1', torch.Size([2, 16, 24]))
     """
 
     def __init__(

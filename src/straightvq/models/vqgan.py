@@ -17,9 +17,13 @@ _GROUPS = 32  # of every normalization
 class VQGANNet(AutoencoderBase):
     """Residual blocks at every resolution, attention at the lowest one, and the way back.
 
-    Each level but the last halves the resolution. All normalization is over 32 groups of channels of one image, and
-    there is no dropout: training and evaluation differ in the quantizer only. Inside, pixels are in [-1, 1], as in
-    the source; outside in [0, 1]. Shapes and errors are those of `AutoencoderBase`.
+    Each level but the last halves the resolution. Normalization is over 32 groups of channels of one image, and there
+    is no dropout: training and evaluation differ in the quantizer only. Inside, pixels are in [-1, 1], as in the
+    source; outside in [0, 1]. Shapes and errors are those of `AutoencoderBase`.
+
+    The defaults are the source's network for 256 x 256 pixels, with 16 x 16 tokens; for 64 x 64 pixels and as many
+    tokens start with ``hidden=64, multipliers=(1, 2, 4), blocks=1``. The attention's time grows with the square of the
+    number of tokens.
 
     Args:
         quantizer: any quantizer with ``channel_dim=1``. Its ``dim`` is the width of the latent, 256 in the source.
@@ -28,13 +32,9 @@ class VQGANNet(AutoencoderBase):
         multipliers: channels of each level, in units of ``hidden``; their number minus 1 is the number of halvings.
         blocks: residual blocks per level of the encoder, at least 1; the decoder has one more per level.
 
-    The defaults are the source's network for 256 x 256 pixels, with 16 x 16 tokens. For 64 x 64 pixels and 16 x 16
-    tokens ``hidden=64, multipliers=(1, 2, 4), blocks=1`` is a start. The attention's time grows with the square of
-    the number of tokens.
-
-    Source: arXiv 2012.09841 and its code, which has 71,879,555 parameters without codebook at the default sizes and
-    a latent of 256 channels. Deviations: attention follows the residual blocks of the lowest resolution, whichever
-    that is, instead of a list of resolutions; the network only, without its perceptual and adversarial losses.
+    Source: arXiv 2012.09841 and its code: 71,879,555 parameters without codebook at the default sizes and a latent of
+    256 channels. Deviations: attention follows the residual blocks of the lowest resolution, whichever that is; the
+    network only, without its perceptual and adversarial losses.
 
     Example:
         >>> import straightvq as svq, torch
@@ -71,7 +71,9 @@ def _encoder(in_channels: int, hidden: int, widths: list[int], dim: int, blocks:
     layers: list[nn.Module] = [Rescale(2.0, -1.0), conv3(in_channels, hidden)]
     width = hidden
     for out in widths[:-1]:
-        layers += [*_blocks(width, out, blocks), _halve(out)]
+        layers += _blocks(width, out, blocks)
+        # The source pads below and on the right only.
+        layers.append(nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(out, out, 3, stride=2)))
         width = out
     lowest = widths[-1]
     layers += [*_blocks(width, lowest, blocks, attend=True), *_middle(lowest), _norm(lowest), nn.SiLU()]
@@ -83,7 +85,8 @@ def _decoder(in_channels: int, widths: list[int], dim: int, blocks: int) -> nn.S
     layers: list[nn.Module] = [nn.Conv2d(dim, dim, 1), conv3(dim, width), *_middle(width)]
     layers += _blocks(width, width, blocks, attend=True)
     for out in widths[-2::-1]:
-        layers += [_double(width), *_blocks(width, out, blocks)]
+        double = nn.Sequential(nn.Upsample(scale_factor=2), conv3(width, width))
+        layers += [double, *_blocks(width, out, blocks)]
         width = out
     return nn.Sequential(*layers, _norm(width), nn.SiLU(), conv3(width, in_channels), Rescale(0.5, 0.5))
 
@@ -117,15 +120,6 @@ class _Attention(nn.Module):
         q, k, v = self.to_qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(q, k, v)
         return x + self.to_out(mixed.transpose(1, 2).unflatten(2, x.shape[2:]))
-
-
-def _halve(width: int) -> nn.Sequential:
-    # The source pads below and on the right only.
-    return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(width, width, 3, stride=2))
-
-
-def _double(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Upsample(scale_factor=2), conv3(width, width))
 
 
 def _norm(width: int) -> nn.GroupNorm:

@@ -22,25 +22,18 @@ class VQVAENet(AutoencoderBase):
         residual: channels inside the residual blocks.
         blocks: residual blocks in the encoder, and again in the decoder.
 
-    Source: arXiv 1711.00937, section 4.1, in the sizes of its authors' example for CIFAR-10 (hidden 128, residual 32,
-    2 blocks), which later comparisons share. Deviation: weights start as torch starts them.
+    Source: arXiv 1711.00937, section 4.1, in the sizes of its authors' example for CIFAR-10, which later comparisons
+    share. Deviation: weights start as torch starts them.
 
     Example:
         >>> import straightvq as svq, torch
         >>> model = VQVAENet(svq.presets.vq_vae(8, 32, channel_dim=1), hidden=16, residual=4)
-        >>> out = model(torch.rand(2, 3, 16, 16))
-        >>> out.reconstruction.shape, out.quantizer.indices.shape
-        (torch.Size([2, 3, 16, 16]), torch.Size([2, 4, 4]))
+        >>> model.tokenize(torch.rand(2, 3, 16, 16)).shape
+        torch.Size([2, 4, 4])
     """
 
     def __init__(
-        self,
-        quantizer: Quantizer,
-        *,
-        in_channels: int = 3,
-        hidden: int = 128,
-        residual: int = 32,
-        blocks: int = 2,
+        self, quantizer: Quantizer, *, in_channels: int = 3, hidden: int = 128, residual: int = 32, blocks: int = 2
     ) -> None:
         super().__init__(quantizer, in_channels, downsample=4)
         check_int(self, "hidden", hidden, 2)

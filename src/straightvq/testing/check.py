@@ -6,28 +6,20 @@ from typing import Any
 
 import torch
 
+from straightvq import nn
 from straightvq.errors import InvalidTypeError, InvalidValueError
-from straightvq.nn import (
-    Assigner,
-    Codebook,
-    CodebookLoss,
-    CommitmentLoss,
-    Estimator,
-    Init,
-    Loss,
-    Parametrization,
-    Quantizer,
-    Reset,
-    Transform,
-    Update,
-    VectorQuantizer,
-)
+from straightvq.nn import Codebook, CodebookLoss, CommitmentLoss, Loss, Quantizer, VectorQuantizer
 from straightvq.nn.part import Part
 from straightvq.testing import laws as _laws  # noqa: F401 (fills LAWS)
 from straightvq.testing.law import LAWS, Law, LawError, NotApplicable
 from straightvq.testing.subject import Subject
 
 _DIM, _SIZE = 6, 16
+# Slots of a plain quantizer and of its codebook.
+_SLOTS = {nn.Estimator: "estimator", nn.Transform: "transform", nn.Assigner: "assigner"}
+_SLOTS_OF_CODEBOOK = {
+    nn.Parametrization: "parametrization", nn.Init: "init", nn.Update: "update", nn.Reset: "reset"
+}  # fmt: skip
 
 
 def check_quantizer(
@@ -39,12 +31,12 @@ def check_quantizer(
     """Holds a quantizer, or a part in an otherwise plain one, against the laws of the layer.
 
     All laws are tried, and all that are broken are reported at once. Runs on the CPU, in seconds for a small codebook;
-    torch's global generator is as before afterwards.
+    leaves torch's global generator as it was.
 
     Args:
-        make: a function, or a class, that gives a new quantizer or part at each call. An instance works too: copies of
-            it are tested. A part (an estimator, a loss, an update, a whole ``Codebook``, ...) is tested in a
-            ``VectorQuantizer`` of width 6 with 16 codes.
+        make: a function or class that gives a new quantizer or part at each call, or an instance, of which copies are
+            tested. A part (an estimator, a loss, a whole ``Codebook``, ...) is tested in a ``VectorQuantizer`` of
+            width 6 with 16 codes.
         laws: names of laws or of their chapters (``LAWS`` has both); None for all.
         exceptions: law -> reason, for laws that are not meant to hold. An exception that is not needed is an error.
 
@@ -61,8 +53,7 @@ def check_quantizer(
         >>> report["masked_positions_take_part_in_nothing"]
         'holds'
     """
-    chosen = _choose(laws)
-    reasons = _check_exceptions(exceptions)
+    chosen, reasons = _choose(laws), _check_exceptions(exceptions)
     report, broken = {}, []
     with torch.random.fork_rng(devices=[]):
         subject = Subject(_factory(make))
@@ -104,63 +95,48 @@ def _choose(names: Iterable[str] | None) -> list[Law]:
         return list(LAWS.values())
     if isinstance(names, str):
         raise InvalidTypeError(f"`check_quantizer`: `laws` must be a list of names. Got {names!r}; write [{names!r}].")
-    names = list(names)
-    known = {*LAWS, *(law.chapter for law in LAWS.values())}
-    _refuse_unknown("laws", [name for name in names if name not in known], known)
+    names = set(names)
+    _refuse_unknown("laws", names, {*LAWS, *(law.chapter for law in LAWS.values())})
     return [law for law in LAWS.values() if law.name in names or law.chapter in names]
 
 
 def _check_exceptions(exceptions: Mapping[str, str] | None) -> dict[str, str]:
     reasons = dict(exceptions or {})
-    _refuse_unknown("exceptions", [name for name in reasons if name not in LAWS], set(LAWS))
+    _refuse_unknown("exceptions", set(reasons), set(LAWS))
     for name, reason in reasons.items():
         if not isinstance(reason, str) or not reason.strip():
             raise InvalidValueError(f"`check_quantizer`: the exception to {name} must have a reason. Got {reason!r}.")
     return reasons
 
 
-def _refuse_unknown(argument: str, unknown: list[str], known: set[str]) -> None:
-    if unknown:
+def _refuse_unknown(argument: str, names: set[str], known: set[str]) -> None:
+    if unknown := sorted(names - known):
         raise InvalidValueError(f"`check_quantizer`: `{argument}` must name laws, of {sorted(known)}. Got {unknown}.")
 
 
 def _factory(make: Any) -> Callable[[], Quantizer]:
-    def new() -> Quantizer:
-        is_instance = isinstance(make, (Quantizer, Part))
-        return quantizer_of(copy.deepcopy(make) if is_instance else make())
-
-    if not isinstance(make, (Quantizer, Part)) and not callable(make):
-        raise InvalidTypeError(
-            "`check_quantizer`: `make` must be a quantizer, a part, or a function that gives one. "
-            f"Got {make!r} ({type(make).__name__})."
-        )
-    return new
+    if isinstance(make, (Quantizer, Part)):
+        return lambda: quantizer_of(copy.deepcopy(make))
+    if callable(make):
+        return lambda: quantizer_of(make())
+    raise InvalidTypeError(
+        "`check_quantizer`: `make` must be a quantizer, a part, or a function that gives one. "
+        f"Got {make!r} ({type(make).__name__})."
+    )
 
 
 def quantizer_of(item: Any) -> Quantizer:
     """The quantizer itself, or a plain one with this part in its slot."""
-    match item:
-        case Quantizer():
-            return item
-        case Codebook():
-            return VectorQuantizer(item.dim or _DIM, item)
-        case Estimator():
-            return VectorQuantizer(_DIM, Codebook(_SIZE), estimator=item)
-        case Transform():
-            return VectorQuantizer(_DIM, Codebook(_SIZE), transform=item)
-        case Assigner():
-            return VectorQuantizer(_DIM, Codebook(_SIZE), assigner=item)
-        case Loss():
-            others: list[Loss] = [loss for loss in (CommitmentLoss(), CodebookLoss()) if loss.name != item.name]
-            return VectorQuantizer(_DIM, Codebook(_SIZE), losses=[item, *others])
-        case Parametrization():
-            return VectorQuantizer(_DIM, Codebook(_SIZE, parametrization=item))
-        case Init():
-            return VectorQuantizer(_DIM, Codebook(_SIZE, init=item))
-        case Update():
-            return VectorQuantizer(_DIM, Codebook(_SIZE, update=item))
-        case Reset():
-            return VectorQuantizer(_DIM, Codebook(_SIZE, reset=item))
+    slots: dict[str, Any] = {slot: item for kind, slot in _SLOTS.items() if isinstance(item, kind)}
+    of_codebook: dict[str, Any] = {slot: item for kind, slot in _SLOTS_OF_CODEBOOK.items() if isinstance(item, kind)}
+    if isinstance(item, Loss):
+        slots["losses"] = [item, *(loss for loss in (CommitmentLoss(), CodebookLoss()) if loss.name != item.name)]
+    if isinstance(item, Quantizer):
+        return item
+    if isinstance(item, Codebook):
+        return VectorQuantizer(item.dim or _DIM, item)
+    if slots or of_codebook:
+        return VectorQuantizer(_DIM, Codebook(_SIZE, **of_codebook), **slots)
     raise InvalidTypeError(
         f"`check_quantizer`: `make` must give a quantizer or a part of one. Got {item!r} ({type(item).__name__})."
     )

@@ -10,6 +10,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from straightvq.testing.subject import Subject
 
+    Check = Callable[[Subject], None]
+
 
 class LawError(AssertionError):
     """A law does not hold; the message says what was expected and what came."""
@@ -33,7 +35,7 @@ class Law:
     name: str
     chapter: str
     statement: str
-    check: Callable[["Subject"], None]
+    check: "Check"
 
     def __str__(self) -> str:
         return self.name
@@ -42,10 +44,10 @@ class Law:
 LAWS: dict[str, Law] = {}
 
 
-def law(chapter: str) -> Callable[[Callable[["Subject"], None]], Callable[["Subject"], None]]:
+def law(chapter: str) -> Callable[["Check"], "Check"]:
     """Makes a function a law; its docstring is the statement."""
 
-    def register(check: Callable[["Subject"], None]) -> Callable[["Subject"], None]:
+    def register(check: "Check") -> "Check":
         name, statement = check.__name__, " ".join((check.__doc__ or "").split())
         LAWS[name] = Law(name, chapter, statement, check)
         return check
@@ -61,19 +63,17 @@ def hold(condition: object, expected: str, got: object) -> None:
 
 def same(got: Tensor, expected: Tensor, what: str) -> None:
     """Raises unless the two tensors are equal bit for bit, in dtype and shape too."""
-    if got.dtype != expected.dtype or got.shape != expected.shape:
-        raise LawError(f"expected {what}: {_kind(expected)}. Got {_kind(got)}.")
+    hold(_kind(got) == _kind(expected), f"{what}: {_kind(expected)}", _kind(got))
     if not torch.equal(got, expected):
-        raise LawError(f"expected {what}, bit for bit. Got {_difference(got, expected)}.")
+        hold(False, f"{what}, bit for bit", _difference(got, expected))
 
 
 def near(got: Tensor, expected: Tensor, what: str, tolerance: float = 1e-5) -> None:
-    """Raises unless the two tensors agree within ``tolerance``, absolute and relative."""
-    if got.shape != expected.shape:
-        raise LawError(f"expected {what}: {_kind(expected)}. Got {_kind(got)}.")
+    """Raises unless the two tensors agree within ``tolerance``, absolute and relative; ``got`` in any dtype."""
+    hold(got.shape == expected.shape, f"{what}: {_kind(expected)}", _kind(got))
     got, expected = got.detach().to(expected.dtype), expected.detach()
     if not torch.allclose(got, expected, rtol=tolerance, atol=tolerance):
-        raise LawError(f"expected {what}, within {tolerance:g}. Got {_difference(got, expected)}.")
+        hold(False, f"{what}, within {tolerance:g}", _difference(got, expected))
 
 
 def same_state(got: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
@@ -83,20 +83,24 @@ def same_state(got: dict[str, Tensor], expected: dict[str, Tensor], what: str) -
         same(got[name], value, f"{what}: `{name}` alike")
 
 
+def near_state(got: dict[str, Tensor], expected: dict[str, Tensor], what: str) -> None:
+    """Raises unless two state dicts agree up to rounding."""
+    for name, value in expected.items():
+        near(got[name], value.double(), f"{what}: `{name}` alike")
+
+
 def _kind(x: Tensor) -> str:
     return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
 
 
 def _difference(got: Tensor, expected: Tensor) -> str:
-    unlike = (got != expected) & ~(got.isnan() & expected.isnan())
-    where = unlike.reshape(-1).nonzero()
+    where = ((got != expected) & ~(got.isnan() & expected.isnan())).flatten().nonzero()
     if not len(where):
         return "other NaN"
     first = int(where[0])
-    return (
-        f"{len(where)} of {got.numel()} values that differ, the first at flat position {first}: "
-        f"{got.reshape(-1)[first].item():.6g} instead of {expected.reshape(-1)[first].item():.6g}"
-    )
+    a, b = got.flatten()[first].item(), expected.flatten()[first].item()
+    differ = f"{len(where)} of {got.numel()} values that differ, the first at flat position {first}"
+    return f"{differ}: {a:.6g} instead of {b:.6g}"
 
 
 def _show(value: Any) -> str:

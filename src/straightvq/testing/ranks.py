@@ -18,13 +18,9 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """Runs one function on several ranks, which are threads.
+    """Runs one function on ``count`` ranks, which are threads.
 
-    Every collective compares notes first: ranks that wait for different messages, or for one that has left, raise
-    instead of hanging.
-
-    Args:
-        count: number of ranks.
+    Ranks that wait for different messages, or for one that has left, raise instead of hanging.
     """
 
     def __init__(self, count: int) -> None:
@@ -37,9 +33,9 @@ class Ranks:
         """What ``body(rank)`` returns on each rank. One call at a time in a process."""
         with self._in_place_of_torch(), ThreadPoolExecutor(self.count) as pool:
             futures = [pool.submit(self._rank, number, body) for number in range(self.count)]
-            errors = [error for future in futures if (error := future.exception())]
-            for error in errors:
-                if not isinstance(error, threading.BrokenBarrierError):  # those only wait for the one that failed
+            for error in [future.exception() for future in futures]:
+                # A broken barrier is that of a rank that waited for the one that failed.
+                if error and not isinstance(error, threading.BrokenBarrierError):
                     raise error
             return [future.result() for future in futures]
 

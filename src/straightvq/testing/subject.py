@@ -2,27 +2,24 @@
 
 import copy
 import io
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-from straightvq.nn import Loss, Quantizer, VectorQuantizer, attach_optimizer, parameter_groups
+from straightvq.nn import Loss, Quantizer, QuantizerOutput, VectorQuantizer, attach_optimizer, parameter_groups
 from straightvq.nn.codebook import Codebook
 from straightvq.nn.draws import Clock
-from straightvq.testing.law import NotApplicable
+from straightvq.testing.law import NotApplicable, hold, same
 
 
 class Subject:
-    """The quantizer under test.
+    """The quantizer under test, of width ``dim`` with ``size`` codes.
 
     Args:
         make: gives a new quantizer at each call; its start may be drawn from torch's global generator.
 
     Attributes:
-        dim: its width.
-        size: its number of codes.
         n: vectors in a batch: a multiple of 5, and more than four per code, so that one batch ends a k-means init.
     """
 
@@ -46,14 +43,14 @@ class Subject:
         if steps not in self._trained:
             trainer = Trainer(self)
             trainer.run(0, steps)
-            for parameter in trainer.layer.parameters():
-                parameter.grad = None
+            trainer.layer.zero_grad()
             self._trained[steps] = trainer.layer
         return copy.deepcopy(self._trained[steps])
 
-    def trained_codes(self, steps: int = 6) -> Quantizer:
-        """As ``trained``, for laws about tables of codes."""
-        return with_codes(self.trained(steps))
+    def of_each_age(self) -> Iterator[Quantizer]:
+        """A new quantizer, then a trained one."""
+        yield self.made()
+        yield self.trained()
 
     def data(self, seed: int, n: int | None = None) -> Tensor:
         """Vectors (n, dim) in six drifting clusters: some codes die, some are shared."""
@@ -99,6 +96,20 @@ class Trainer:
         state = torch.load(io.BytesIO(saved), weights_only=True)
         self.net.load_state_dict(state["net"], strict=True)
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def backward(out: QuantizerOutput, z: Tensor) -> Tensor:
+    """The gradient at ``z`` of all that the layer gives."""
+    (out.quantized.float().sum() + out.loss).backward()
+    hold(z.grad is not None, "a gradient at z", None)
+    assert z.grad is not None
+    return z.grad
+
+
+def same_output(got: QuantizerOutput, expected: QuantizerOutput, what: str) -> None:
+    """Raises unless what two layers give is equal bit for bit."""
+    for name in ("quantized", "indices", "loss"):
+        same(getattr(got, name).detach(), getattr(expected, name).detach(), f"the same `{name}` {what}")
 
 
 def with_codes(layer: Quantizer) -> Quantizer:
@@ -149,9 +160,3 @@ def clock_of(layer: nn.Module) -> set[str]:
 def state_of(module: nn.Module) -> dict[str, Tensor]:
     """A copy of the state dict."""
     return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def floating_state(module: nn.Module) -> dict[str, Tensor]:
-    """Floating-point parameters and buffers by name."""
-    named = itertools.chain(module.named_parameters(), module.named_buffers())
-    return {name: value for name, value in named if value.is_floating_point()}

@@ -15,18 +15,20 @@ from straightvq.data.decode import UnreadableImageError
 from straightvq.data.sets import Records
 
 
-def encoded(value=128, size=(10, 8), mode="RGB", kind="PNG", **options):
-    """Bytes of a picture of one colour; ``size`` is (width, height)."""
+def saved(image, kind="PNG", **options):
+    """Bytes of an image, or of an array of pixels."""
     buffer = io.BytesIO()
-    Image.new(mode, size, value).save(buffer, kind, **options)
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def encoded(value=128, size=(10, 8), mode="RGB", kind="PNG"):
+    """Bytes of a picture of one colour; ``size`` is (width, height)."""
+    return saved(Image.new(mode, size, value), kind)
 
 
 def noise_jpeg(size=64):
-    pixels = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG")
-    return buffer.getvalue()
+    return saved(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8), "JPEG")
 
 
 def grey(value):

@@ -1,28 +1,22 @@
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from straightvq.data.decode import UnreadableImageError, decode_image
 
-from .conftest import encoded, grey, huge_png, noise_jpeg
+from .conftest import encoded, grey, huge_png, noise_jpeg, saved
 
 
 def test_shorter_side_is_scaled_and_the_centre_kept():
     # 12 x 4: columns 4..7 are white, the rest black; the centre square of side 4 is exactly the white part.
     pixels = np.zeros((4, 12), dtype=np.uint8)
     pixels[:, 4:8] = 255
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    assert (decode_image(buffer.getvalue(), 4, 1) == 255).all()
+    assert (decode_image(saved(pixels), 4, 1) == 255).all()
 
 
 def test_right_size_is_left_bit_for_bit():
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    np.testing.assert_array_equal(decode_image(buffer.getvalue(), 8, 3), pixels.transpose(2, 0, 1))
+    np.testing.assert_array_equal(decode_image(saved(pixels), 8, 3), pixels.transpose(2, 0, 1))
 
 
 def test_grey_becomes_three_equal_channels_and_colour_one():
@@ -40,18 +34,13 @@ def test_transparent_pixels_become_white_and_half_transparent_ones_half():
 def test_palette_is_looked_up_with_its_transparency():
     image = Image.new("P", (8, 8), 1)
     image.putpalette([0, 0, 0, 10, 20, 30])
-    plain, clear = io.BytesIO(), io.BytesIO()
-    image.save(plain, "PNG")
-    image.save(clear, "PNG", transparency=1)
-    assert decode_image(plain.getvalue(), 4, 3)[:, 0, 0].tolist() == [10, 20, 30]
-    assert decode_image(clear.getvalue(), 4, 3)[:, 0, 0].tolist() == [255, 255, 255]
+    assert decode_image(saved(image), 4, 3)[:, 0, 0].tolist() == [10, 20, 30]
+    assert decode_image(saved(image, transparency=1), 4, 3)[:, 0, 0].tolist() == [255, 255, 255]
 
 
 @pytest.mark.parametrize(("sixteen", "eight"), [(0, 0), (257, 1), (32896, 128), (65535, 255)])
 def test_sixteen_bits_are_scaled_not_clipped(sixteen, eight):
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((8, 8), sixteen, dtype=np.uint16)).save(buffer, "PNG")
-    assert (decode_image(buffer.getvalue(), 4, 3) == eight).all()
+    assert (decode_image(saved(np.full((8, 8), sixteen, dtype=np.uint16)), 4, 3) == eight).all()
 
 
 @pytest.mark.parametrize("mode", ["1", "CMYK", "YCbCr"])
@@ -64,11 +53,7 @@ def test_exif_orientation_turns_the_picture_upright():
     pixels[:, 4:] = 255  # right half white; orientation 3 turns it by 180 degrees
     exif = Image.Exif()
     exif[0x0112] = 3
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", exif=exif)
-    upright = decode_image(buffer.getvalue(), 8, 1)
-    assert (upright[0, :, :4] == 255).all()
-    assert (upright[0, :, 4:] == 0).all()
+    assert np.array_equal(decode_image(saved(pixels, exif=exif), 8, 1)[0], pixels[:, ::-1])
 
 
 @pytest.mark.parametrize(

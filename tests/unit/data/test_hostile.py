@@ -35,15 +35,9 @@ def decode_or_refuse(data):
 
 
 @fuzzed
-@given(st.binary(max_size=200))
-def test_random_bytes(data):
-    decode_or_refuse(data)
-
-
-@fuzzed
-@given(st.sampled_from(sorted(WHOLE)), st.binary(max_size=80))
-def test_random_bytes_behind_a_true_beginning(kind, data):
-    decode_or_refuse(WHOLE[kind][:12] + data)
+@given(st.sampled_from(["", *sorted(WHOLE)]), st.binary(max_size=200))
+def test_random_bytes_alone_and_behind_a_true_beginning(kind, data):
+    decode_or_refuse(WHOLE.get(kind, b"")[:12] + data)
 
 
 @fuzzed
@@ -81,7 +75,7 @@ def test_parquet_files_that_are_cut_or_changed(whole_parquet, tmp_path_factory, 
         try:
             data = Images(source=str(folder), size=4, batch_size=4, val_fraction=0.0)
             data.setup("fit")
-            said = f"`Images`: {sum(len(batch['label']) for batch in data.train_dataloader())} pictures"
+            said = f"`Images`: {len(list(data.train_dataloader()))} batches"
         except (ValueError, TypeError) as error:
             said = str(error)
     assert said.startswith("`Images`: ")
@@ -138,12 +132,7 @@ def test_loading_processes_outlive_a_hostile_folder(hostile):
         assert sum(len(batch["label"]) for batch in data.train_dataloader()) == 21 + len(UNREADABLE)
 
 
-def test_a_fault_is_an_error_on_request(hostile):
-    with pytest.raises(ValueError, match=r"`Images`: \w+.\w+ cannot be read: .* on_error=\"skip\""):
-        Images(source=str(hostile), size=4, val_fraction=0.0, on_error="raise").setup("fit")
-
-
-def test_no_format_that_starts_a_program_is_tried(hostile, monkeypatch):
+def test_no_format_that_starts_a_program_is_tried(monkeypatch):
     from PIL import EpsImagePlugin
 
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("started Ghostscript"))
@@ -159,15 +148,11 @@ def test_a_pipe_and_a_giant_are_not_read(tmp_path):
     with (tmp_path / "giant.png").open("wb") as file:
         file.truncate(2 << 30)  # a hole: takes no room
     train = local(tmp_path, 1 << 20).splits["train"]
-    reasons = {}
-    for i in range(3):
-        try:
+    assert [train.key(i) for i in range(3)] == ["00.png", "giant.png", "pipe.png"]
+    assert train.decode(0, 4, 3).max() == 1
+    for i, reason in ((1, "more than the limit"), (2, "not a plain file")):
+        with pytest.raises(UnreadableImageError, match=reason):
             train.decode(i, 4, 3)
-        except UnreadableImageError as error:
-            reasons[train.key(i)] = str(error)
-    assert reasons["pipe.png"] == "not a plain file"
-    assert "more than the limit" in reasons["giant.png"]
-    assert "00.png" not in reasons
 
 
 def test_pillow_without_a_format_still_reads_the_others(monkeypatch):

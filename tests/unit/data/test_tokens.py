@@ -57,12 +57,9 @@ def test_test_batches_are_images() -> None:
     assert batch["image"].shape == (16, 1, 8, 8)
 
 
-def test_sets_that_are_streamed_are_refused() -> None:
+def test_streamed_sets_and_shifts_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`Tokens`: the set must fit into `memory_limit_mb`.* Got 0"):
         make(memory_limit_mb=0).encode(Task())
-
-
-def test_shifts_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`Tokens`: `crop_padding` must be 0.* Got 2"):
         make(crop_padding=2).encode(Task())
 

@@ -3,6 +3,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from itertools import permutations
 
 import pytest
@@ -19,23 +20,11 @@ def clock(seed: int, step: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(seed), torch.tensor(step)
 
 
-def integers(shape: tuple[int, ...], *, rows: Tensor | None = None) -> Tensor:
-    return draw_integers(*clock(1, 2), 3, shape, rows=rows)
-
-
-def uniform(shape: tuple[int, ...], *, rows: Tensor | None = None) -> Tensor:
-    return draw_uniform(*clock(1, 2), 3, shape, torch.float32, rows=rows)
-
-
-def gumbel(shape: tuple[int, ...], *, rows: Tensor | None = None) -> Tensor:
-    return draw_gumbel(*clock(1, 2), 3, shape, torch.float32, rows=rows)
-
-
-def normal(shape: tuple[int, ...], *, rows: Tensor | None = None) -> Tensor:
-    return draw_normal(*clock(1, 2), 3, shape, torch.float32, rows=rows)
-
-
-DRAWS = [integers, uniform, gumbel, normal]
+FLOAT_DRAWS = [draw_uniform, draw_gumbel, draw_normal]
+DRAWS: dict[str, Callable[..., Tensor]] = {"draw_integers": partial(draw_integers, *clock(1, 2), 3)} | {
+    draw.__name__: partial(draw, *clock(1, 2), 3, dtype=torch.float32) for draw in FLOAT_DRAWS
+}
+draws = pytest.mark.parametrize("draw", list(DRAWS.values()), ids=list(DRAWS))
 
 
 # --- what a draw depends on -----------------------------------------------------------------------------------------
@@ -49,14 +38,14 @@ def test_numbers_depend_on_seed_step_and_stream_only() -> None:
         assert (first == draw_integers(*clock(*other[0]), other[1], (100,))).sum() == 0
 
 
-@pytest.mark.parametrize("draw", DRAWS)
+@draws
 def test_a_place_gets_its_number_whatever_the_size_of_the_draw(draw: Callable[..., Tensor]) -> None:
     assert torch.equal(draw((10,)), draw((4, 5)).flatten()[:10])
     assert draw(()) == draw((1,))
     assert draw((0, 3)).shape == (0, 3)
 
 
-@pytest.mark.parametrize("draw", DRAWS)
+@draws
 @pytest.mark.parametrize("shape", [(50,), (50, 3), (50, 2, 3), (50, 0)])
 def test_a_row_gets_its_numbers_whichever_rows_are_drawn(draw: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
     rows = torch.tensor([7, 0, 49, 7])
@@ -133,10 +122,10 @@ def test_uniform_numbers_lie_evenly_in_the_open_interval(dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_the_extreme_hashes_give_finite_numbers(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    draws = importlib.import_module("straightvq.functional.draws")
+    module = importlib.import_module("straightvq.functional.draws")
     extremes = torch.tensor([-(2**63), -1, 0, 1, 2**63 - 1])
-    monkeypatch.setattr(draws, "_hash", lambda *_: extremes.clone())
-    monkeypatch.setattr(draws, "_level", lambda x: x)
+    monkeypatch.setattr(module, "_hash", lambda *_: extremes.clone())
+    monkeypatch.setattr(module, "_level", lambda x: x)
     u, x, g = (draw(*clock(0, 0), 0, (5,), dtype) for draw in (draw_uniform, draw_normal, draw_gumbel))
     eps = torch.finfo(dtype).eps
     assert u.tolist() == [eps / 2, 0.5 - eps / 2, 0.5 + eps / 2, 0.5 + eps / 2, 1 - eps / 2]
@@ -253,21 +242,21 @@ def test_neighbouring_places_are_not_related(population: int) -> None:
 # --- on an accelerator ----------------------------------------------------------------------------------------------
 
 
-LAUNCHES = {"integers": 11, "uniform": 13, "normal": 11, "distinct": 18}
-
-
-@pytest.mark.parametrize("which", list(LAUNCHES))
-def test_a_draw_takes_few_launches_and_asks_the_device_nothing(which: str) -> None:
+@pytest.mark.parametrize(
+    ("most", "draw"),
+    [
+        (11, lambda number: draw_integers(number, number, 5, (64, 8))),
+        (13, lambda number: draw_uniform(number, number, 5, (64, 8), torch.float32)),
+        (11, lambda number: draw_normal(number, number, 5, (64, 8), torch.float32)),
+        (18, lambda number: draw_distinct(number, number, 5, 64, number)),
+    ],
+    ids=["integers", "uniform", "normal", "distinct"],
+)
+def test_a_draw_takes_few_launches_and_asks_the_device_nothing(most: int, draw: Callable[[Tensor], Tensor]) -> None:
     number = torch.zeros((), dtype=torch.int64, device="meta")
-    draws: dict[str, Callable[[], Tensor]] = {
-        "integers": lambda: draw_integers(number, number, 5, (64, 8)),
-        "uniform": lambda: draw_uniform(number, number, 5, (64, 8), torch.float32),
-        "normal": lambda: draw_normal(number, number, 5, (64, 8), torch.float32),
-        "distinct": lambda: draw_distinct(number, number, 5, 64, number),
-    }
     with Launches() as launches:
-        draws[which]()
-    assert len(launches.names) <= LAUNCHES[which], launches.names
+        draw(number)
+    assert len(launches.names) <= most, launches.names
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # inductor's own imports

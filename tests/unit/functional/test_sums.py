@@ -20,11 +20,6 @@ def test_equals_the_naive_sums(n: int, k: int, d: int, dtype: torch.dtype) -> No
     torch.testing.assert_close(sums.double(), torch.from_numpy(want_sums), rtol=1e-5, atol=1e-5)
 
 
-def test_counts_stay_exact_beyond_the_integers_of_float16() -> None:
-    counts, _ = code_sums(torch.ones(5000, 1, dtype=torch.float16), torch.zeros(5000, dtype=torch.int64), 2)
-    assert counts.tolist() == [5000, 0]
-
-
 def test_all_masked_gives_zeros() -> None:
     counts, sums = code_sums(torch.ones(3, 2), torch.full((3,), -1), 4)
     assert counts.sum() == sums.abs().sum() == 0
@@ -36,9 +31,9 @@ def test_width_zero_counts_without_sums() -> None:
     assert sums.shape == (3, 0)
 
 
-def test_counts_of_a_code_beyond_the_integers_of_float32() -> None:
+def test_counts_are_exact_beyond_the_integers_of_float32() -> None:
     n = 2**24 + 3
-    counts, _ = code_sums(torch.empty(n, 0), torch.zeros(n, dtype=torch.int32), 2)
+    counts, _ = code_sums(torch.empty(n, 0, dtype=torch.float16), torch.zeros(n, dtype=torch.int32), 2)
     assert counts.tolist() == [n, 0]
 
 

@@ -20,6 +20,11 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def on_the_device(test: Callable[..., None]) -> Callable[..., None]:
+    has_device = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    return needs_triton(pytest.mark.gpu(has_device(test)))
+
+
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, str | None]:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -37,17 +42,13 @@ def test_in_the_interpreter(name: str, interpreted: dict[str, str | None]) -> No
     assert interpreted[name] is None, interpreted[name]
 
 
-@needs_triton
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@on_the_device
 @pytest.mark.parametrize("name", CHECKS)
 def test_on_the_device(name: str) -> None:
     CHECKS[name]("cuda")
 
 
-@needs_triton
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@on_the_device
 @pytest.mark.parametrize("precision", ["float32", "tf32x3", "tf32", "half"])
 def test_large_searches_and_a_captured_graph(precision: str) -> None:
     z, codes, bias = inputs(20_000, 5_000, 64, "cuda")
@@ -60,9 +61,7 @@ def test_large_searches_and_a_captured_graph(precision: str) -> None:
     assert torch.equal(out, search(z, codes, bias, precision))
 
 
-@needs_triton
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@on_the_device
 @pytest.mark.parametrize("d", [8, 64, 256])
 def test_the_configuration_chosen_changes_no_float32_index(d: int) -> None:
     """The choice rests on timings: a resumed run may make another, and must still find the same indices."""
@@ -73,9 +72,7 @@ def test_the_configuration_chosen_changes_no_float32_index(d: int) -> None:
     assert all(torch.equal(first, other) for other in others)
 
 
-@needs_triton
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@on_the_device
 def test_offsets_beyond_32_bits_and_no_memory_but_the_result() -> None:
     n, d = (1 << 21) + 5, 1024
     if torch.cuda.mem_get_info()[0] < 20 << 30:

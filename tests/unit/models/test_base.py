@@ -12,6 +12,7 @@ from straightvq.models import (
     Autoencoder,
     AutoencoderBase,
     ClassifierBase,
+    MaskGIT,
     ResNet18,
     SQVAENet,
     ViT,
@@ -19,6 +20,7 @@ from straightvq.models import (
     VQVAENet,
 )
 from straightvq.models.blocks import Rescale
+from straightvq.models.transformer import TransformerBlock
 
 CLASSES = 5
 
@@ -87,22 +89,13 @@ everything = pytest.mark.parametrize("case", [*CLASSIFIERS, *AUTOENCODERS])
 
 
 @classifiers
-def test_classifier_gives_logits_and_the_quantizers_output(case: str) -> None:
-    model, x = make_classifier(case)
-    out = model(x)
-    shape = CLASSIFIERS[case][2]
-    assert out.logits.shape == (4, CLASSES)
-    assert out.z.shape == (4, *shape)
-    assert out.quantizer.quantized.shape == out.z.shape
-    tokens = shape[:-1] if case.startswith("vit") else shape[1:]
-    assert out.quantizer.indices.shape == (4, *tokens)
-
-
-@classifiers
 def test_classifier_is_head_after_quantizer_after_encode(case: str) -> None:
     model, x = make_classifier(case)
-    model.eval()
-    out = model(x)
+    out = model.eval()(x)
+    shape = CLASSIFIERS[case][2]
+    assert out.logits.shape == (4, CLASSES)
+    assert out.z.shape == out.quantizer.quantized.shape == (4, *shape)
+    assert out.quantizer.indices.shape == (4, *(shape[:-1] if case.startswith("vit") else shape[1:]))
     assert torch.equal(out.z, model.encode(x))
     assert torch.equal(out.logits, model.head(model.quantizer(out.z).quantized))
 
@@ -151,55 +144,60 @@ def test_dim_at_fits_at_every_position(build: Callable[..., ClassifierBase], siz
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (
-            lambda: AlexNet(make_quantizer(64), num_classes=5, width=4),
-            r"`AlexNet`: `quantizer` must have dim=24, the width of the features at 'conv3'. Got 64.",
-        ),
-        (
-            lambda: ResNet18(make_quantizer(8), num_classes=5, position="layer3"),
-            r"`ResNet18`: `quantizer` must have dim=256, the width of the features at 'layer3'. Got 8.",
-        ),
-        (
-            lambda: ViT(make_quantizer(8, -1), num_classes=5),
-            r"`ViT`: `quantizer` must have dim=192, the width of the features at 'block6'. Got 8.",
-        ),
-        (
-            lambda: AlexNet(make_quantizer(24, -1), num_classes=5, width=4),
-            r"`AlexNet`: `quantizer` must have channel_dim=1, because features are \(B, C, h, w\). Got -1.",
-        ),
-        (
-            lambda: ViT(make_quantizer(192), num_classes=5),
-            r"`ViT`: `quantizer` must have channel_dim=-1, because features are \(B, tokens, dim\). Got 1.",
-        ),
+        (lambda: AlexNet(make_quantizer(64), num_classes=5), r"dim=384, the width of the features at 'conv3'. Got 64."),
+        (lambda: ResNet18(make_quantizer(8), num_classes=5), r"dim=128, the width of the features at 'layer2'. Got 8."),
+        (lambda: ViT(make_quantizer(8, -1), num_classes=5), r"dim=192, the width of the features at 'block6'. Got 8."),
+        (lambda: AlexNet(make_quantizer(384, -1), num_classes=5), r"channel_dim=1, .* are \(B, C, h, w\). Got -1."),
+        (lambda: ViT(make_quantizer(192), num_classes=5), r"channel_dim=-1, .* are \(B, tokens, dim\). Got 1."),
         (lambda: alexnet(False, position="fc6"), r"`AlexNet`: `position` must be one of 'conv1', .*Got 'fc6'."),
         (lambda: resnet(False, position=2), r"`ResNet18`: `position` must be one of 'stem', .*Got 2."),
         (lambda: vit(False, position="block4"), r"`ViT`: `position` must be one of 'patches', .*Got 'block4'."),
         (lambda: AlexNet.dim_at("conv6"), r"`AlexNet`: `position` must be one of"),
-        (lambda: ResNet18.dim_at("layer1", 0), r"`ResNet18`: `width` must be an integer >= 1. Got 0."),
         (lambda: ViT.dim_at("block9", layers=6), r"`ViT`: `position` must be one of"),
         (lambda: AlexNet(nn.Identity(), num_classes=5), r"`AlexNet`: `quantizer` must be an instance of Quantizer"),
-        (lambda: AlexNet(None, num_classes=0), r"`AlexNet`: `num_classes` must be an integer >= 1"),
-        (lambda: ResNet18(None, num_classes=0), r"`ResNet18`: `num_classes` must be an integer >= 1"),
-        (lambda: ViT(None, num_classes=0), r"`ViT`: `num_classes` must be an integer >= 1"),
-        (lambda: alexnet(False, in_channels=0), r"`AlexNet`: `in_channels` must be an integer >= 1"),
-        (lambda: resnet(False, in_channels=0), r"`ResNet18`: `in_channels` must be an integer >= 1"),
-        (lambda: vit(False, in_channels=0), r"`ViT`: `in_channels` must be an integer >= 1"),
         (lambda: alexnet(False, small_images=1), r"`AlexNet`: `small_images` must be True or False"),
         (lambda: resnet(False, small_images=1), r"`ResNet18`: `small_images` must be True or False"),
-        (lambda: AlexNet(None, num_classes=5, width=0), r"`AlexNet`: `width` must be an integer >= 1"),
-        (lambda: ResNet18(None, num_classes=5, width=1.5), r"`ResNet18`: `width` must be an integer >= 1"),
         (lambda: alexnet(False, dropout=1.0), r"`AlexNet`: `dropout` must be a finite number in \[0, 1\)"),
         (lambda: ViT(None, num_classes=5, heads=5), r"`ViT`: `heads` must divide the width 192. Got 5."),
-        (lambda: ViT(None, num_classes=5, layers=0), r"`ViT`: `layers` must be an integer >= 1"),
-        (lambda: ViT(None, num_classes=5, image_size=0), r"`ViT`: `image_size` must be an integer >= 1"),
         (lambda: ViT(None, num_classes=5, patch_size=15), r"`ViT`: `patch_size` must divide image_size=224. Got 15."),
-        (lambda: ViT(None, num_classes=5, patch_size=0), r"`ViT`: `patch_size` must be an integer >= 1"),
         (lambda: vit(False, class_token="no"), r"`ViT`: `class_token` must be True or False"),
+        (lambda: Autoencoder(make_quantizer(8), downsample=3), r"`downsample` must be a power of two. Got 3."),
+        (lambda: SQVAENet(make_quantizer(8), variant="net_28"), r"`variant` must be one of 'net_32', .* Got 'net_28'."),
+        (lambda: SQVAENet(make_quantizer(1)), r"`SQVAENet`: `quantizer` must have a dim of at least 2. Got 1."),
+        (lambda: VQGANNet(make_quantizer(8), hidden=48), r"`VQGANNet`: `hidden` must be a multiple of 32. Got 48."),
+        (lambda: VQGANNet(make_quantizer(8), multipliers=()), r"`multipliers` must be a sequence of integers >= 1"),
+        (lambda: VQGANNet(make_quantizer(8), multipliers=2), r"`multipliers` must be a sequence of .* Got 2."),
+        (lambda: VQGANNet(make_quantizer(8), multipliers="1"), r"`multipliers` must be a sequence of .* Got '1'."),
+        (lambda: VQGANNet(make_quantizer(8), multipliers=(1, 0)), r"`multipliers` must be an integer >= 1. Got 0."),
     ],
 )
-def test_bad_classifiers_are_refused(build: Callable[[], object], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
+def test_bad_networks_are_refused(build: Callable[[], object], message: str) -> None:
+    with torch.device("meta"), pytest.raises((ValueError, TypeError), match=message):
         build()
+
+
+SIZES: dict[type[nn.Module], dict[str, int]] = {
+    AlexNet: {"num_classes": 1, "in_channels": 1, "width": 1},
+    ResNet18: {"num_classes": 1, "in_channels": 1, "width": 1},
+    ViT: {"num_classes": 1, "in_channels": 1, "width": 1, "heads": 1, "layers": 1, "image_size": 1, "patch_size": 1},
+    Autoencoder: {"in_channels": 1, "hidden": 2, "downsample": 1, "blocks": 0},
+    SQVAENet: {"in_channels": 1, "blocks": 1},
+    VQVAENet: {"in_channels": 1, "hidden": 2, "residual": 1, "blocks": 0},
+    VQGANNet: {"in_channels": 1, "hidden": 32, "blocks": 1},
+    MaskGIT: {"codebook_size": 2, "num_classes": 1, "layers": 1, "width": 1, "heads": 1},
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in SIZES.items() for name in names])
+def test_sizes_are_integers_of_at_least_so_much(kind: type[nn.Module], name: str) -> None:
+    if issubclass(kind, ClassifierBase):
+        required = {"quantizer": None, "num_classes": 5}
+    else:
+        required = {"codebook_size": 8} if kind is MaskGIT else {"quantizer": make_quantizer(8)}
+    least = SIZES[kind][name]
+    for value, error in ((least - 1, ValueError), (least + 0.5, TypeError)):
+        with pytest.raises(error, match=rf"`{kind.__name__}`: `{name}` must be an integer >= {least}. Got {value}"):
+            kind(**(required | {name: value}))
 
 
 @pytest.mark.parametrize(
@@ -222,21 +220,14 @@ def test_classifiers_refuse_images_of_other_shapes(
 
 
 @autoencoders
-def test_autoencoder_gives_images_and_the_quantizers_output(case: str) -> None:
+def test_autoencoder_is_decode_after_quantizer_after_encode(case: str) -> None:
     model, x = make_autoencoder(case)
     factor = AUTOENCODERS[case][1]
-    out = model(x)
+    out = model.eval()(x)
     assert model.downsample == factor
     assert out.reconstruction.shape == x.shape
     assert out.z.shape == (4, 8, 16 // factor, 24 // factor)
     assert out.quantizer.indices.shape == (4, 16 // factor, 24 // factor)
-
-
-@autoencoders
-def test_autoencoder_is_decode_after_quantizer_after_encode(case: str) -> None:
-    model, x = make_autoencoder(case)
-    model.eval()
-    out = model(x)
     assert torch.equal(out.z, model.encode(x))
     assert torch.equal(out.reconstruction, model.decode(model.quantizer(out.z).quantized))
     with svq.bypass(model):
@@ -247,10 +238,9 @@ def test_autoencoder_is_decode_after_quantizer_after_encode(case: str) -> None:
 def test_tokens_give_the_evaluation_reconstruction(case: str) -> None:
     model, x = make_autoencoder(case)
     model(x)
-    model.eval()
-    indices = model.tokenize(x)
-    assert torch.equal(indices, model(x).quantizer.indices)
-    assert torch.equal(model.detokenize(indices), model(x).reconstruction)
+    out, indices = model.eval()(x), model.tokenize(x)
+    assert torch.equal(indices, out.quantizer.indices)
+    assert torch.equal(model.detokenize(indices), out.reconstruction)
 
 
 @autoencoders
@@ -272,8 +262,6 @@ def test_autoencoder_refuses_what_does_not_fit(case: str) -> None:
         type(model)(make_quantizer(8, channel_dim=-1))
     with pytest.raises(TypeError, match=rf"`{name}`: `quantizer` must be an instance of Quantizer"):
         type(model)(nn.Identity())
-    with pytest.raises(ValueError, match=rf"`{name}`: `in_channels` must be an integer >= 1"):
-        type(model)(make_quantizer(8), in_channels=0)
 
 
 @autoencoders
@@ -307,6 +295,25 @@ def test_evaluation_changes_nothing_and_ignores_the_rest_of_the_batch(case: str)
     torch.testing.assert_close(model(x)[0][:1], alone[0], rtol=1e-4, atol=1e-5)
     assert torch.equal(model(x).quantizer.indices[:1], alone.quantizer.indices)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (AlexNet(None, num_classes=3, width=2, small_images=True), torch.randn(2, 3, 32, 32)),
+        (TransformerBlock(12, 3, norm_first=True, dropout=0.5), torch.randn(2, 5, 12)),
+        (MaskGIT(11, grid=(3, 4), layers=2, width=16, heads=4, dropout=0.5), torch.full((2, 3, 4), -1)),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_dropout_acts_in_training_only(model: nn.Module, x: Tensor) -> None:
+    def result() -> Tensor:
+        out = model(x)
+        return out.logits if isinstance(model, AlexNet) else out
+
+    assert not torch.equal(result(), result())
+    model.eval()
+    assert torch.equal(result(), result())
 
 
 @everything

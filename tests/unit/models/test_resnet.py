@@ -2,26 +2,19 @@
 
 import pytest
 import torch
+from tests.unit.models.sizes import count_of
 from torch import nn
 
 from straightvq.models import ResNet18
 
 
-def count(**kwargs) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in ResNet18(None, **kwargs).parameters())
-
-
-def test_full_size_has_the_published_number_of_parameters() -> None:
-    assert count(num_classes=1000) == 11_689_512
-
-
-def test_small_images_have_the_customary_number_of_parameters() -> None:
-    assert count(num_classes=10, small_images=True) == 11_173_962
+def test_published_and_customary_numbers_of_parameters() -> None:
+    assert count_of(ResNet18, num_classes=1000) == 11_689_512
+    assert count_of(ResNet18, num_classes=10, small_images=True) == 11_173_962
 
 
 @pytest.mark.parametrize("width", [16, 5])
-def test_other_widths_are_the_sum_of_their_layers(width: int) -> None:
+def test_any_width_is_the_sum_of_its_layers(width: int) -> None:
     def conv(channels: int, out: int, kernel: int) -> int:
         return channels * out * kernel**2 + 2 * out  # no bias, but the normalization's scale and shift
 
@@ -31,7 +24,7 @@ def test_other_widths_are_the_sum_of_their_layers(width: int) -> None:
         expected += conv(channels, out, 3) + 3 * conv(out, out, 3)
         expected += conv(channels, out, 1) if stage else 0
         channels = out
-    assert count(num_classes=10, small_images=True, width=width) == expected + 10 * channels + 10
+    assert count_of(ResNet18, num_classes=10, small_images=True, width=width) == expected + 10 * channels + 10
 
 
 @pytest.mark.parametrize(

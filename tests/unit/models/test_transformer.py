@@ -53,15 +53,6 @@ def test_half_precision_attends_as_float32_does(autocast: bool) -> None:
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in half.parameters())
 
 
-def test_dropout_acts_in_training_only() -> None:
-    torch.manual_seed(0)
-    block = TransformerBlock(12, 3, norm_first=True, dropout=0.5)
-    x = torch.randn(2, 5, 12)
-    assert not torch.equal(block(x), block(x))
-    block.eval()
-    assert torch.equal(block(x), block(x))
-
-
 def test_start_is_narrow_and_without_bias() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Embedding(100, 50), nn.Linear(50, 100))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.unit.models.sizes import count_of
 
 import straightvq as svq
 from straightvq.models import ViT
@@ -10,13 +11,8 @@ SMALL = {"image_size": 32, "patch_size": 4, "layers": 6, "width": 96}
 TINY = {"num_classes": 3, "image_size": 16, "patch_size": 4, "layers": 2, "width": 12}
 
 
-def count(**kwargs) -> int:
-    with torch.device("meta"):
-        return sum(p.numel() for p in ViT(None, **kwargs).parameters())
-
-
 def test_full_size_has_the_published_number_of_parameters() -> None:
-    assert count(num_classes=1000) == 5_717_416
+    assert count_of(ViT, num_classes=1000) == 5_717_416
 
 
 def test_small_size_is_the_sum_of_its_layers() -> None:
@@ -24,8 +20,8 @@ def test_small_size_is_the_sum_of_its_layers() -> None:
     block = 4 * width * (width + 1) + width * (4 * width) * 2 + 5 * width + 4 * width
     patches = 3 * 4 * 4 * width + width + tokens * width
     last = 2 * width + width * 10 + 10
-    assert count(num_classes=10, **SMALL, class_token=False) == patches + 6 * block + last
-    assert count(num_classes=10, **SMALL) == patches + 6 * block + last + 2 * width
+    assert count_of(ViT, num_classes=10, **SMALL, class_token=False) == patches + 6 * block + last
+    assert count_of(ViT, num_classes=10, **SMALL) == patches + 6 * block + last + 2 * width
 
 
 @pytest.mark.parametrize(("layers", "position"), [(12, "block6"), (6, "block3"), (1, "patches"), (3, "block1")])

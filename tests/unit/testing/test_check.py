@@ -1,6 +1,5 @@
 """``check_quantizer`` passes sound parts and names the law that a faulty one breaks."""
 
-import copy
 import re
 from collections.abc import Callable
 from typing import Any
@@ -45,28 +44,15 @@ class Signs(svq.Quantizer):
 # --- planted mistakes ------------------------------------------------------------------------------------------------
 
 
-class Rounding(svq.Estimator):
-    def forward(self, z: Tensor, code: Tensor) -> Tensor:
-        return z + (code - z).detach()
+def estimator(rule: Callable[[Tensor, Tensor], Tensor], **attributes: Any) -> type[svq.Estimator]:
+    return type("Faulty", (svq.Estimator,), {"forward": lambda self, z, code: rule(z, code), **attributes})
 
 
-class Noisy(svq.Estimator):
-    def forward(self, z: Tensor, code: Tensor) -> Tensor:
-        return code.detach() + (z - z.detach()) + 0.1 * torch.randn_like(z)
-
-
-class Blocked(svq.Estimator):
-    def forward(self, z: Tensor, code: Tensor) -> Tensor:
-        return code.detach()
-
-
-class Silent(svq.Estimator):
-    """Says that a gradient reaches the codes, and sends none."""
-
-    trains_codes = True
-
-    def forward(self, z: Tensor, code: Tensor) -> Tensor:
-        return code.detach() + (z - z.detach())
+Rounding = estimator(lambda z, code: z + (code - z).detach())
+Noisy = estimator(lambda z, code: code.detach() + (z - z.detach()) + 0.1 * torch.randn_like(z))
+Blocked = estimator(lambda z, code: code.detach())
+Silent = estimator(lambda z, code: code.detach() + (z - z.detach()), trains_codes=True)
+Branching = estimator(lambda z, code: code.detach() + (2 if z.sum() > 0 else 1) * (z - z.detach()))
 
 
 class Counting(svq.Estimator):
@@ -77,11 +63,6 @@ class Counting(svq.Estimator):
     def forward(self, z: Tensor, code: Tensor) -> Tensor:
         self.seen = self.seen + 1
         return code.detach() + self.seen * (z - z.detach())
-
-
-class Branching(svq.Estimator):
-    def forward(self, z: Tensor, code: Tensor) -> Tensor:
-        return code.detach() + (2 if z.sum() > 0 else 1) * (z - z.detach())
 
 
 class Wide(svq.Estimator):
@@ -200,24 +181,21 @@ def test_planted_mistake_breaks_its_law(make: Any, law: str) -> None:
     assert re.match(rf"1 of 1 laws is broken:\n- {law} \(\w+\): .*\. Here: expected .*\. Got .*\.$", message), message
 
 
-def test_sound_estimator_keeps_every_law() -> None:
+def test_sound_estimator_keeps_every_law_and_the_global_generator_is_left_alone() -> None:
+    before = torch.get_rng_state()
     report = check_quantizer(Clipped)
     assert list(report) == list(LAWS)
     assert set(report.values()) == {"holds"}
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_quantizer_without_a_table_keeps_the_laws_that_speak_of_it() -> None:
     report = check_quantizer(Signs, laws=[law.chapter for law in LAWS.values() if law.chapter != "graphs"])
     silent = [name for name, outcome in report.items() if outcome != "holds"]
     assert all(re.search("no table of codes|not one table", report[name]) for name in silent)
-    for name in (
-        "decode_gives_what_the_evaluation_forward_gave",
-        "masked_positions_take_part_in_nothing",
-        "resume_equals_never_having_stopped",
-        "autocast_changes_nothing",
-        "bad_input_is_refused_and_changes_nothing",
-    ):
-        assert report[name] == "holds"
+    spoken = {"decode_gives_what_the_evaluation_forward_gave", "masked_positions_take_part_in_nothing"}
+    spoken |= {"resume_equals_never_having_stopped", "autocast_changes_nothing"}
+    assert not (spoken | {"bad_input_is_refused_and_changes_nothing"}) & set(silent)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +218,7 @@ def test_quantizer_without_a_table_keeps_the_laws_that_speak_of_it() -> None:
 def test_quantizers_parts_classes_and_functions_are_taken(item: Any) -> None:
     make = (lambda: svq.presets.straight(6, 16)) if item is svq.presets.straight else item
     before = {k: v.clone() for k, v in item.state_dict().items()} if isinstance(item, nn.Module) else {}
-    report = check_quantizer(make, laws=["round_trip", "masks"])
+    report = check_quantizer(make, laws=["round_trip", "masks"])  # which train, too
     assert len(report) == sum(law.chapter in ("round_trip", "masks") for law in LAWS.values())
     if isinstance(item, nn.Module):
         after = item.state_dict()
@@ -256,16 +234,11 @@ def test_all_broken_laws_are_reported_at_once() -> None:
     assert "freezing_is_saved" not in message
 
 
-def test_exception_is_reported_with_its_reason() -> None:
-    report = check_quantizer(
-        Blocked, laws=["gradients"], exceptions={"task_gradient_reaches_the_encoder": "on purpose"}
-    )
-    assert report["task_gradient_reaches_the_encoder"] == "exception: on purpose"
-
-
-def test_exception_that_is_not_needed_is_an_error() -> None:
-    with pytest.raises(LawError, match=r"expected the exception to be needed \(habit\)\. Got: it holds"):
-        check_quantizer(Clipped, laws=["gradients"], exceptions={"task_gradient_reaches_the_encoder": "habit"})
+def test_exception_is_reported_with_its_reason_and_an_error_where_it_is_not_needed() -> None:
+    law = "task_gradient_reaches_the_encoder"
+    assert check_quantizer(Blocked, laws=[law], exceptions={law: "on purpose"}) == {law: "exception: on purpose"}
+    with pytest.raises(LawError, match=r"expected the exception to be needed \(on purpose\)\. Got: it holds"):
+        check_quantizer(Clipped, laws=[law], exceptions={law: "on purpose"})
 
 
 def test_laws_that_say_nothing_are_reported_as_such() -> None:
@@ -300,12 +273,6 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], error: type[Except
     with pytest.raises(error) as caught:
         check_quantizer(**({"make": Clipped} | arguments))
     assert words in str(caught.value)
-
-
-def test_global_generator_is_left_alone() -> None:
-    before = torch.get_rng_state()
-    check_quantizer(lambda: svq.presets.vq_vae(6, 16), laws=["evaluation"])
-    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_every_law_has_a_statement_of_one_sentence() -> None:
@@ -372,10 +339,3 @@ def test_error_of_one_rank_comes_through() -> None:
 
     with pytest.raises(KeyError, match="mine"):
         Ranks(2).run(body)
-
-
-def test_copies_of_an_instance_are_tested_not_the_instance() -> None:
-    layer = svq.presets.vq_vae(6, 16)
-    twin = copy.deepcopy(layer)
-    check_quantizer(layer, laws=["training"])
-    assert all(torch.equal(a, b) for a, b in zip(layer.state_dict().values(), twin.state_dict().values(), strict=True))

@@ -1,29 +1,7 @@
-"""The laws, one file for each chapter or two. Importing them fills ``LAWS``."""
+"""The laws, one file for each chapter or two. Importing this package fills ``LAWS``."""
 
-from straightvq.testing.laws import (
-    bad_input,
-    evaluation,
-    gradients,
-    graphs,
-    masks,
-    precision,
-    ranks,
-    round_trip,
-    state,
-    switches,
-    training,
-)
+import importlib
+import pkgutil
 
-__all__ = [
-    "bad_input",
-    "evaluation",
-    "gradients",
-    "graphs",
-    "masks",
-    "precision",
-    "ranks",
-    "round_trip",
-    "state",
-    "switches",
-    "training",
-]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -5,13 +5,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from straightvq.nn import Quantizer
 from straightvq.testing.law import LawError, hold, law, same_state
 from straightvq.testing.subject import Subject, state_of
-
-_NAN, _INF = float("nan"), float("inf")
 
 
 def assert_refused(layer: Quantizer, call: Callable[[], Any], what: str) -> None:
@@ -33,20 +30,15 @@ def bad_input_is_refused_and_changes_nothing(subject: Subject) -> None:
     """A wrong width, dtype, mask or index, NaN and infinity raise ValueError or TypeError and change nothing."""
     good = subject.data(0)
     mask = torch.ones(len(good), dtype=torch.bool)
-
-    def spoilt(value: float) -> Tensor:
-        z = good.clone()
-        z[1, -1] = value
-        return z
-
+    second = torch.arange(len(good))[:, None] == 1
     inputs: dict[str, tuple[Any, ...]] = {
         "a list": (good.tolist(),),
         "integers": (good.long(),),
         "complex numbers": (good.to(torch.complex64),),
         "a scalar": (torch.tensor(1.0),),
         "a wrong width": (torch.cat([good, good], 1),),
-        "NaN": (spoilt(_NAN),),
-        "infinity": (spoilt(_INF),),
+        "NaN": (good.masked_fill(second, torch.nan),),
+        "infinity": (good.masked_fill(second, torch.inf),),
         "a mask of the wrong shape": (good, mask[:-1]),
         "a mask of integers": (good, mask.long()),
     }
@@ -55,7 +47,7 @@ def bad_input_is_refused_and_changes_nothing(subject: Subject) -> None:
         "an index below -1": torch.tensor([0, -2]),
         "an index past the last code": torch.tensor([0, 1 << 40]),
     }
-    for layer in (subject.made(), subject.trained()):
+    for layer in subject.of_each_age():
         for what, given in inputs.items():
             assert_refused(layer, partial(layer, *given), f"{what} in `forward`")
             assert_refused(layer, partial(layer.encode, *given), f"{what} in `encode`")

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from straightvq.nn import Quantizer, VectorQuantizer
 from straightvq.testing.law import NotApplicable, hold, law, near, same, same_state
-from straightvq.testing.subject import Subject, all_losses, state_of, with_codes
+from straightvq.testing.subject import Subject, all_losses, backward, same_output, state_of, with_codes
 
 
 def assert_evaluation_is_pure(layer: Quantizer, z: Tensor, mask: Tensor | None = None) -> None:
@@ -23,16 +23,13 @@ def assert_evaluation_is_pure(layer: Quantizer, z: Tensor, mask: Tensor | None =
     second = layer.eval()(z, mask)
     same_state(state_of(layer), before, "no state changed by evaluation, `encode` and `decode`")
     hold(torch.equal(random, torch.get_rng_state()), "no random number drawn in evaluation", "a draw")
-    same(second.quantized, first.quantized, "the same `quantized` from the same input")
-    same(second.indices, first.indices, "the same `indices` from the same input")
-    same(second.loss, first.loss, "the same `loss` from the same input")
+    same_output(second, first, "from the same input")
 
 
 @law("evaluation")
 def evaluation_changes_no_state_and_draws_nothing(subject: Subject) -> None:
     """Evaluation, ``encode`` and ``decode`` change no parameter or buffer and draw no random number."""
-    for steps in (0, 6):
-        layer = subject.trained(steps) if steps else subject.made()
+    for layer in subject.of_each_age():
         assert_evaluation_is_pure(layer, subject.data(50) + 5)
 
 
@@ -40,21 +37,18 @@ def evaluation_changes_no_state_and_draws_nothing(subject: Subject) -> None:
 def encoding_follows_the_evaluation_rule_in_any_mode(subject: Subject) -> None:
     """``encode``, ``decode`` and ``unquantized`` give in training mode what they give in evaluation."""
     layer, z = subject.trained(), subject.data(3)
-    layer.eval()
-    indices, plain = layer.encode(z), layer.unquantized(z)
-    decoded = layer.decode(indices)
+    calls = {"encode": z, "decode": layer.encode(z), "unquantized": z}
+    wanted = {name: getattr(layer.eval(), name)(given) for name, given in calls.items()}
     layer.train()
-    same(layer.encode(z), indices, "the indices of evaluation in training mode")
-    same(layer.decode(indices), decoded, "the `decode` of evaluation in training mode")
-    same(layer.unquantized(z), plain, "the `unquantized` of evaluation in training mode")
+    for name, given in calls.items():
+        same(getattr(layer, name)(given), wanted[name], f"the `{name}` of evaluation in training mode")
     hold(all(module.training for module in layer.modules()), "all modules in training mode again", "others")
 
 
 @law("evaluation")
 def other_vectors_in_the_batch_change_no_index(subject: Subject) -> None:
     """A vector's index is the same alone and in company, where it does not hang by rounding."""
-    layer = subject.trained().eval()
-    z = subject.data(3)
+    layer, z = subject.trained().eval(), subject.data(3)
     together, alone = layer.encode(z), torch.stack([layer.encode(row) for row in z])
     clear = clear_of_borders(layer, z)
     same(alone[clear], together[clear], "the same index alone and in the batch")
@@ -80,8 +74,8 @@ def losses_are_reported_in_evaluation_and_add_up(subject: Subject) -> None:
     hold(out.loss.shape == (), "a scalar loss", tuple(out.loss.shape))
     training = layer.train()(subject.data(3))
     hold(set(out.terms) == set(training.terms), f"the terms of training, {sorted(training.terms)}", sorted(out.terms))
-    for name, term in out.terms.items():
-        hold(term.shape == () and term.isfinite(), f"`{name}` a finite scalar", term)
+    for name, value in out.terms.items():
+        hold(value.shape == () and value.isfinite(), f"`{name}` a finite scalar", value)
     if not isinstance(layer, VectorQuantizer):
         return
     weights = {loss.name: loss.coefficient for _, loss in all_losses(layer)}
@@ -116,6 +110,6 @@ def no_matrix_of_vectors_times_codes_is_made(subject: Subject) -> None:
     for mode in (True, False):
         layer.train(mode)
         with _Largest() as largest:
-            out = layer(z.clone().requires_grad_())
-            (out.quantized.sum() + out.loss).backward()
+            x = z.clone().requires_grad_()
+            backward(layer(x), x)
         hold(largest.numel < len(z) * subject.size, f"fewer than {len(z)} x {subject.size} numbers", largest.numel)

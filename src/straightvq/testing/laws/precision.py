@@ -1,18 +1,20 @@
-"""Law 6: at least float32 inside, the input's dtype outside."""
+"""Laws 6 and 9: at least float32 inside, the input's dtype outside; compiled graphs do what eager forwards do."""
 
 import copy
+import itertools
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from straightvq.nn import Nearest, Quantizer, VectorQuantizer
-from straightvq.testing.law import hold, law, near, same, same_state
-from straightvq.testing.subject import Subject, Trainer, floating_state, state_of, with_inverse
+from straightvq.testing.law import hold, law, near, near_state, same, same_state
+from straightvq.testing.subject import Subject, Trainer, backward, same_output, state_of, with_inverse
 
 
 def _all_state_is(layer: Quantizer, dtype: torch.dtype, when: str) -> None:
-    other = {name: value.dtype for name, value in floating_state(layer).items() if value.dtype != dtype}
+    named = itertools.chain(layer.named_parameters(), layer.named_buffers())
+    other = {name: x.dtype for name, x in named if x.is_floating_point() and x.dtype != dtype}
     hold(not other, f"all state in {dtype} {when}", other)
 
 
@@ -20,19 +22,16 @@ def _all_state_is(layer: Quantizer, dtype: torch.dtype, when: str) -> None:
 def half_precision_inputs_come_back_and_the_state_stays_float32(subject: Subject) -> None:
     """Half-precision inputs come back in their dtype; search, losses and state are those of float32."""
     for dtype in (torch.float16, torch.bfloat16):
-        for steps in (0, 6):
-            layer = (subject.trained(steps) if steps else subject.made()).to(dtype)
+        for layer in subject.of_each_age():
+            layer.to(dtype)
             _all_state_is(layer, torch.float32, f"after .to({dtype})")
             plain = copy.deepcopy(layer)
             for number in range(3):
                 z = subject.data(number).to(dtype).requires_grad_()
                 out, exact = layer(z), plain(z.detach().float())
-                same(out.quantized.detach(), exact.quantized.detach().to(dtype), f"float32's `quantized` in {dtype}")
-                same(out.indices, exact.indices, f"float32's indices for {dtype}")
-                same(out.loss.detach(), exact.loss.detach(), f"float32's loss for {dtype}")
-                (out.quantized.float().sum() + out.loss).backward()
-                assert z.grad is not None
-                hold(z.grad.dtype == dtype, f"a gradient in {dtype}", z.grad.dtype)
+                same_output(out, exact._replace(quantized=exact.quantized.to(dtype)), f"as float32, for {dtype}")
+                gradient = backward(out, z)
+                hold(gradient.dtype == dtype, f"a gradient in {dtype}", gradient.dtype)
             same_state(state_of(layer), state_of(plain), f"float32's state after {dtype} inputs")
 
 
@@ -104,7 +103,32 @@ def autocast_changes_nothing(subject: Subject) -> None:
             out = twin(z)
             same(twin.encode(z), layer.encode(z), "the same indices from `encode` under autocast")
             same(twin.decode(plain.indices), layer.decode(plain.indices), "the same `decode` under autocast")
-        same(out.indices, plain.indices, "the same indices under autocast")
-        same(out.quantized.detach(), plain.quantized.detach(), "the same `quantized` under autocast")
-        same(out.loss.detach(), plain.loss.detach(), "the same loss under autocast")
+        same_output(out, plain, "under autocast")
     same_state(state_of(twin), state_of(layer), "the same state under autocast")
+
+
+@law("graphs")
+def compiled_forward_equals_eager(subject: Subject) -> None:
+    """Training and evaluation forward compile with ``fullgraph=True`` and do what they do without, up to rounding."""
+    layer = subject.trained()
+    twin = copy.deepcopy(layer)
+    torch._dynamo.reset()
+    try:
+        compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")
+        for mode in (True, False):
+            outs, gradients = [], []
+            for forward, module in ((layer, layer), (compiled, twin)):
+                module.train(mode)
+                z = subject.data(8).requires_grad_()
+                outs.append(forward(z))
+                (outs[-1].quantized.square().mean() + outs[-1].loss).backward()
+                assert z.grad is not None
+                gradients.append(z.grad)
+            eager, out = outs
+            same(out.indices, eager.indices, "the indices of the eager forward")
+            near(out.quantized, eager.quantized, "`quantized` of the eager forward")
+            near(out.loss, eager.loss, "the loss of the eager forward")
+            near(gradients[1], gradients[0], "the gradient of the eager forward")
+        near_state(state_of(twin), state_of(layer), "the state after the eager forwards")
+    finally:
+        torch._dynamo.reset()

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from straightvq.nn.codebook import Codebook
 from straightvq.nn.draws import Clock
-from straightvq.testing.law import hold, law, near, same
+from straightvq.testing.law import hold, law, near, same, same_state
 from straightvq.testing.ranks import Ranks
 from straightvq.testing.subject import Subject, codes_of, names_of, state_of, with_codes
 
@@ -49,6 +49,4 @@ def ranks_do_what_one_process_does(subject: Subject) -> None:
             same(other, mine, f"the first rank's codes on the second after step {step}")
             near(mine, single, f"one process's codes after step {step}", 1e-9)
         hold(torch.equal(torch.cat([first, second]), out.indices), "one process's indices", f"others in step {step}")
-    second_state = state_of(layers[1])
-    for name, value in state_of(layers[0]).items():
-        same(second_state[name], value, f"the first rank's `{name}` on the second")
+    same_state(state_of(layers[1]), state_of(layers[0]), "the first rank's state on the second")

@@ -10,7 +10,7 @@ import torch
 
 from straightvq.nn import Quantizer
 from straightvq.testing.law import NotApplicable, hold, law, same, same_state
-from straightvq.testing.subject import Subject, Trainer, state_of
+from straightvq.testing.subject import Subject, Trainer, same_output, state_of
 
 
 @law("state")
@@ -38,15 +38,12 @@ def state_dict_is_complete_and_loads_strictly(subject: Subject) -> None:
     fresh.load_state_dict(layer.state_dict(), strict=True)
     same_state(state_of(fresh), state_of(layer), "the loaded state")
     for number in range(20, 25):
-        first, second = layer(subject.data(number)), fresh(subject.data(number))
-        same(second.quantized.detach(), first.quantized.detach(), "the same `quantized` after loading")
-        same(second.indices, first.indices, "the same indices after loading")
+        same_output(fresh(subject.data(number)), layer(subject.data(number)), "after loading")
     same_state(state_of(fresh), state_of(layer), "the same state after going on")
 
 
 def _goes_on_alike_and_apart(subject: Subject, how: Callable[[Quantizer], Quantizer]) -> None:
-    for steps in (0, 6):
-        layer = subject.trained(steps) if steps else subject.made()
+    for layer in subject.of_each_age():
         twin = how(layer)
         before = state_of(layer)
         same_state(state_of(twin), before, "the state of the original")

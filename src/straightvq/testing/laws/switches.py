@@ -7,7 +7,7 @@ from torch import nn
 
 from straightvq.nn import Quantizer, bypass, parameter_groups
 from straightvq.testing.law import hold, law, near, same, same_state
-from straightvq.testing.subject import Subject, Trainer, codes_of, state_of, with_codes, with_inverse
+from straightvq.testing.subject import Subject, Trainer, backward, codes_of, state_of, with_codes, with_inverse
 
 
 def _freeze(layer: Quantizer) -> None:
@@ -55,7 +55,7 @@ def unfrozen_codebook_moves_again(subject: Subject) -> None:
 @law("switches")
 def freezing_is_saved(subject: Subject) -> None:
     """A layer that loads a frozen layer's state is frozen."""
-    layer, fresh = subject.trained_codes(), subject.made(seed=4)
+    layer, fresh = with_codes(subject.trained()), subject.made(seed=4)
     _freeze(layer)
     fresh.load_state_dict(layer.state_dict())
     before = codes_of(fresh)
@@ -79,10 +79,10 @@ def bypass_leaves_the_codes_out_and_changes_nothing(subject: Subject) -> None:
         with bypass(nn.Sequential(layer)):
             out = layer(z)
             twin = copy.deepcopy(layer)
-        near(out.quantized.detach(), layer.unquantized(z), "`quantized` to be that without codes", 1e-6)
+        near(out.quantized, layer.unquantized(z), "`quantized` to be that without codes", 1e-6)
         hold((out.indices == -1).all(), "index -1 under bypass", "others")
         hold(out.loss == 0, "loss 0 under bypass", out.loss)
-        (out.quantized.sum() + out.loss).backward()
+        backward(out, z)
         out.quantized.detach().fill_(7)
         same(z.detach(), subject.data(20), "z unchanged by what happens to `quantized` under bypass")
     same_state(state_of(layer), before, "no state changed under bypass")
@@ -103,8 +103,9 @@ def every_parameter_stays_connected(subject: Subject) -> None:
     for skipped, mask in ((False, None), (True, None), (False, nothing)):
         layer.zero_grad()
         with bypass(layer if skipped else nn.Identity()):
-            out = layer(z.clone().requires_grad_(), mask)
-        (out.quantized.sum() + out.loss).backward()
+            x = z.clone().requires_grad_()
+            out = layer(x, mask)
+        backward(out, x)
         left = [name for name, p in layer.named_parameters() if p.requires_grad and p.grad is None]
         hold(not left, "a gradient at every parameter, for data-parallel wrappers that wait for it", left)
 

@@ -5,13 +5,13 @@ import torch
 from straightvq.nn import RunningAffine
 from straightvq.nn.draws import Clock
 from straightvq.testing.law import hold, law, near, same_state
-from straightvq.testing.subject import Subject, Trainer, codes_of, state_of
+from straightvq.testing.subject import Subject, Trainer, codes_of, state_of, with_codes
 
 
 @law("training")
 def training_moves_the_codebook(subject: Subject) -> None:
     """Training moves the codes: in the forward where a rule of the codebook does, else at the optimizer's step."""
-    layer = subject.trained_codes()
+    layer = with_codes(subject.trained())
     before = codes_of(layer)
     layer.train()(subject.data(40))
     for number, book in enumerate(layer.codebooks()):
