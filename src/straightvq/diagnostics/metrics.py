@@ -10,6 +10,8 @@ name. Shapes that do not fit each other or earlier batches, and sizes below 1, r
 that are not integers raise `TypeError`. What is refused changes nothing.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from straightvq.diagnostics import functional
 from straightvq.diagnostics.exact import ExactMetric, PooledMoments, gather_wide
 from straightvq.diagnostics.functional.gradients import gap_of_norms, step_misses
 from straightvq.diagnostics.functional.vectors import check_codes, check_shape, shape_error, wide_dtype
+from straightvq.errors import InvalidValueError
 from straightvq.functional.nearest import Distance
 from straightvq.nn.part import check_choice, check_int
 
@@ -42,12 +45,23 @@ class CodebookUsage(ExactMetric):
 
     counts: Tensor
 
-    def __init__(self, codebook_size: int, num_quantizers: int | None = None) -> None:
+    def __init__(self, codebook_size: int | Sequence[int], num_quantizers: int | None = None) -> None:
         super().__init__()
-        self.codebook_size = check_int(self, "codebook_size", codebook_size, 1)
-        self.num_quantizers = None if num_quantizers is None else check_int(self, "num_quantizers", num_quantizers, 1)
-        shape = (codebook_size,) if num_quantizers is None else (num_quantizers, codebook_size)
-        self.add_state("counts", torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+        if num_quantizers is not None:
+            num_quantizers = check_int(self, "num_quantizers", num_quantizers, 1)
+        if isinstance(codebook_size, Sequence):
+            sizes = [check_int(self, "codebook_size", size, 1) for size in codebook_size]
+            if num_quantizers not in (None, len(sizes)) or not sizes:
+                raise InvalidValueError(
+                    f"`CodebookUsage`: `codebook_size` must have a size for each of {num_quantizers} quantizers. "
+                    f"Got {sizes}."
+                )
+            num_quantizers = len(sizes)
+        else:
+            sizes = [check_int(self, "codebook_size", codebook_size, 1)] * (num_quantizers or 1)
+        self.sizes, self.num_quantizers = sizes, num_quantizers
+        shape = (len(sizes), max(sizes))
+        self.add_state("counts", torch.zeros(shape[num_quantizers is None :], dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, indices: Tensor) -> None:
         """Count a batch of indices."""
@@ -55,12 +69,15 @@ class CodebookUsage(ExactMetric):
         if levels is not None and (indices.ndim == 0 or indices.shape[-1] != levels):
             raise shape_error("CodebookUsage", f"`indices` must have a last axis of num_quantizers={levels}", indices)
         parts = [indices] if levels is None else indices.unbind(-1)
-        counts = torch.stack([functional.usage_counts(part, self.codebook_size) for part in parts])
-        self.counts += counts.view_as(self.counts)
+        counts = [functional.usage_counts(part, size) for part, size in zip(parts, self.sizes, strict=True)]
+        for row, own in zip(self.counts.view(-1, max(self.sizes)), counts, strict=True):
+            row[: len(own)] += own
 
     def compute(self) -> dict[str, Tensor]:
-        measures = (functional.usage, functional.perplexity, functional.dead_codes)
-        return {measure.__name__: measure(self.counts) for measure in measures}
+        sizes = torch.tensor(self.sizes, device=self.counts.device).view(self.counts.shape[:-1])
+        dead = functional.dead_codes(self.counts) - (max(self.sizes) - sizes)
+        usage = (sizes - dead) / sizes
+        return {"usage": usage, "perplexity": functional.perplexity(self.counts), "dead_codes": dead}
 
 
 class SlidingUsage(ExactMetric):

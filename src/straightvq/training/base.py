@@ -125,6 +125,10 @@ class Alternation:
         check_optional_float(self, "lr", self.lr, minimum=0)
 
 
+# Codes of which each has a counter.
+MOST_COUNTED = 1 << 24
+
+
 class SetMetrics(nn.Module):
     """Values over a whole set and all ranks, exact for any batches: codebook usage, and what a task adds.
 
@@ -132,7 +136,7 @@ class SetMetrics(nn.Module):
     hundred images.
 
     Args:
-        quantizer: whose indices are counted; None for none.
+        quantizer: whose indices are counted, if it has at most 16 million codes; None for none.
         metrics: of the task, by name.
     """
 
@@ -141,8 +145,9 @@ class SetMetrics(nn.Module):
         self.own = MetricCollection(dict(metrics), compute_groups=False)
         self.usage = None
         if quantizer is not None:
-            levels = quantizer.num_quantizers if quantizer.is_composite else None
-            self.usage = CodebookUsage(quantizer.codebook_size, levels)
+            sizes = quantizer.codebook_sizes
+            if max(sizes) <= MOST_COUNTED:
+                self.usage = CodebookUsage(sizes if quantizer.is_composite else sizes[0])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         return super()._apply(keeping_float32(fn), recurse)
@@ -160,7 +165,8 @@ class SetMetrics(nn.Module):
         if self.usage is None:
             return values
         usage = self.usage.compute()
-        used = self.usage.codebook_size - usage["dead_codes"].float()
+        sizes = usage["dead_codes"].new_tensor(self.usage.sizes).view_as(usage["dead_codes"])
+        used = (sizes - usage["dead_codes"]).float()
         for name, value in (("perplexity", usage["perplexity"]), ("codes_used", used)):
             if value.ndim == 0:
                 values[name] = value
