@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from straightvq.cli import main
 from straightvq.studies import engine
-from straightvq.studies.run import Run
+from straightvq.studies.results import Run
 
 # Two rows in one network of toy size, tuned over two settings; a second or so for each run.
 STUDY: dict[str, Any] = {
@@ -65,12 +66,7 @@ STUDY: dict[str, Any] = {
             "config": {"trainer.max_epochs": 2},
             "tune": {"trainer.max_epochs": 1},
         },
-        "own": {
-            "sets": ["own"],
-            "seeds": 1,
-            "models": {"net": {"config": {}}},
-            "config": {"trainer.max_epochs": 1},
-        },
+        "own": {"sets": ["own"], "seeds": 1, "models": {"net": {"config": {}}}, "config": {"trainer.max_epochs": 1}},
         "both": {
             "sets": ["own"],
             "without_data": ["digits"],
@@ -82,21 +78,67 @@ STUDY: dict[str, Any] = {
 }
 
 
-def edited(**changes: Any) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(yaml.safe_dump(STUDY, sort_keys=False))
+def edited(study: dict[str, Any] = STUDY, /, **changes: Any) -> dict[str, Any]:
+    """A study with values at paths replaced, such as ``sizes__s__seeds=0``; None removes a key."""
+    content: dict[str, Any] = yaml.safe_load(yaml.safe_dump(study, sort_keys=False))
     for path, value in changes.items():
         *parents, last = path.split("__")
         place = content
         for key in parents:
             place = place[key]
         place[last] = value
+        if value is None:
+            del place[last]
     return content
+
+
+UNTUNED = edited(tune={"by": "val/accuracy", "settings": {}})
 
 
 def table(folder: Path = Path("out")) -> list[dict[str, str]]:
     """Without the seconds, which no two runs share."""
     with (folder / "results.csv").open(newline="") as file:
         return [{key: value for key, value in row.items() if key != "seconds"} for row in csv.DictReader(file)]
+
+
+class Command:
+    """Runs a study in its own folder: ``study("--rows", "VQ", size="s", content=STUDY)``."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+
+    def __call__(self, *options: str, size: str = "s", content: dict[str, Any] = STUDY) -> int:
+        Path("mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        return main(["reproduce", "mine.yaml", "--size", size, "--out", "out", *options])
+
+    def says(self, *options: str, **changed: Any) -> str:
+        """What a call prints that succeeds."""
+        self.capsys.readouterr()
+        assert self(*options, **changed) == 0
+        return self.capsys.readouterr().out
+
+    def refuses(self, *options: str, **changed: Any) -> str:
+        """What a call says that is refused."""
+        self.capsys.readouterr()
+        assert self(*options, **changed) == 2
+        return self.capsys.readouterr().err
+
+
+class CommandUponOthers(Command):
+    """Like `Command`, built upon two others: ``same`` has the same rows, ``single`` has one row, which serves all."""
+
+    def __call__(self, *options: str, lr: float = 1e-2, follows: str = "same.yaml", **changed: Any) -> int:
+        contents = {
+            "same": edited(tune={}, base__model__init_args__optimizer__lr=lr),
+            "single": edited(tune={}, rows={"classifier": STUDY["rows"]["unquantized"]}),
+            "mine": edited(tune={}),
+        }
+        for name, content in contents.items():
+            del content["sizes"]["s"]["tune"]
+            Path(f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        own = contents["mine"]
+        own["sizes"]["s"]["follows"] = {"model.init_args.tokenizer": follows, "model.init_args.features": "single.yaml"}
+        return super().__call__(*options, content=own, **changed)
 
 
 class Counter:

@@ -2,7 +2,6 @@
 
 from straightvq.studies.methods import ablation
 from straightvq.studies.reproduction import reproduce
-from straightvq.studies.study import Study
-from straightvq.studies.study_file import load_study, study_names
+from straightvq.studies.study import Study, load_study, study_names
 
 __all__ = ["Study", "ablation", "load_study", "reproduce", "study_names"]

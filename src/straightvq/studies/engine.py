@@ -1,21 +1,20 @@
 """Runs what is due of a plan, in its order, here or on workers of Ray's, and keeps every result as it comes."""
 
+import contextlib
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from straightvq.errors import InvalidValueError
+from straightvq.errors import InvalidValueError, did_you_mean
 from straightvq.studies.plan import Plan
 from straightvq.studies.report.page import Report
 from straightvq.studies.report.pictures import draw
-from straightvq.studies.results import Result
-from straightvq.studies.run import TUNE, Run
-from straightvq.studies.study import hint
+from straightvq.studies.results import TUNE, Result, Run
 from straightvq.studies.train import Check, discard_checkpoints, train
 
 Value = TypeVar("Value")
@@ -30,37 +29,36 @@ def check(plan: Plan) -> None:
     distinct = []
     for run in filter(plan.is_due, plan):
         cell = run.cell
-        new = {(cell.model, cell.row, run.setting), (cell.set, cell.model)} - known
-        if new:
+        parts = {(cell.model, cell.row, run.setting), (cell.set, cell.model)}
+        if not parts <= known:
             distinct.append(run)
-            known |= new
+            known |= parts
     if distinct:
         read = Check()
         for run in tqdm(distinct, "reading configurations", unit="", disable=None, dynamic_ncols=True, leave=False):
-            try:
+            with _named(run):
                 read(run, plan.results.folder / run.folder)
-            except Exception as error:
-                error.add_note(_owner(run))
-                raise
+
+
+@contextlib.contextmanager
+def _named(run: Run) -> Iterator[None]:
+    """Adds to an error whose it is."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"The run was: {run.title}.")
+        raise
 
 
 @dataclass
 class Engine:
-    """Does what is due of a plan.
-
-    Attributes:
-        plan: what to run.
-        executor: where.
-        workers: how many runs at a time.
-        keep: whether checkpoints of finished runs are kept.
-        report: written after each result, with pictures at the end.
-    """
+    """Does what is due of a plan."""
 
     plan: Plan
-    executor: Executor
-    workers: int
-    keep: bool
-    report: Report
+    executor: Executor  # where
+    workers: int  # runs at a time
+    keep: bool  # the checkpoints of finished runs
+    report: Report  # written after each result, with pictures at the end
 
     def run(self) -> None:
         """Does what is due; several at a time where there are several workers."""
@@ -68,7 +66,7 @@ class Engine:
         try:
             self._run()
         finally:
-            if len(self.plan.results):
+            if self.plan.results:
                 self.plan.results.write()
                 draw(self.plan)
                 self.report.write()
@@ -92,9 +90,9 @@ class Engine:
                     return
 
     def _start(self, run: Run, bar: Any) -> Future[Result]:
-        failed = self._failed_before(run)
-        place = self.plan.results.folder / run.folder
-        if self.plan.results.forget(run):  # failed, or of other settings: nothing to go on from
+        results, failed = self.plan.results, self._failed_before(run)
+        place = results.folder / run.folder
+        if results.pop(run.folder, None) is not None:  # failed, or of other settings: nothing to go on from
             shutil.rmtree(place, ignore_errors=True)
         if failed is not None:
             future: Future[Result] = Future()
@@ -107,17 +105,13 @@ class Engine:
         return self.executor.submit(train, run, place, show if self.workers == 1 else None)
 
     def _finish(self, run: Run, future: Future[Result]) -> None:
-        study = self.plan.study
-        try:
+        with _named(run):
             result = future.result()
-        except Exception as error:
-            error.add_note(_owner(run))
-            raise
-        decides = study.tune.by if run.kind == TUNE else study.headline.name
+        decides = self.plan.study.tune.by if run.kind == TUNE else self.plan.study.headline.name
         if not result.error and decides not in result.metrics:
             raise InvalidValueError(
                 f"`reproduce`: {run.title} has no value {decides!r}, by which the study compares."
-                f"{hint(decides, result.metrics)} It has: {', '.join(sorted(result.metrics))}. The "
+                f"{did_you_mean(decides, list(result.metrics))} It has: {', '.join(sorted(result.metrics))}. The "
                 "trained state is kept: the same command goes on with the study file put right."
             )
         self.plan.results.add(run, result)
@@ -131,7 +125,7 @@ class Engine:
         """The result of a run that is built upon a failed one; an error if the other run's checkpoint is gone."""
         for plan in self.plan.before.values():
             first = plan.serving(run.cell, run.seed)
-            found, place = plan.results.get(first), plan.results.folder / first.folder
+            found, place = plan.results.of(first), plan.results.folder / first.folder
             if found is not None and found.error:
                 return Result.of(run, 0.0, {}, error=f"its run of {plan.study.name} failed: {found.error}")
             if not any(place.glob("*.ckpt")):
@@ -142,28 +136,20 @@ class Engine:
         return None
 
     def _words(self, result: Result) -> str:
-        study = self.plan.study
+        study, metrics = self.plan.study, result.metrics
         if result.error:
             return f"failed ({result.error})"
         if result.kind == TUNE:
-            return f"{study.tune.by} {result.metrics[study.tune.by]:.4g}"
-        shown = [measure for measure in study.measures.values() if measure.name in result.metrics]
-        return ", ".join(f"{m.label} {m.scale * result.metrics[m.name]:.{m.digits}f}" for m in shown)
-
-
-def _owner(run: Run) -> str:
-    return f"The run was: {run.title}."
+            return f"{study.tune.by} {metrics[study.tune.by]:.4g}"
+        shown = [measure for measure in study.measures.values() if measure.name in metrics]
+        return ", ".join(f"{m.label} {m.scale * metrics[m.name]:.{m.digits}f}" for m in shown)
 
 
 # --- where runs are done ----------------------------------------------------------------------------------------------
 
 
 def executor(workers: int) -> Executor:
-    """One that does as many runs at a time.
-
-    Raises:
-        ValueError: for several where Ray is not installed.
-    """
+    """One that does as many runs at a time; several need Ray."""
     return InProcess() if workers == 1 else RayWorkers(workers)
 
 

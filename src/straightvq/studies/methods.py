@@ -1,24 +1,8 @@
 """The rows of the paper's tables as one function of what is switched on."""
 
+import straightvq as svq
 from straightvq.errors import InvalidValueError
-from straightvq.nn import (
-    Affine,
-    AlternatedUpdate,
-    Chain,
-    Codebook,
-    CodebookLoss,
-    CommitmentLoss,
-    DeadCodeReset,
-    GradientUpdate,
-    KMeansInit,
-    NormalInit,
-    Parametrization,
-    RunningAffine,
-    StraightThrough,
-    UnitNorm,
-    UnitNormCodes,
-    VectorQuantizer,
-)
+from straightvq.nn import Parametrization
 from straightvq.nn.part import check_bool
 
 
@@ -36,12 +20,11 @@ def ablation(
     l2: bool = False,
     kmeans: bool = True,
     commitment: float = 0.25,
-) -> VectorQuantizer:
+) -> svq.VectorQuantizer:
     """Plain VQ with a k-means start, plus any of the paper's methods.
 
-    All of them together, with the values of `straightvq.presets.vq_ste_pp`, are that preset. Every row starts from
-    k-means unless it is told otherwise, plain VQ too: a row differs from the first one in what it switches on and in
-    nothing else.
+    With the values of `straightvq.presets.vq_ste_pp`, all of them together are that preset. A row of a study differs
+    from plain VQ in what it switches on and in nothing else.
 
     Args:
         dim: channels of ``z``.
@@ -51,8 +34,8 @@ def ablation(
         groups: affine groups, learned or running.
         running: affine codes from running statistics.
         sync: weight of the synchronised update, the paper's nu; 0 for none.
-        fraction: of the way to the cluster mean, per step of alternated optimisation; None for a codebook that is
-            trained by gradient.
+        fraction: of the way to the cluster mean, per step of alternated optimisation; None to train the codebook by
+            gradient.
         patience: steps without use before a code is replaced; None for no replacement.
         l2: unit-norm embeddings and codes.
         kmeans: start the codes from k-means of the first batch, or from N(0, 1) as the authors' code does.
@@ -75,20 +58,21 @@ def ablation(
             f"Got lr_scale={lr_scale}, running=True."
         )
     parts: list[Parametrization] = []
-    parts += [RunningAffine(groups=groups)] if running else []
-    parts += [Affine(lr_scale, groups)] if lr_scale is not None else []
-    parts += [UnitNormCodes()] if l2 else []
-    return VectorQuantizer(
+    parts += [svq.RunningAffine(groups=groups)] if running else []
+    parts += [svq.Affine(lr_scale, groups)] if lr_scale is not None else []
+    parts += [svq.UnitNormCodes()] if l2 else []
+    codebook = svq.Codebook(
+        codebook_size,
+        parametrization=svq.Chain(parts) if len(parts) > 1 else parts[0] if parts else None,
+        init=svq.KMeansInit() if kmeans else svq.NormalInit(),
+        update=svq.GradientUpdate() if fraction is None else svq.AlternatedUpdate(fraction=fraction),
+        reset=None if patience is None else svq.DeadCodeReset(patience),
+    )
+    return svq.VectorQuantizer(
         dim,
-        Codebook(
-            codebook_size,
-            parametrization=Chain(parts) if len(parts) > 1 else parts[0] if parts else None,
-            init=KMeansInit() if kmeans else NormalInit(),
-            update=GradientUpdate() if fraction is None else AlternatedUpdate(fraction=fraction),
-            reset=None if patience is None else DeadCodeReset(patience),
-        ),
-        transform=UnitNorm() if l2 else None,
-        estimator=StraightThrough(sync),
-        losses=[CommitmentLoss(commitment), CodebookLoss()],
+        codebook,
+        transform=svq.UnitNorm() if l2 else None,
+        estimator=svq.StraightThrough(sync),
+        losses=[svq.CommitmentLoss(commitment), svq.CodebookLoss()],
         channel_dim=channel_dim,
     )

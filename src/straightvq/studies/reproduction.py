@@ -1,6 +1,7 @@
 """One call reproduces a study: checks what is asked for, runs what is missing, writes the report."""
 
 import contextlib
+import dataclasses
 import errno
 import itertools
 import shlex
@@ -13,13 +14,10 @@ import filelock
 from straightvq.errors import InvalidValueError
 from straightvq.nn.part import check_int
 from straightvq.studies.engine import Engine, check, executor
-from straightvq.studies.plan import Plan, serving
+from straightvq.studies.plan import Plan
 from straightvq.studies.report.page import Report
-from straightvq.studies.results import Results
-from straightvq.studies.run import Cell
-from straightvq.studies.study import Script, Size, Study, unknown
-from straightvq.studies.study_file import load_study
-from straightvq.studies.transfer import Known
+from straightvq.studies.results import Cell, Known, Results
+from straightvq.studies.study import Config, Script, Size, Study, load_study, unknown
 
 LOCK = ".reproduce.lock"
 
@@ -43,8 +41,8 @@ def reproduce(
 ) -> Path:
     """Runs what is missing of a study and writes its report.
 
-    Finished runs are not repeated, a stopped one goes on from its last checkpoint, so the same call can be made until
-    nothing is left. The report is of all that is finished on the sets named, and on others that have results here.
+    Finished runs are not repeated and a stopped one resumes from its last checkpoint, so the same call can be made
+    until nothing is left. The report shows all that is finished here, on the sets named and on others with results.
 
     Args:
         study: name of a packaged one, a YAML file, or one made in Python.
@@ -55,7 +53,7 @@ def reproduce(
         seeds: number of seeds, at least 1; None takes the size's.
         precision: "32-true" or "bf16-mixed"; None takes the size's, else 32 bits. It is one of a result's settings.
         dry_run: only lists the runs, with an estimate of the time.
-        keep: whether the checkpoints of finished runs are kept; those that other runs build upon always are.
+        keep: keeps the checkpoints of finished runs; those that other runs build upon always stay.
         rerun: repeats runs that failed, and those of other settings than the study's, which are refused otherwise.
         known: results of the same study from elsewhere, a folder with their ``results.csv``. Those of the same settings
             are taken over, tables, curve and samples without checkpoints, and not run again.
@@ -66,17 +64,16 @@ def reproduce(
         like it for each study that this one is built upon.
 
     Raises:
-        ValueError: for what is not there, for a study file with mistakes, for results of other settings, for a folder
-            that another process is at, and when a result cannot be written.
+        ValueError: for what is not there, mistakes in a study file, results of other settings, a folder that another
+            process uses, and a result that cannot be written.
         KeyboardInterrupt: when stopped; says how to go on.
     """
     source, study = (study, load_study(study)) if isinstance(study, str) else (study.name, study)
     if study.script is not None:
         given = (size, data, sets, models, rows, seeds, precision, known)
         if dry_run or keep or rerun or workers != 1 or any(option is not None for option in given):
-            raise InvalidValueError(
-                f"`reproduce`: the study {study.name} is a single figure and takes no option but --out."
-            )
+            what = "is a single figure and takes no option but --out"
+            raise InvalidValueError(f"`reproduce`: the study {study.name} {what}.")
         return _run_script(study, study.script, Path("studies") / study.name if out is None else out)
     check_int("reproduce", "workers", workers, 1)
     chosen = _size(study, "small" if size is None else size, precision)
@@ -87,7 +84,7 @@ def reproduce(
     seeds = chosen.seeds if seeds is None else check_int("reproduce", "seeds", seeds, 1)
     cells = _cells(names, _chosen("--models", models, chosen.models), _chosen("--rows", rows, study.rows))
     results = Results(out)
-    shown = [name for name in study.sets if name in names or name in {found.set for found in results}]
+    shown = [name for name in study.sets if name in {*names, *(found.set for found in results.values())}]
     compared = _cells(shown, chosen.models, study.rows)
     plan = Plan(study, chosen, results, _sources(study, names, data), cells, compared, seeds)
     for option, other in chosen.follows.items():
@@ -110,53 +107,55 @@ def reproduce(
     options += [] if seeds == chosen.seeds else ["--seeds", str(seeds)]
     options += [] if precision is None else ["--precision", precision]
     command = shlex.join(["straightvq", "reproduce", source, "--size", chosen.name, *options])
-    with executor(workers) as pool, _protected(results), _alone(out):
+    with executor(workers) as pool, _guarded(results):
         for part, there in taken:
-            there.copy(part)
+            there.copy(part.results)
         for part in plans:
             # The checkpoints of what comes before are what the study is built upon.
-            engine = Engine(part, pool, workers, keep or part is not plan, Report(part, command, remark))
-            engine.run()
+            Engine(part, pool, workers, keep or part is not plan, Report(part, command, remark)).run()
             sys.stdout.write(f"{part.results.folder / 'report.md'}\n")
     return out
 
 
 def _size(study: Study, name: str, precision: str | None) -> Size:
+    """A size of a study, in another floating-point precision if one is given."""
     if name not in study.sizes:
         raise unknown(f"in {study.name}, the size", name, study.sizes)
-    return study.sizes[name].at_precision(precision)
+    size = study.sizes[name]
+    overlay = {} if precision is None else {"trainer.precision": precision}
+    return dataclasses.replace(size, config=Config({**size.config, **overlay}))
 
 
 def _sets(study: Study, size: Size, data: Path | None, sets: Sequence[str] | None) -> tuple[list[str], str]:
     """Names of the sets; and a remark if embedded data take the place of others."""
     names = list(dict.fromkeys(size.sets if sets is None else sets))
     _chosen("--sets", names, study.sets)
-    outside = [name for name in names if study.sets[name].folder is not None]
-    if not outside or data is not None:
+    folders = {name: folder for name in names if (folder := study.sets[name].folder) is not None}
+    if not folders or data is not None:
         return names, ""
     if not size.without_data or sets is not None:
         raise InvalidValueError(
-            f"`reproduce`: {study.name} in size {size.name} needs {', '.join(outside)}: pass --data with the "
-            f"folder that holds {', '.join(str(study.sets[name].folder) for name in outside)}."
+            f"`reproduce`: {study.name} in size {size.name} needs {', '.join(folders)}: pass --data with the "
+            f"folder that holds {', '.join(folders.values())}."
         )
     return size.without_data, (
-        f"No --data was given: embedded {', '.join(size.without_data)} stand in for {', '.join(outside)}, so that the "
+        f"No --data was given: embedded {', '.join(size.without_data)} stand in for {', '.join(folders)}, so that the "
         "numbers cannot be compared with the paper's."
     )
 
 
 def _sources(study: Study, names: Iterable[str], data: Path | None) -> dict[str, str | None]:
     """Place of each set, None for embedded ones."""
-    places: dict[str, str | None] = {}
-    for name in names:
+    places: dict[str, str | None] = dict.fromkeys(names)
+    for name in places:
         folder = study.sets[name].folder
-        place = None if folder is None or data is None else data / folder
-        if place is not None and not place.is_dir():
-            raise InvalidValueError(
-                f"`reproduce`: {study.name} needs the set {name} in {str(place)!r}, which is not there. "
-                "--data must be the folder that holds the sets' folders."
-            )
-        places[name] = None if place is None else str(place)
+        if folder is not None and data is not None:
+            places[name] = str(data / folder)
+            if not (data / folder).is_dir():
+                raise InvalidValueError(
+                    f"`reproduce`: {study.name} needs the set {name} in {places[name]!r}, which is not there. "
+                    "--data must be the folder that holds the sets' folders."
+                )
     return places
 
 
@@ -178,13 +177,12 @@ def _preparation(plan: Plan, study: Study, data: Path | None, precision: str | N
     size = _size(study, plan.size.name, precision)
     if size.follows:
         raise InvalidValueError(f"`reproduce`: {study.name} is built upon, and must not follow another study itself.")
-
-    def served(cells: list[Cell]) -> list[Cell]:
-        return list(dict.fromkeys(serving(study, size, cell, 0)[0] for cell in cells))
-
-    seeds = 1 + max(serving(study, size, cell, plan.seeds - 1)[1] for cell in plan.cells)
     results, sources = Results(plan.results.folder / study.name), _sources(study, plan.sources, data)
-    return Plan(study, size, results, sources, served(plan.cells), served(plan.compared), seeds)
+    first = Plan(study, size, results, sources, [], [], 1)
+    first.cells = list(dict.fromkeys(first.serving(cell, 0).cell for cell in plan.cells))
+    first.compared = list(dict.fromkeys(first.serving(cell, 0).cell for cell in plan.compared))
+    first.seeds = 1 + max(first.serving(cell, plan.seeds - 1).number for cell in plan.cells)
+    return first
 
 
 def _taken(plan: Plan, known: Path) -> list[tuple[Plan, Known]]:
@@ -192,15 +190,17 @@ def _taken(plan: Plan, known: Path) -> list[tuple[Plan, Known]]:
     places = [(part, known / part.study.name) for part in plan.before.values()]
     taken = [(part, Known(place)) for part, place in [*places, (plan, known)] if part is plan or place.is_dir()]
     for part, there in taken:
-        sys.stdout.write(f"{there.tell(part)}\n")
+        sys.stdout.write(f"{there.tell(part.results, part.reported())}\n")
     return taken
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Refuses a folder that another process is at. The operating system gives the lock back if this one dies."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _guarded(results: Results) -> Iterator[None]:
+    """Lets one process at a time into a folder; says what is safe and how to go on when it is stopped."""
+    folder = results.folder
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # The operating system gives the lock back if this process dies.
         with filelock.FileLock(folder / LOCK, timeout=0):
             yield
     except filelock.Timeout as error:
@@ -208,20 +208,12 @@ def _alone(folder: Path) -> Iterator[None]:
             f"`reproduce`: another process is at the study in {str(folder)!r}. Wait for it, take a folder of your own "
             "with --out, or let one process do several runs at a time with --workers."
         ) from error
-
-
-@contextlib.contextmanager
-def _protected(results: Results) -> Iterator[None]:
-    """Says what is safe and how to go on when a study is stopped or its disk is full."""
-    try:
-        yield
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning leaves by the second
         raise KeyboardInterrupt(
-            f"stopped; {len(results)} finished runs are in {results.folder}. The same command goes on where this one "
-            "was."
+            f"stopped; {len(results)} finished runs are in {folder}. The same command goes on where this one was."
         ) from stop
     except OSError as error:
-        way_out = f"The {len(results)} finished runs in {str(results.folder)!r} are intact; the same command goes on"
+        way_out = f"The {len(results)} finished runs in {str(folder)!r} are intact; the same command goes on"
         raise _unwritable(error, way_out) from error
 
 

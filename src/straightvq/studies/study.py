@@ -1,18 +1,19 @@
-"""A study as data: what is compared, on what, in which sizes."""
+"""A study as data: what is compared, on what, in which sizes; read from a file, or told where that is wrong."""
 
-import dataclasses
-import difflib
+import json
 import math
 import re
-import types
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, register_type
 
-from straightvq.errors import InvalidValueError
+from straightvq.errors import InvalidValueError, did_you_mean
 
 Script = Callable[[Path, str, str], Any]
 
@@ -27,21 +28,21 @@ class Config(dict[str, Any]):
 
     __slots__ = ()  # jsonargparse copies what has a `__dict__` by that
 
-    def __init__(self, content: Mapping[str, Any] = types.MappingProxyType({})) -> None:
+    def __init__(self, content: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        for key, value in content.items():
-            value = dict(Config(value)) if isinstance(value, dict) else value
-            for part in reversed(key.split(".")):
-                value = {part: value}
-            _lay_over(self, value)
+        _lay_over(self, content or {})
 
 
-def _lay_over(target: dict[str, Any], overlay: dict[str, Any]) -> None:
+def _lay_over(target: dict[str, Any], overlay: Mapping[str, Any]) -> None:
     for key, value in overlay.items():
-        if isinstance(value, dict) and isinstance(target.get(key), dict):
-            _lay_over(target[key], value)
+        first, _, rest = key.partition(".")
+        inside = {rest: value} if rest else value
+        if isinstance(inside, dict):
+            if not isinstance(target.get(first), dict):
+                target[first] = {}
+            _lay_over(target[first], inside)
         else:
-            target[key] = value
+            target[first] = value
 
 
 # jsonargparse would look into what is meant for the command line, and fill in what is not said.
@@ -50,24 +51,14 @@ register_type(Config, serializer=dict, deserializer=Config)
 
 @dataclass(frozen=True)
 class Measure:
-    """One column of the report.
+    """One column of the report."""
 
-    Attributes:
-        name: what the task logs, such as ``test/accuracy``.
-        label: what the report calls it; also the key of the paper's values.
-        better: "higher", "lower", or "" where neither is.
-        compare: "difference" or "ratio" to the first row, whichever carries over from one set to another.
-        scale: factor between the logged and the reported value.
-        digits: after the decimal point.
-        unit: behind the label.
-    """
-
-    name: str
-    label: str
+    name: str  # what the task logs, such as ``test/accuracy``
+    label: str  # what the report calls it; also the key of the paper's values
     better: Literal["higher", "lower", ""] = ""
-    compare: Literal["difference", "ratio"] = "difference"
-    scale: PositiveFloat = 1.0
-    digits: NonNegativeInt = 1
+    compare: Literal["difference", "ratio"] = "difference"  # whichever carries over from one set to another
+    scale: PositiveFloat = 1.0  # factor from the logged to the reported value
+    digits: NonNegativeInt = 1  # after the decimal point
     unit: str = ""
 
     @property
@@ -85,113 +76,76 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Row:
-    """One method.
-
-    Attributes:
-        name: of the row.
-        config: overlay that makes the method.
-        paper: the paper's values by model or set, then by the label of the measure, in reported units.
-        settings: what is tried in tuning; None takes the study's.
-        bound: whether it is what the network can do at best, without the method; it is never named the best row.
-        against: other rows that it is compared with, beside the first one.
-    """
+    """One method."""
 
     name: str
     config: Config
-    paper: dict[str, dict[str, float]] = field(default_factory=dict)
-    settings: dict[str, Config] | None = None
-    bound: bool = False
-    against: list[str] = field(default_factory=list)
+    paper: dict[str, dict[str, float]] = field(default_factory=dict)  # by network or set, then by label; reported units
+    settings: dict[str, Config] | None = None  # tried in tuning; None takes the study's
+    bound: bool = False  # whether it is the network without the method: a limit, never named the best row
+    against: list[str] = field(default_factory=list)  # rows to compare it with, beside the first one
 
 
 @dataclass(frozen=True)
 class Model:
-    """One network in one size: its overlay, and the seconds that one run took, for estimates."""
+    """One network in one size."""
 
     name: str
     config: Config
-    seconds: PositiveFloat | None = None
+    seconds: PositiveFloat | None = None  # one run takes about as many
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One data set: its overlay, and its folder below that of all sets; None for embedded data."""
+    """One data set."""
 
     name: str
     config: Config
-    folder: str | None = None
+    folder: str | None = None  # below the folder of all sets; None for embedded data
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large the study is run.
-
-    Attributes:
-        name: of the size.
-        sets: names of the sets.
-        models: networks, in order.
-        seeds: number of seeds of each row.
-        config: overlay.
-        about: what it is and what it needs, for the report.
-        without_data: embedded sets that take the place of ``sets`` where no folder of sets is given.
-        tune: overlay for the runs of tuning, usually half as long; None for no tuning.
-        follows: studies whose runs must be there first, by the option that gets a run's folder, such as
-            ``model.init_args.tokenizer``.
-    """
+    """How large the study is run."""
 
     name: str
     sets: list[str]
     models: dict[str, Model]
-    seeds: PositiveInt
+    seeds: PositiveInt  # of each row
     config: Config
-    about: str = ""
-    without_data: list[str] = field(default_factory=list)
-    tune: Config | None = None
+    about: str = ""  # what it is and what it needs, for the report
+    without_data: list[str] = field(default_factory=list)  # embedded sets in place of ``sets`` where no data are given
+    tune: Config | None = None  # overlay for the runs of tuning, usually half as long; None for no tuning
+    # Studies whose runs come first, by the option that gets a run's folder, such as ``model.init_args.tokenizer``.
     follows: dict[str, str] = field(default_factory=dict)
-
-    def at_precision(self, precision: str | None) -> "Size":
-        """The same in another floating-point precision, such as "bf16-mixed"; None changes nothing."""
-        if precision is None:
-            return self
-        return dataclasses.replace(self, config=Config({**self.config, "trainer.precision": precision}))
 
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says; keys of configurations may be written with dots.
-
-    Attributes:
-        name: that of the file.
-        title: headline of the report.
-        about: introduction of the report, Markdown.
-        measures: columns of the report; the first is the headline.
-        tune: how each row's setting is chosen.
-        base: configuration under all overlays.
-        sets, rows, sizes: by name.
-        script: instead of all others but title and about: a function that gets the folder and these two.
+    """What a study file says; all sections are by name, and keys of configurations may be written with dots.
 
     Raises:
         ValueError: if the parts do not fit together.
     """
 
-    name: str
-    title: str
-    about: str = ""
-    measures: dict[str, Measure] = field(default_factory=dict)
+    name: str  # that of the file
+    title: str  # headline of the report
+    about: str = ""  # its introduction, Markdown
+    measures: dict[str, Measure] = field(default_factory=dict)  # columns of the report; the first is the headline
     tune: Tuning = field(default_factory=Tuning)
-    base: Config = field(default_factory=Config)
+    base: Config = field(default_factory=Config)  # under all overlays
     sets: dict[str, DataSet] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
     sizes: dict[str, Size] = field(default_factory=dict)
-    script: Script | None = None
+    script: Script | None = None  # instead of all but title and about: a function of a folder and these two
 
     def __post_init__(self) -> None:
-        for key in ("measures", "sets", "rows", "sizes"):
-            is_there, wanted = bool(getattr(self, key)), "nothing beside a `script`" if self.script else "at least one"
-            self._require(is_there != bool(self.script), f"`{key}` must have {wanted}")
+        wanted = "nothing beside a `script`" if self.script else "at least one"
+        parts = {"measures": self.measures, "sets": self.sets, "rows": self.rows, "sizes": self.sizes}
+        self._refuse(f"`{key}` must have {wanted}" for key, part in parts.items() if bool(part) == bool(self.script))
         if not self.script:
-            self._check_names()
-            self._check_references()
+            self._refuse(self._shared_folders())
+            self._refuse(self._broken_references())
 
     @property
     def headline(self) -> Measure:
@@ -202,80 +156,164 @@ class Study:
         own = self.rows[row].settings
         return self.tune.settings if own is None else own
 
-    def _require(self, holds: bool, text: str) -> None:
-        if not holds:
-            raise InvalidValueError(f"`reproduce`: in the study {self.name}, {text}.")
+    def check_paper(self) -> None:
+        """Refuses values of the paper that belong to nothing here; rows of another study may have more."""
+        self._refuse(self._foreign_values())
 
-    def _check_names(self) -> None:
-        """All that names a folder names one of its own."""
+    def _refuse(self, mistakes: Iterable[str]) -> None:
+        for mistake in mistakes:
+            raise InvalidValueError(f"`reproduce`: in the study {self.name}, {mistake}.")
+
+    def _shared_folders(self) -> Iterator[str]:
+        """All that names a folder must name one of its own."""
         named: dict[str, Iterable[str]] = {"sets": self.sets, "rows": self.rows, "tune.settings": self.tune.settings}
         named |= {f"sizes.{size.name}.models": size.models for size in self.sizes.values()}
         named |= {f"rows.{row.name}.settings": row.settings or {} for row in self.rows.values()}
         for where, names in named.items():
             known: dict[str, str] = {}
             for name in names:
-                folder = slug(name)
-                self._require(
-                    folder.strip(".") != "", f"`{where}` has the name {name!r}, of which no folder can be made"
-                )
-                other = known.setdefault(folder, name)
-                self._require(
-                    other == name,
-                    f"`{where}` has names that differ in signs only, and would share a folder: {other!r} and {name!r}",
-                )
+                if not slug(name).strip("."):
+                    yield f"`{where}` has the name {name!r}, of which no folder can be made"
+                other = known.setdefault(slug(name), name)
+                if other != name:
+                    both = f"{other!r} and {name!r}"
+                    yield f"`{where}` has names that differ in signs only, and would share a folder: {both}"
 
-    def _check_references(self) -> None:
-        """What one part says of another is true."""
-        best = "the first of `measures` must say with `better` whether higher or lower is better"
-        self._require(self.headline.better != "", best)
+    def _broken_references(self) -> Iterator[str]:
+        """What one part says of another must be true."""
+        if not self.headline.better:
+            yield "the first of `measures` must say with `better` whether higher or lower is better"
         for size in self.sizes.values():
             where = f"`sizes.{size.name}`"
-            self._require(bool(size.sets and size.models), f"{where} must have at least one of `sets` and of `models`")
+            if not (size.sets and size.models):
+                yield f"{where} must have at least one of `sets` and of `models`"
             for name in [*size.sets, *size.without_data]:
-                self._require(name in self.sets, f"{where} names the set {name!r}, which `sets` does not describe")
-            is_chosen = size.tune is None or self.tune.by != ""
-            self._require(is_chosen, f"{where} is tuned, but `tune.by` does not say by which value")
+                if name not in self.sets:
+                    yield f"{where} names the set {name!r}, which `sets` does not describe"
+            if size.tune is not None and not self.tune.by:
+                yield f"{where} is tuned, but `tune.by` does not say by which value"
         wanted = len(self.tune.settings)
         for row in self.rows.values():
             for name in row.against:
-                self._require(
-                    name in self.rows, f"`rows.{row.name}.against` names the row {name!r}, which is not there"
-                )
+                if name not in self.rows:
+                    yield f"`rows.{row.name}.against` names the row {name!r}, which is not there"
             number = len(self.settings(row.name))
-            text = f"must be as many as `tune.settings`, for a fair comparison: {wanted}. Got {number}"
-            self._require(number == wanted, f"`rows.{row.name}.settings` {text}")
+            if number != wanted:
+                text = f"must be as many as `tune.settings`, for a fair comparison: {wanted}. Got {number}"
+                yield f"`rows.{row.name}.settings` {text}"
 
-    def check_paper(self) -> None:
-        """Refuses values of the paper that belong to nothing here; rows of another study may have more than this one.
-
-        Raises:
-            ValueError: if there are such.
-        """
-        places = [*self.sets, *(model for size in self.sizes.values() for model in size.models)]
+    def _foreign_values(self) -> Iterator[str]:
+        places = list(dict.fromkeys([*self.sets, *(model for size in self.sizes.values() for model in size.models)]))
         labels = [measure.label for measure in self.measures.values()]
         for row in self.rows.values():
             for place, values in row.paper.items():
-                self._check_known(f"rows.{row.name}.paper", place, "no network and no set", places)
+                where = f"rows.{row.name}.paper"
+                if place not in places:
+                    yield f"`{where}` names {place!r}, which is no network and no set.{_choice(place, places)}"
                 for label, value in values.items():
-                    where = f"rows.{row.name}.paper.{place}"
-                    self._check_known(where, label, "the label of no measure", labels)
-                    self._require(math.isfinite(value), f"`{where}.{label}` must be a number. Got {value}")
+                    if label not in labels:
+                        what = f"names {label!r}, which is the label of no measure"
+                        yield f"`{where}.{place}` {what}.{_choice(label, labels)}"
+                    if not math.isfinite(value):
+                        yield f"`{where}.{place}.{label}` must be a number. Got {value}"
 
-    def _check_known(self, where: str, name: str, otherwise: str, known: list[str]) -> None:
-        there = f"{hint(name, known)} There are: {', '.join(dict.fromkeys(known))}"
-        self._require(name in known, f"`{where}` names {name!r}, which is {otherwise}.{there}")
+
+def load_study(name: str) -> Study:
+    """Reads a packaged study by its name, or a YAML file of one's own.
+
+    Raises:
+        ValueError: if there is none, or if it says something that no study says.
+
+    Example:
+        >>> list(load_study("classification").rows)[:3]
+        ['VQ', 'affine', 'affine (running)']
+    """
+    path = _find(name)
+    content, own = _content(path, [])
+    study: Study = _parsed(path, Study, "the study", path.stem, content)
+    if "rows" in own:
+        study.check_paper()
+    return study
+
+
+def study_names() -> list[str]:
+    """Names of the packaged studies.
+
+    Example:
+        >>> study_names()
+        ['autoencoder', 'classification', 'maskgit', 'maskgit_features', 'maskgit_tokenizer', 'toy']
+    """
+    files = resources.files("straightvq.studies").iterdir()
+    return sorted(item.name.removesuffix(".yaml") for item in files if item.name.endswith(".yaml"))
+
+
+def _find(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name)
+    if name in study_names():
+        return Path(str(resources.files("straightvq.studies") / f"{name}.yaml"))
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        raise InvalidValueError(f"`reproduce`: there is no file {name!r}.")
+    raise unknown("the study", name, study_names())
+
+
+def _content(path: Path, before: list[Path]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a file says, laid over the study that it is ``like``; and what it says itself."""
+    if path.resolve() in before:
+        raise InvalidValueError(f"`reproduce`: {str(path)!r} is `like` itself.")
+    try:
+        # JSON's kinds of values: names are texts, even where YAML reads numbers.
+        own = json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        words = " ".join(str(error).split())
+        raise InvalidValueError(f"`reproduce`: {str(path)!r} is not readable as YAML: {words}.") from error
+    like = _section(path, "the study", own).pop("like", None)
+    return ({} if like is None else _content(_find(str(like)), [*before, path.resolve()])[0]) | own, own
+
+
+def _section(path: Path, where: str, content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise _wrong(path, f"`{where}` must be a section with keys. Got {content!r}")
+    return content
+
+
+def _parsed(path: Path, kind: type[Any], where: str, name: str, content: Any) -> Any:
+    """A section as one of the classes of a study; jsonargparse checks the types. A key without a value is not there."""
+    kinds = get_type_hints(kind)
+    keys = sorted(kinds.keys() - {"name"})
+    for key in _section(path, where, content):
+        if key not in keys:
+            what = f"`{where}` has no key {key!r}.{did_you_mean(key, keys)} It takes {', '.join(keys)}"
+            raise _wrong(path, what)
+    plain = {key: value for key, value in content.items() if value is not None}
+    parts: dict[str, Any] = {"name": name} if "name" in kinds else {}
+    sections = {key: part for key in keys for part in (kinds[key], *get_args(kinds[key])) if is_dataclass(part)}
+    for key in sections.keys() & plain.keys():
+        part: Any = sections[key]
+        own, inside = plain.pop(key), key if kind is Study else f"{where}.{key}"
+        if part is kinds[key]:
+            parts[key] = _parsed(path, part, inside, key, own)
+        else:
+            named = _section(path, inside, own).items()
+            parts[key] = {name: _parsed(path, part, f"{inside}.{name}", name, it) for name, it in named}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, skip={"name", *sections}, as_group=False)
+    try:
+        return kind(**parts, **parser.parse_object(plain).as_dict())
+    except ArgumentError as error:
+        raise _wrong(path, f"`{where}`: {' '.join(str(error).split())}") from error
+
+
+def _wrong(path: Path, what: str) -> InvalidValueError:
+    return InvalidValueError(f"`reproduce`: in {str(path)!r}, {what}.")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> InvalidValueError:
-    known = list(known)
-    there = ", ".join(known)
-    return InvalidValueError(f"`reproduce`: {what} {name!r} is not there.{hint(name, known)} There are: {there}.")
+    return InvalidValueError(f"`reproduce`: {what} {name!r} is not there.{_choice(name, list(known))}.")
 
 
-def hint(name: str, known: Iterable[str]) -> str:
-    """What a misspelt name may stand for, as a sentence; "" if there is nothing like it."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+def _choice(name: str, known: list[str]) -> str:
+    return f"{did_you_mean(name, known)} There are: {', '.join(known)}"
 
 
 def slug(text: str) -> str:

@@ -22,8 +22,7 @@ from straightvq.generation.generate import Sampling, generate
 from straightvq.generation.task import Generation
 from straightvq.io import write_text
 from straightvq.runs import read_checkpoint
-from straightvq.studies.results import Result
-from straightvq.studies.run import FINAL, Run
+from straightvq.studies.results import FINAL, Result, Run
 from straightvq.training.command_line import TrainingCLI, quiet
 from straightvq.training.monitor import CodebookWarning
 
@@ -34,15 +33,10 @@ Show = Callable[[int, int], None]
 
 
 def train(run: Run, place: Path, show: Show | None = None) -> Result:
-    """Trains, or goes on from the last checkpoint, and measures; a model of images draws some, too.
+    """Trains in the folder ``place``, or resumes from the last checkpoint, and measures; a model of images draws some.
 
-    Args:
-        run: what to train.
-        place: its folder, made by the command line.
-        show: told the steps done and the steps planned.
-
-    Returns:
-        The result; of a training that broke off because its values were no longer finite, with an ``error``.
+    ``show`` is told the steps done and the steps planned. A training that broke off because its values were no longer
+    finite gives a result with an ``error``.
     """
     # A trainer and its callbacks refer to one another, so that the memory of the run before may still be held.
     gc.collect()
@@ -57,11 +51,12 @@ def train(run: Run, place: Path, show: Show | None = None) -> Result:
                 raise
             return Result.of(run, watcher.seconds, {}, error=str(error).splitlines()[0])
         metrics = _measure(run, place)
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     # The task's own values; a distance between distributions may well be infinite.
-    broken = [name for name, value in metrics.items() if not math.isfinite(value) and "/codebook/" not in name]
+    broken = [name for name in metrics if name not in finite and "/codebook/" not in name]
     if broken:
         return Result.of(run, watcher.seconds, {}, error=f"{broken[0]} is not finite")
-    return Result.of(run, watcher.seconds, {name: value for name, value in metrics.items() if math.isfinite(value)})
+    return Result.of(run, watcher.seconds, finite)
 
 
 def words(run: Run, place: Path) -> list[str]:
@@ -104,10 +99,8 @@ def _fit(run: Run, place: Path, watcher: "_Watcher") -> None:
         try:
             read_checkpoint(last, "reproduce")
         except ValueError as error:
-            raise InvalidValueError(
-                f"{error} Remove the folder {str(place)!r}, and the same command makes this run anew; finished runs "
-                "are intact."
-            ) from error.__cause__
+            way_out = f"Remove the folder {str(place)!r}, and the same command makes this run anew"
+            raise InvalidValueError(f"{error} {way_out}; finished runs are intact.") from error.__cause__
         options += ["--ckpt_path", str(last)]
     else:
         shutil.rmtree(place, ignore_errors=True)
@@ -153,30 +146,21 @@ class _Watcher(Callback):
 
     def __init__(self, run: Run, place: Path, show: Show | None) -> None:
         self.run, self.place, self.show = run, place, show
-        self.seconds = 0.0
-        self.steps = 0
-        self._since = 0.0
-        self._total = 0
+        self.seconds, self.steps, self.total, self._start = 0.0, 0, 0, 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         write_text(self.place / OWNER, json.dumps({"run": self.run.title, "settings": self.run.settings}) + "\n")
         total = trainer.estimated_stepping_batches
-        self._total = int(total) if math.isfinite(total) else 0
-        self._since = time.perf_counter()
+        self.total = int(total) if math.isfinite(total) else 0
+        self._start = time.perf_counter() - self.seconds
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        self.steps = trainer.global_step
-        self._read_clock()
+        self.steps, self.seconds = trainer.global_step, time.perf_counter() - self._start
         if self.show is not None:
-            self.show(self.steps, self._total)
+            self.show(self.steps, self.total)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._read_clock()
-
-    def _read_clock(self) -> None:
-        now = time.perf_counter()
-        self.seconds += now - self._since
-        self._since = now
+        self.seconds = time.perf_counter() - self._start
 
     # Beside the callbacks' states: whoever loads the checkpoint without this callback is not asked for it.
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:

@@ -1,27 +1,22 @@
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from tests.small_study import STUDY
+from tests.small_study import Command, CommandUponOthers
 
-from straightvq.cli import main
 from straightvq.studies import engine
-from straightvq.studies.results import Result
-from straightvq.studies.run import Run
+from straightvq.studies.results import Result, Run
 
 
 @pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs the study in its own folder: ``study("--rows", "VQ", size="s", content=STUDY)``."""
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     monkeypatch.chdir(tmp_path)
+    return Command(capsys)
 
-    def run(*options: str, size: str = "s", content: dict[str, Any] = STUDY) -> int:
-        Path("mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-        return main(["reproduce", "mine.yaml", "--size", size, "--out", "out", *options])
 
-    return run
+@pytest.fixture
+def built_upon(study: Command) -> Command:
+    return CommandUponOthers(study.capsys)
 
 
 @pytest.fixture

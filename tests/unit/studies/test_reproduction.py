@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import importlib.util
 import json
 import os
@@ -21,26 +22,22 @@ import pytest
 import torch
 import yaml
 from tests.full_disk import fills_up
-from tests.small_study import STUDY, Counter, edited, table
+from tests.small_study import UNTUNED, Command, Counter, edited, table
 
 from straightvq.cli import main
 from straightvq.generation import Tokenizer
 from straightvq.studies import engine, load_study, reproduction
 from straightvq.studies.plan import Plan
-from straightvq.studies.results import Result, Results
-from straightvq.studies.run import Cell, Run
+from straightvq.studies.results import Cell, Result, Results, Run
 from straightvq.studies.train import words
 from straightvq.training.command_line import TrainingCLI, quiet
 
 
-def test_whole_study(
-    study: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_whole_study(study: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     counter = Counter(monkeypatch)
-    assert study() == 0
+    said = study.says()
     assert counter.titles[:2] == ["digits net VQ tuning: lr 1e-2", "digits net VQ tuning: lr 1e-3"]
     assert len(counter.titles) == 8
-    said = capsys.readouterr().out
     assert "digits net VQ seed 1: accuracy" in said
     rows = table()
     assert len(rows) == 8
@@ -72,7 +69,7 @@ def test_whole_study(
 
 
 @pytest.mark.slow
-def test_a_killed_study_goes_on_to_the_same_results(study: Callable[..., int], tmp_path: Path) -> None:
+def test_a_killed_study_goes_on_to_the_same_results(study: Command, tmp_path: Path) -> None:
     """Killed in the middle of a run, without a chance to clean up."""
     content = edited(sizes__s__config={"trainer": {"max_epochs": 40}})
     options = ("--rows", "VQ", "--seeds", "1")
@@ -96,7 +93,7 @@ def test_a_killed_study_goes_on_to_the_same_results(study: Callable[..., int], t
 
 
 def test_ctrl_c_says_how_to_go_on(
-    study: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
         Counter(patch, KeyboardInterrupt(), at=2)
@@ -108,13 +105,10 @@ def test_ctrl_c_says_how_to_go_on(
     assert len(counter.titles) == 2
 
 
-def test_full_disk_leaves_finished_results_intact(
-    study: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_full_disk_leaves_finished_results_intact(study: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         Counter(patch, OSError(errno.ENOSPC, "No space left on device"), at=1)
-        assert study("--rows", "VQ") == 2
-    said = capsys.readouterr().err
+        said = study.refuses("--rows", "VQ")
     assert "cannot write the results: [Errno 28] No space left on device. The 1 finished runs in 'out' are" in said
     assert len(table()) == 1
     assert study("--rows", "VQ") == 0
@@ -122,15 +116,9 @@ def test_full_disk_leaves_finished_results_intact(
 
 
 @pytest.fixture
-def stopped(
-    study: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[], int]:
-    """A study of one run whose disk filled within its second checkpoint, as `capsys` heard; called, it goes on."""
-
-    def go_on() -> int:
-        content = edited(tune={"by": "val/accuracy", "settings": {}})
-        return study("--rows", "unquantized", "--seeds", "1", content=content)
-
+def stopped(study: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[], int]:
+    """A study of one run whose disk filled within its second checkpoint, as `capsys` heard; it goes on when called."""
+    go_on = functools.partial(study, "--rows", "unquantized", "--seeds", "1", content=UNTUNED)
     with monkeypatch.context() as patch:
         fills_up(patch, after=1)
         assert go_on() == 2
@@ -175,27 +163,21 @@ def test_a_damaged_checkpoint_is_named_with_a_way_out(
     assert stopped() == 0
 
 
-def test_another_error_of_the_disk_does_not_speak_of_room(
-    study: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_error_of_the_disk_does_not_speak_of_room(study: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     Counter(monkeypatch, PermissionError(errno.EACCES, "Permission denied"), at=0)
-    assert study("--rows", "VQ") == 2
-    assert "are intact; the same command goes on once that is put right." in capsys.readouterr().err
+    assert "are intact; the same command goes on once that is put right." in study.refuses("--rows", "VQ")
 
 
-def test_a_file_in_the_place_of_the_folder_is_named(
-    study: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_in_the_place_of_the_folder_is_named(study: Command) -> None:
     Path("out").write_text("mine")
-    assert study("--rows", "VQ") == 2
-    said = capsys.readouterr().err
+    said = study.refuses("--rows", "VQ")
     assert said.startswith("straightvq: `reproduce`: cannot write the results: ")
     assert "'out" in said
     assert Path("out").read_text() == "mine"
 
 
 def test_the_result_is_written_before_the_checkpoint_goes(
-    built_upon: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
+    built_upon: Command, trained: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Results, run: Run, result: Result) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -206,23 +188,19 @@ def test_the_result_is_written_before_the_checkpoint_goes(
     assert Path("out/same/runs/digits/net/VQ/seed0/last.ckpt").is_file()
 
 
-def test_a_folder_that_another_process_is_at_is_refused(
-    study: Callable[..., int], trained: list[Run], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_that_another_process_is_at_is_refused(study: Command, trained: list[Run]) -> None:
     Path("out").mkdir()
     with filelock.FileLock("out/.reproduce.lock", is_singleton=False):
-        assert study("--seeds", "1") == 2
-        assert "another process is at the study in 'out'. Wait for it, take a folder" in capsys.readouterr().err
+        assert "another process is at the study in 'out'. Wait for it, take" in study.refuses("--seeds", "1")
         assert study("--dry-run") == 0, "a listing disturbs nobody"
     assert trained == []
     assert study("--seeds", "1") == 0
 
 
 def test_what_another_process_finished_before_it_left_is_not_repeated(
-    study: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
+    study: Command, trained: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It ends while this one reads the configurations."""
-    content = edited(tune={"by": "val/accuracy", "settings": {}})
 
     def meanwhile() -> Callable[[Run, Path], None]:
         def read(run: Run, place: Path) -> None:
@@ -232,23 +210,22 @@ def test_what_another_process_finished_before_it_left_is_not_repeated(
         return read
 
     monkeypatch.setattr(engine, "Check", meanwhile)
-    assert study("--seeds", "1", content=content) == 0
+    assert study("--seeds", "1", content=UNTUNED) == 0
     assert [run.cell.row for run in trained] == ["VQ"]
     assert [(row["row"], row["test/accuracy"]) for row in table()] == [("VQ", "0.5"), ("unquantized", "0.25")]
 
 
-def test_several_workers_need_ray(study: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_workers_need_ray(study: Command) -> None:
     if importlib.util.find_spec("ray"):
         pytest.skip("Ray is installed")
-    assert study("--workers", "2", "--seeds", "1") == 2
-    said = capsys.readouterr().err
+    said = study.refuses("--workers", "2", "--seeds", "1")
     assert "`workers` must be 1 where Ray is not installed. Got 2. Several need the extra" in said
     assert "straightvq[cluster]" in said
     assert not Path("out").exists()
 
 
 @pytest.mark.slow
-def test_workers_of_ray_come_to_the_same_results(study: Callable[..., int]) -> None:
+def test_workers_of_ray_come_to_the_same_results(study: Command) -> None:
     pytest.importorskip("ray")
     assert study("--rows", "VQ") == 0
     alone = table()
@@ -258,7 +235,7 @@ def test_workers_of_ray_come_to_the_same_results(study: Callable[..., int]) -> N
 
 
 def test_several_workers_do_every_run_once_and_no_row_before_its_tuning(
-    study: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
+    study: Command, trained: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads in place of Ray's processes; the first two wait for one another."""
     both, train = threading.Barrier(2), engine.train
@@ -276,33 +253,31 @@ def test_several_workers_do_every_run_once_and_no_row_before_its_tuning(
 
 
 def test_an_error_of_a_worker_is_told_as_one_of_this_process(
-    study: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: Command, trained: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def failing(run: Run, place: Path, show: Any) -> Result:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(engine, "train", failing)
     monkeypatch.setattr(reproduction, "executor", ThreadPoolExecutor)
-    assert study("--workers", "2") == 2
-    assert "cannot write the results: [Errno 28] No space left on device. The 0 finished" in capsys.readouterr().err
+    assert "cannot write the results: [Errno 28] No space left on device. The 0 finished" in study.refuses(
+        "--workers", "2"
+    )
 
 
-def test_the_table_of_all_runs_is_made_anew_even_where_nothing_is_due(
-    study: Callable[..., int], trained: list[Run]
-) -> None:
-    content = edited(tune={"by": "val/accuracy", "settings": {}})
-    assert study(content=content) == 0
+def test_the_table_of_all_runs_is_made_anew_even_where_nothing_is_due(study: Command, trained: list[Run]) -> None:
+    assert study(content=UNTUNED) == 0
     before = table()
     Path("out/results.csv").write_text("garbage")
-    assert study(content=content) == 0
+    assert study(content=UNTUNED) == 0
     assert table() == before
 
 
-def test_results_of_other_settings_stay_out_of_the_report(study: Callable[..., int], trained: list[Run]) -> None:
+def test_results_of_other_settings_stay_out_of_the_report(study: Command, trained: list[Run]) -> None:
     """Of rows that are not run now, and so are not refused."""
-    content = edited(tune={"by": "val/accuracy", "settings": {}})
+    content = edited(tune=UNTUNED["tune"])
     assert study("--seeds", "1", content=content) == 0
-    changed = edited(tune=content["tune"], rows__unquantized__config={"model.init_args.optimizer.lr": 0.5})
+    changed = edited(tune=UNTUNED["tune"], rows__unquantized__config={"model.init_args.optimizer.lr": 0.5})
     assert study("--seeds", "1", "--rows", "VQ", content=changed) == 0
     page = Path("out/report.md").read_text()
     assert "1 of 2 runs are finished" in page
@@ -310,8 +285,8 @@ def test_results_of_other_settings_stay_out_of_the_report(study: Callable[..., i
     assert "| unquantized | – |" in page
 
 
-def test_another_set_joins_the_report_in_place_of_the_first(study: Callable[..., int], trained: list[Run]) -> None:
-    content = edited(tune={"by": "val/accuracy", "settings": {}})
+def test_another_set_joins_the_report_in_place_of_the_first(study: Command, trained: list[Run]) -> None:
+    content = edited(tune=UNTUNED["tune"])
     content["sets"]["half"] = content["sets"]["digits"]
     assert study("--seeds", "1", content=content) == 0
     assert study("--seeds", "1", "--sets", "half", content=content) == 0
@@ -332,15 +307,10 @@ def test_another_set_joins_the_report_in_place_of_the_first(study: Callable[...,
     ],
 )
 def test_a_value_that_is_not_logged_is_named_after_the_first_run_which_is_not_lost(
-    change: dict[str, Any],
-    wrong: str,
-    study: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any], wrong: str, study: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     untuned = {} if "tune__by" in change else {"tune": {"by": "val/accuracy", "settings": {}}}
-    assert study("--rows", "VQ", content=edited(**change, **untuned)) == 2
-    said = capsys.readouterr().err
+    said = study.refuses("--rows", "VQ", content=edited(**change, **untuned))
     assert wrong in said
     assert "/accuracy'?" in said
     name = "tune0" if "tune__by" in change else "seed0"
@@ -350,21 +320,17 @@ def test_a_value_that_is_not_logged_is_named_after_the_first_run_which_is_not_lo
     assert len(list(Path(f"out/runs/digits/net/VQ/{name}/metrics").glob("version_*/metrics.csv"))) == 1
 
 
-def test_changed_settings_are_refused_until_asked_for(
-    study: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    content = edited(tune={"by": "val/accuracy", "settings": {}})
+def test_changed_settings_are_refused_until_asked_for(study: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = edited(tune=UNTUNED["tune"])
     assert study(content=content) == 0
     before = table()
-    changed = edited(tune=content["tune"], rows__VQ__config={
+    changed = edited(tune=UNTUNED["tune"], rows__VQ__config={
         "model.init_args.model.init_args.quantizer": {
             "class_path": "straightvq.studies.ablation",
             "init_args": {"dim": 12, "codebook_size": 6, "channel_dim": 1},
         }
     })  # fmt: skip
-    capsys.readouterr()
-    assert study(content=changed) == 2
-    said = capsys.readouterr().err
+    said = study.refuses(content=changed)
     assert "2 result(s) in 'out' are of other settings than the study has now: digits net VQ seed 0" in said
     assert "--rerun" in said
     assert table() == before
@@ -380,7 +346,7 @@ def test_changed_settings_are_refused_until_asked_for(
 
 
 def test_precision_is_a_setting_of_every_run_and_the_report_names_it(
-    study: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    study: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counter = Counter(monkeypatch)
     options = ("--rows", "VQ", "--seeds", "1")
@@ -392,17 +358,16 @@ def test_precision_is_a_setting_of_every_run_and_the_report_names_it(
     page = Path("out/report.md").read_text()
     assert "`straightvq reproduce mine.yaml --size s --seeds 1 --precision bf16-mixed`" in page
     before = table()
-    assert study(*options) == 2
-    assert "give the --precision they were made with" in capsys.readouterr().err
+    assert "give the --precision they were made with" in study.refuses(*options)
     assert table() == before
     assert study(*options, "--precision", "bf16-mixed") == 0
     assert len(counter.titles) == 3
 
 
 def test_a_training_that_diverges_is_recorded_and_the_study_goes_on(
-    study: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+    study: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = edited(tune={"by": "val/accuracy", "settings": {}}, base__model__init_args__optimizer__lr=1e30)
+    content = edited(tune=UNTUNED["tune"], base__model__init_args__optimizer__lr=1e30)
     assert study("--seeds", "1", content=content) == 0
     errors = {row["row"]: row["error"] for row in table()}
     assert errors["VQ"].startswith("`VectorQuantizer`: `z` must be finite")
@@ -416,37 +381,30 @@ def test_a_training_that_diverges_is_recorded_and_the_study_goes_on(
     assert counter.titles == failed
 
 
-def test_dry_run_lists_and_estimates_and_writes_nothing(
-    study: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert study("--dry-run") == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_dry_run_lists_and_estimates_and_writes_nothing(study: Command) -> None:
+    lines = study.says("--dry-run").splitlines()
     assert lines[0] == "  digits net VQ tuning: lr 1e-2: due, about 1 s"
     assert len(lines) == 9
     assert lines[-1].startswith("8 runs in out; about 0 min to go")
     assert not Path("out").exists()
 
 
-def test_embedded_data_stand_in_with_a_clear_sentence(
-    study: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert study("--rows", "VQ", "--dry-run", size="both") == 0
-    said = capsys.readouterr().out
+def test_embedded_data_stand_in_with_a_clear_sentence(study: Command) -> None:
+    said = study.says("--rows", "VQ", "--dry-run", size="both")
     assert "No --data was given: embedded digits stand in for own" in said
     assert "digits net VQ seed 0: due" in said
 
 
-def test_a_set_that_is_named_twice_is_taken_once(study: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    assert study("--sets", "digits", "digits", "--rows", "VQ", "--seeds", "1", "--dry-run") == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("3 runs in out;")
+def test_a_set_that_is_named_twice_is_taken_once(study: Command) -> None:
+    listed = study.says("--sets", "digits", "digits", "--rows", "VQ", "--seeds", "1", "--dry-run")
+    assert listed.splitlines()[-1].startswith("3 runs in out;")
 
 
-def test_networks_and_rows_can_be_chosen(study: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
-    content = edited(tune={"by": "val/accuracy", "settings": {}})
+def test_networks_and_rows_can_be_chosen(study: Command) -> None:
+    content = edited(tune=UNTUNED["tune"])
     content["sizes"]["s"]["models"]["wide"] = {"config": {}}
     options = ("--models", "wide", "--rows", "unquantized", "--seeds", "1", "--dry-run")
-    assert study(*options, content=content) == 0
-    listed = capsys.readouterr().out
+    listed = study.says(*options, content=content)
     assert listed.startswith("  digits wide unquantized seed 0: due\n1 runs in out; ")
     assert listed.endswith(", and 1 runs of unknown length\n")
 
@@ -463,58 +421,45 @@ def test_networks_and_rows_can_be_chosen(study: Callable[..., int], capsys: pyte
         (("--data", "nowhere"), "own", "needs the set own in 'nowhere/own', which is not there."),
     ],
 )
-def test_mistakes_on_the_command_line(
-    options: tuple[str, ...], size: str, message: str, study: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert study(*options, size=size) == 2
-    said = capsys.readouterr().err
+def test_mistakes_on_the_command_line(options: tuple[str, ...], size: str, message: str, study: Command) -> None:
+    said = study.refuses(*options, size=size)
     assert said.startswith("straightvq: `reproduce`: ")
     assert message in said
     assert not Path("out").exists()
 
 
-def test_unreadable_image_stops_the_study_by_name(
-    study: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_image_stops_the_study_by_name(study: Command) -> None:
     for name in ("a", "b"):
         folder = Path("sets/own", name)
         folder.mkdir(parents=True)
         for number in range(3):
             (folder / f"{number}.png").write_text("not a picture")
-    assert study("--data", "sets", "--rows", "unquantized", size="own") == 2
-    said = capsys.readouterr().err
+    said = study.refuses("--data", "sets", "--rows", "unquantized", size="own")
     assert said.startswith("straightvq: `Images`: ")
     assert said.endswith("The run was: own net unquantized seed 0.\n")
     assert "cannot be read: not an image" in said
 
 
-def test_misspelt_key_in_an_overlay_leads_with_the_innermost_line(
-    study: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_misspelt_key_in_an_overlay_leads_with_the_innermost_line(study: Command) -> None:
     content = edited(rows__VQ__config={"model.init_args.label_smothing": 0.1})
-    assert study("--rows", "VQ", content=content) == 2
-    assert "Option 'label_smothing' is not accepted" in capsys.readouterr().err
+    assert "Option 'label_smothing' is not accepted" in study.refuses("--rows", "VQ", content=content)
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)])
 def test_misspelt_key_in_a_later_row_is_found_before_the_first_one_runs(
-    options: tuple[str, ...],
-    study: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...], study: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counter = Counter(monkeypatch)
     content = edited(rows__unquantized__settings={"a": {}, "b": {"model.init_args.label_smothing": 0.1}})
-    assert study(*options, content=content) == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("straightvq: Option 'label_smothing' is not accepted")
-    assert said.err.endswith("The run was: digits net unquantized tuning: b.\n")
+    said = study.refuses(*options, content=content)
+    assert said.startswith("straightvq: Option 'label_smothing' is not accepted")
+    assert said.endswith("The run was: digits net unquantized tuning: b.\n")
     assert counter.titles == []
     assert not Path("out").exists()
 
 
 def test_configurations_are_read_once_for_each_network_row_and_setting_that_is_due(
-    study: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
+    study: Command, trained: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = edited()
     content["sets"]["half"] = content["sets"]["digits"]
@@ -522,11 +467,7 @@ def test_configurations_are_read_once_for_each_network_row_and_setting_that_is_d
     read: list[str] = []
     monkeypatch.setattr(engine, "Check", lambda: lambda run, place: read.append(run.title))
     assert study("--rows", "VQ", content=content) == 0
-    assert read == [
-        "digits net VQ tuning: lr 1e-2",
-        "digits net VQ tuning: lr 1e-3",
-        "half net VQ tuning: lr 1e-2",
-    ]
+    assert read == ["digits net VQ tuning: lr 1e-2", "digits net VQ tuning: lr 1e-3", "half net VQ tuning: lr 1e-2"]
     read.clear()
     assert study(content=content) == 0
     assert read == [
@@ -537,12 +478,11 @@ def test_configurations_are_read_once_for_each_network_row_and_setting_that_is_d
     assert read == []
 
 
-def test_damaged_result_is_named(study: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_result_is_named(study: Command) -> None:
     place = Path("out/runs/digits/net/VQ/seed0")
     place.mkdir(parents=True)
     (place / "result.json").write_text("{")
-    assert study("--dry-run") == 2
-    assert "seed0/result.json' is not a result of this version" in capsys.readouterr().err
+    assert "seed0/result.json' is not a result of this version" in study.refuses("--dry-run")
 
 
 def test_toy_is_one_command(
@@ -592,11 +532,7 @@ def test_a_full_disk_under_a_figure_is_told_in_a_sentence(
     ],
 )
 def test_misspelt_script_is_named(
-    script: str,
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    script: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text(yaml.safe_dump({"title": "A", "about": "B", "script": script}))
@@ -606,26 +542,6 @@ def test_misspelt_script_is_named(
     assert message in said
 
 
-@pytest.fixture
-def built_upon(study: Callable[..., int]) -> Callable[..., int]:
-    """Like `study`, built upon two others: ``same`` has the same rows, ``single`` has one row, which serves all."""
-
-    def run(*options: str, lr: float = 1e-2, follows: str = "same.yaml") -> int:
-        contents = {
-            "same": edited(tune={}, base__model__init_args__optimizer__lr=lr),
-            "single": edited(tune={}, rows={"classifier": STUDY["rows"]["unquantized"]}),
-            "mine": edited(tune={}),
-        }
-        for name, content in contents.items():
-            del content["sizes"]["s"]["tune"]
-            Path(f"{name}.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-        own = contents["mine"]
-        own["sizes"]["s"]["follows"] = {"model.init_args.tokenizer": follows, "model.init_args.features": "single.yaml"}
-        return study(*options, content=own)
-
-    return run
-
-
 def titles(runs: list[Run]) -> list[str]:
     """Of the runs since the last call."""
     found = [run.title for run in runs]
@@ -633,9 +549,7 @@ def titles(runs: list[Run]) -> list[str]:
     return found
 
 
-def test_what_a_study_is_built_upon_runs_first_and_only_once(
-    built_upon: Callable[..., int], trained: list[Run]
-) -> None:
+def test_what_a_study_is_built_upon_runs_first_and_only_once(built_upon: Command, trained: list[Run]) -> None:
     assert built_upon() == 0
     runs = list(trained)
     finals = [f"digits net {row} seed {seed}" for seed in (0, 1) for row in ("VQ", "unquantized")]
@@ -654,11 +568,8 @@ def test_what_a_study_is_built_upon_runs_first_and_only_once(
     assert titles(trained) == []
 
 
-def test_chosen_rows_need_only_what_serves_them(
-    built_upon: Callable[..., int], trained: list[Run], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert built_upon("--rows", "unquantized", "--seeds", "1", "--dry-run") == 0
-    assert capsys.readouterr().out.splitlines() == [
+def test_chosen_rows_need_only_what_serves_them(built_upon: Command, trained: list[Run]) -> None:
+    assert built_upon.says("--rows", "unquantized", "--seeds", "1", "--dry-run").splitlines() == [
         "  digits net unquantized seed 0: due, about 2 s",
         "1 runs in out/same; about 0 min to go",
         "  digits net classifier seed 0: due, about 2 s",
@@ -670,32 +581,28 @@ def test_chosen_rows_need_only_what_serves_them(
     assert not Path("out").exists()
 
 
-def test_precision_is_that_of_what_a_study_is_built_upon_too(
-    built_upon: Callable[..., int], trained: list[Run]
-) -> None:
+def test_precision_is_that_of_what_a_study_is_built_upon_too(built_upon: Command, trained: list[Run]) -> None:
     assert built_upon("--rows", "VQ", "--seeds", "1", "--precision", "bf16-mixed") == 0
     assert {run.overlays[2]["trainer"]["precision"] for run in trained} == {"bf16-mixed"}
     assert len(titles(trained)) == 3
 
 
 def test_results_are_stale_when_what_they_are_built_upon_has_other_settings(
-    built_upon: Callable[..., int], trained: list[Run], capsys: pytest.CaptureFixture[str]
+    built_upon: Command, trained: list[Run]
 ) -> None:
     assert built_upon("--rows", "VQ", "--seeds", "1") == 0
     titles(trained)
-    assert built_upon("--rows", "VQ", "--seeds", "1", "--dry-run", lr=1e-3) == 0
-    listed = capsys.readouterr().out
+    listed = built_upon.says("--rows", "VQ", "--seeds", "1", "--dry-run", lr=1e-3)
     assert listed.count("digits net VQ seed 0: other settings") == 2
     assert "digits net classifier seed 0: finished" in listed
-    assert built_upon("--rows", "VQ", "--seeds", "1", lr=1e-3) == 2
-    assert "1 result(s) in 'out/same' are of other settings" in capsys.readouterr().err
+    assert "1 result(s) in 'out/same' are of other" in built_upon.refuses("--rows", "VQ", "--seeds", "1", lr=1e-3)
     assert titles(trained) == []
     assert built_upon("--rows", "VQ", "--seeds", "1", "--rerun", lr=1e-3) == 0
     assert titles(trained) == ["digits net VQ seed 0", "digits net VQ seed 0"]
 
 
 def test_a_run_built_upon_a_failed_one_fails_with_it(
-    built_upon: Callable[..., int], trained: list[Run], monkeypatch: pytest.MonkeyPatch
+    built_upon: Command, trained: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = engine.train
 
@@ -718,16 +625,13 @@ def test_a_run_built_upon_a_failed_one_fails_with_it(
     assert not any(row["error"] for row in table())
 
 
-def test_a_checkpoint_that_is_gone_is_named_and_can_be_made_anew(
-    built_upon: Callable[..., int], trained: list[Run], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_that_is_gone_is_named_and_can_be_made_anew(built_upon: Command, trained: list[Run]) -> None:
     assert built_upon("--rows", "VQ", "--seeds", "1") == 0
     place = Path("out/same/runs/digits/net/VQ/seed0")
     (place / "last.ckpt").unlink()
     assert built_upon("--rows", "VQ", "--seeds", "1") == 0, "everything is finished"
     Path("out/runs/digits/net/VQ/seed0/result.json").unlink()
-    assert built_upon("--rows", "VQ", "--seeds", "1") == 2
-    said = capsys.readouterr().err
+    said = built_upon.refuses("--rows", "VQ", "--seeds", "1")
     assert f"digits net VQ seed 0 is built upon the checkpoint in '{place}', which is gone" in said
     shutil.rmtree(place)
     titles(trained)
@@ -743,11 +647,8 @@ def test_a_checkpoint_that_is_gone_is_named_and_can_be_made_anew(
         ("mine.yaml", "mine is built upon, and must not follow another study itself."),
     ],
 )
-def test_mistakes_in_what_is_followed(
-    follows: str, message: str, built_upon: Callable[..., int], trained: list[Run], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert built_upon(follows=follows) == 2
-    assert message in capsys.readouterr().err
+def test_mistakes_in_what_is_followed(follows: str, message: str, built_upon: Command, trained: list[Run]) -> None:
+    assert message in built_upon.refuses(follows=follows)
     assert not Path("out").exists()
 
 

@@ -1,6 +1,7 @@
 """Study files: what they say, which runs follow, and the mistakes in them."""
 
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tests import small_study
 
 import straightvq as svq
 from straightvq.studies import Study, ablation, load_study, study_names
-from straightvq.studies.plan import Plan, serving
-from straightvq.studies.results import Results
-from straightvq.studies.run import FINAL, Cell, Run
+from straightvq.studies.plan import Plan
+from straightvq.studies.results import FINAL, Cell, Results, Run
 from straightvq.studies.study import Config
 from straightvq.studies.train import words
 
@@ -40,6 +41,7 @@ SMALL: dict[str, Any] = {
         }
     },
 }
+edited = functools.partial(small_study.edited, SMALL)
 
 
 def load(tmp_path: Path, content: Any) -> Study:
@@ -53,21 +55,6 @@ def plan_of(study: Study, size: str = "s", source: str | None = None) -> Plan:
     chosen = study.sizes[size]
     cells = [Cell(p, model, row) for p in study.sets for model in chosen.models for row in study.rows]
     return Plan(study, chosen, Results(Path("nowhere")), dict.fromkeys(study.sets, source), cells, cells, 2)
-
-
-def edited(**changes: Any) -> dict[str, Any]:
-    """The small study with values at dotted paths replaced; None removes a key."""
-    content: dict[str, Any] = yaml.safe_load(yaml.safe_dump(SMALL))
-    for path, value in changes.items():
-        *parents, last = path.split("__")
-        place = content
-        for key in parents:
-            place = place[key]
-        if value is None:
-            del place[last]
-        else:
-            place[last] = value
-    return content
 
 
 def test_packaged_studies_are_read() -> None:
@@ -104,8 +91,8 @@ def test_maskgit_has_the_rows_of_the_paper_and_a_tokenizer_for_each() -> None:
         for place in [*size.sets, *size.without_data]:
             for row in study.rows:
                 other = Cell(place, "MaskGIT", row)
-                cell, seed = serving(tokenizers, tokenizers.sizes[size.name], other, 1)
-                assert (cell.set, cell.row, seed) == (place, row, 1)
+                run = plan_of(tokenizers, size.name).serving(other, 1)
+                assert (run.cell.set, run.cell.row, run.seed) == (place, row, 1)
 
 
 def test_what_a_file_does_not_say_is_that_of_the_study_it_is_like(tmp_path: Path) -> None:
@@ -130,18 +117,18 @@ def test_rows_of_another_study_may_have_values_for_sets_that_this_one_has_not(tm
 
 
 def test_a_study_serves_the_same_row_and_seed_or_all_with_its_only_one(tmp_path: Path) -> None:
-    study = load(tmp_path, SMALL)
-    size, other = study.sizes["s"], Cell("cifar", "another net", "second")
-    assert serving(study, size, other, 3) == (Cell("cifar", "net", "second"), 3)
-    with pytest.raises(ValueError, match="`reproduce`: mine is built upon, but has no row 'third'"):
-        serving(study, size, Cell("cifar", "net", "third"), 0)
-    with pytest.raises(ValueError, match="`reproduce`: mine is built upon, but has no set 'faces'"):
-        serving(study, size, Cell("faces", "net", "first"), 0)
-    single = load(tmp_path, edited(rows__second=None))
-    assert serving(single, size, other, 3) == (Cell("cifar", "net", "first"), 0)
-    two = load(tmp_path, edited(sizes__s__models={"net": {"config": {}}, "wide": {"config": {}}}))
-    with pytest.raises(ValueError, match="`reproduce`: mine is built upon, but has no network 'another net'"):
-        serving(two, two.sizes["s"], other, 0)
+    plan, other = plan_of(load(tmp_path, SMALL)), Cell("cifar", "another net", "second")
+    same, single = plan.serving(other, 3), plan_of(load(tmp_path, edited(rows__second=None))).serving(other, 3)
+    assert (same.cell, same.seed) == (Cell("cifar", "net", "second"), 3)
+    assert (single.cell, single.seed) == (Cell("cifar", "net", "first"), 0)
+    two = plan_of(load(tmp_path, edited(sizes__s__models={"net": {"config": {}}, "wide": {"config": {}}})))
+    for asked, cell, missing in (
+        (plan, Cell("cifar", "net", "third"), "row 'third'"),
+        (plan, Cell("faces", "net", "first"), "set 'faces'"),
+        (two, other, "network 'another net'"),
+    ):
+        with pytest.raises(ValueError, match=f"`reproduce`: mine is built upon, but has no {missing}"):
+            asked.serving(cell, 0)
 
 
 @pytest.mark.parametrize("l2", [False, True])
@@ -257,15 +244,9 @@ def test_unknown_study(name: str, message: str) -> None:
         (edited(rows__first__config=3), r'`rows.first`: .*"config": Not of type Config'),
         (edited(sizes__s__seeds=0), r'`sizes.s`: .*"seeds": Not of type PositiveInt: 0'),
         (edited(rows__first__bound="maybe"), r'`rows.first`: .*"bound": .*maybe'),
-        (
-            edited(rows__first__against="second"),
-            r'`rows.first`: .*"against": .*list.*second',
-        ),
+        (edited(rows__first__against="second"), r'`rows.first`: .*"against": .*list.*second'),
         (edited(rows__first__against=["third"]), r"`rows.first.against` names the row 'third', which is not there"),
-        (
-            edited(sizes__s__sets="cifar"),
-            r'`sizes.s`: .*"sets": .*list.*cifar',
-        ),
+        (edited(sizes__s__sets="cifar"), r'`sizes.s`: .*"sets": .*list.*cifar'),
         (
             "sizes: {s: {sets: }}\nlike: classification",
             r"`sizes.s`: the following arguments are required: sets, seeds, config",
@@ -280,22 +261,10 @@ def test_unknown_study(name: str, message: str) -> None:
         (edited(rows={}), r"`rows` must have at least one"),
         (edited(sets__cifar__folder=[3]), r'`sets.cifar`: .*"folder": .*\[3\]'),
         (edited(rows__first__paper=5), r'`rows.first`: .*"paper": .*dict.*5'),
-        (
-            edited(rows__first__paper={"net": 5}),
-            r'`rows.first`: .*"paper": .*dict.*5',
-        ),
-        (
-            edited(rows__first__paper={"net": {"accuracy": "47.2%"}}),
-            r'`rows.first`: .*"paper": .*float.*47.2%',
-        ),
-        (
-            edited(measures={"test/a": {"label": ["a"]}}),
-            r'`measures.test/a`: .*"label": .*str.*\[.a.\]',
-        ),
-        (
-            edited(measures={"test/a": {"label": "a", "digits": "one"}}),
-            r'`measures.test/a`: .*"digits": .*one',
-        ),
+        (edited(rows__first__paper={"net": 5}), r'`rows.first`: .*"paper": .*dict.*5'),
+        (edited(rows__first__paper={"net": {"accuracy": "47.2%"}}), r'`rows.first`: .*"paper": .*float.*47.2%'),
+        (edited(measures={"test/a": {"label": ["a"]}}), r'`measures.test/a`: .*"label": .*str.*\[.a.\]'),
+        (edited(measures={"test/a": {"label": "a", "digits": "one"}}), r'`measures.test/a`: .*"digits": .*one'),
         (edited(measures={"test/a": {"label": "a", "scale": "x"}}), r'`measures.test/a`: .*"scale": .*x'),
         (edited(like="mine.yaml"), r"`like` itself"),
         (edited(sizes__s__sets=["cifar11"]), r"`sizes.s` names the set 'cifar11'"),
@@ -334,29 +303,17 @@ def test_unknown_study(name: str, message: str) -> None:
             edited(measures={"test/a": {"label": "a", "digits": True}}),
             r'`measures.test/a`: .*"digits": .*True not a number',
         ),
-        (
-            edited(measures={"test/a": {"label": "a", "scale": 0}}),
-            r'`measures.test/a`: .*"scale": .*0 does not .*v>0',
-        ),
+        (edited(measures={"test/a": {"label": "a", "scale": 0}}), r'`measures.test/a`: .*"scale": .*0 does not .*v>0'),
         (
             edited(measures={"test/a": {"label": "a", "scale": float("nan")}}),
             r"`measures.test/a`: .*nan does not conform",
         ),
-        (
-            edited(sizes__s__models={"net": {"config": {}, "seconds": -3}}),
-            r'`sizes.s.models.net`: .*"seconds": .*-3',
-        ),
-        (
-            edited(title=["A", "B"]),
-            r'`the study`: .*"title": .*str.*\[.A., .B.\]',
-        ),
+        (edited(sizes__s__models={"net": {"config": {}, "seconds": -3}}), r'`sizes.s.models.net`: .*"seconds": .*-3'),
+        (edited(title=["A", "B"]), r'`the study`: .*"title": .*str.*\[.A., .B.\]'),
         ({**SMALL, "title": None}, r"`the study`: the following arguments are required: title"),
         ({"title": "A", "about": "B", "script": [3]}, r'`the study`: .*"script": .*\[3\]'),
         ({**SMALL, "script": "straightvq.studies.toy.draw_toy"}, r"`measures` must have nothing beside a `script`"),
-        (
-            edited(rows__first__paper={"net": {"accuracy": float("nan")}}),
-            r"accuracy` must be a number. Got nan",
-        ),
+        (edited(rows__first__paper={"net": {"accuracy": float("nan")}}), r"accuracy` must be a number. Got nan"),
     ],
 )
 def test_mistakes_in_a_study_file_are_explained(

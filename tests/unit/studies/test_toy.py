@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from straightvq.studies.toy import REFERENCE, RULES, draw_toy, path_length, steps_until_still, trajectory
+from straightvq.studies.toy import RULES, draw_toy, path_length, steps_until_still, trajectory
 
 # After steps 1, 2 and 3 of the rule that counts the commitment gradient twice: z, then the code.
 AS_DRAWN = [
@@ -17,10 +17,9 @@ AS_DRAWN = [
 
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_takes_the_steps_and_the_way_of_its_recursion(rule: str) -> None:
-    steps, length, _ = REFERENCE[rule]
     z, _ = trajectory(rule)
-    assert steps_until_still(z) == steps
-    assert path_length(z) == pytest.approx(length, abs=1e-3)
+    assert steps_until_still(z) == RULES[rule].still
+    assert path_length(z) == pytest.approx(RULES[rule].length, abs=1e-3)
 
 
 def test_drawn_panel_is_reproduced_by_counting_twice() -> None:

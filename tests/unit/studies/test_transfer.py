@@ -1,18 +1,16 @@
 """Results that were made elsewhere are taken over from their tables, and nothing but those of the same settings."""
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 from benchmarks.collect import collect
-from tests.small_study import STUDY, Counter, edited, table
+from tests.small_study import STUDY, Command, Counter, edited, table
 
 from straightvq.cli import main
 from straightvq.runs import write_log
-from straightvq.studies.results import read_curves, recorded_curves
-from straightvq.studies.run import FINAL, Cell, Run
+from straightvq.studies.results import FINAL, Cell, Run, read_curves, recorded_curves
 
 
 @pytest.fixture(scope="module")
@@ -32,28 +30,23 @@ def elsewhere(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_a_study_goes_on_from_its_tables_as_if_its_runs_were_there(
-    study: Callable[..., int],
-    elsewhere: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    study: Command, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counter = Counter(monkeypatch)
-    assert study("--known", str(elsewhere)) == 0
+    assert f"8 finished runs taken over from {elsewhere}\n" in study.says("--known", str(elsewhere))
     assert counter.titles == []
-    assert f"8 finished runs taken over from {elsewhere}\n" in capsys.readouterr().out
     for name in ("report.md", "report.tex", "results.csv", "curves.csv"):
         assert Path("out", name).read_bytes() == (elsewhere / name).read_bytes(), name
     for name in ("results.png", "curves.png"):
         assert Path("out", name).is_file()
     # Now they are this folder's own.
-    assert study("--known", str(elsewhere)) == 0
-    assert "0 finished runs taken over" in capsys.readouterr().out
+    assert "0 finished runs taken over" in study.says("--known", str(elsewhere))
     assert study() == 0
     assert counter.titles == []
 
 
 @pytest.mark.parametrize("place", ["samples/digits-net-VQ.png", "runs/digits/net/VQ/seed0/samples/grid.png"])
-def test_samples_come_along(place: str, study: Callable[..., int], elsewhere: Path, trained: list[Run]) -> None:
+def test_samples_come_along(place: str, study: Command, elsewhere: Path, trained: list[Run]) -> None:
     """Also from where older versions kept them."""
     (elsewhere / place).parent.mkdir(parents=True)
     (elsewhere / place).write_bytes(b"picture")
@@ -63,11 +56,7 @@ def test_samples_come_along(place: str, study: Callable[..., int], elsewhere: Pa
     assert "![digits net VQ](samples/digits-net-VQ.png)" in Path("out/report.md").read_text()
 
 
-def test_what_the_tables_lack_is_run(
-    study: Callable[..., int],
-    elsewhere: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_the_tables_lack_is_run(study: Command, elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = table(elsewhere)
     lines = (elsewhere / "results.csv").read_text().splitlines(keepends=True)
     left = [line for line in lines if ",VQ,final,1," not in line]
@@ -79,35 +68,20 @@ def test_what_the_tables_lack_is_run(
     assert table() == whole
 
 
-def test_results_of_other_settings_stay_where_they_are(
-    study: Callable[..., int],
-    elsewhere: Path,
-    trained: list[Run],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_results_of_other_settings_stay_where_they_are(study: Command, elsewhere: Path, trained: list[Run]) -> None:
     content = edited()
     content["rows"]["VQ"]["config"]["model.init_args.optimizer.lr"] = 0.02
-    assert study("--known", str(elsewhere), content=content) == 0
+    assert "4 finished runs taken over" in study.says("--known", str(elsewhere), content=content)
     assert {run.cell.row for run in trained} == {"VQ"}
-    assert "4 finished runs taken over" in capsys.readouterr().out
 
 
-def test_a_listing_counts_what_would_be_taken_over_and_writes_nothing(
-    study: Callable[..., int],
-    elsewhere: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert study("--known", str(elsewhere), "--dry-run") == 0
-    said = capsys.readouterr().out
+def test_a_listing_counts_what_would_be_taken_over_and_writes_nothing(study: Command, elsewhere: Path) -> None:
+    said = study.says("--known", str(elsewhere), "--dry-run")
     assert said.count(": finished") == 8
     assert not Path("out").exists()
 
 
-def test_own_results_come_first(
-    study: Callable[..., int],
-    elsewhere: Path,
-    trained: list[Run],
-) -> None:
+def test_own_results_come_first(study: Command, elsewhere: Path, trained: list[Run]) -> None:
     assert study() == 0
     own = table()
     assert own != table(elsewhere)
@@ -127,18 +101,12 @@ def test_own_results_come_first(
     ],
 )
 def test_what_is_no_table_is_named_and_nothing_is_written(
-    study: Callable[..., int],
-    elsewhere: Path,
-    name: str,
-    content: str | None,
-    message: str,
-    capsys: pytest.CaptureFixture[str],
+    study: Command, elsewhere: Path, name: str, content: str | None, message: str
 ) -> None:
     (elsewhere / name).unlink()
     if content is not None:
         (elsewhere / name).write_text(content)
-    assert study("--known", str(elsewhere)) == 2
-    assert message in capsys.readouterr().err
+    assert message in study.refuses("--known", str(elsewhere))
     assert not list(Path(".").glob("out/runs/*/*/*/*/result.json"))
 
 

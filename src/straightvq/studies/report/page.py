@@ -7,58 +7,51 @@ import pandas as pd
 
 from straightvq.io import write_text
 from straightvq.studies.plan import Plan
-from straightvq.studies.report.pictures import sample_picture
-from straightvq.studies.report.tables import main_table, tuning_table
-from straightvq.studies.results import of_cells
-from straightvq.studies.run import FINAL, TUNE
+from straightvq.studies.report.tables import MainTable, tuning_table
+from straightvq.studies.results import FINAL, TUNE, by_place, of_cells
 
 FIGURES = {"results.png": "every run, and the mean of each row", "curves.png": "the course of training"}
 
 
 @dataclass(frozen=True)
 class Report:
-    """``report.md`` and ``report.tex`` of whatever is finished of a plan.
-
-    Attributes:
-        plan: what is compared.
-        command: how it was run.
-        remark: on the data, or "".
-    """
+    """``report.md`` and ``report.tex`` of whatever is finished of a plan."""
 
     plan: Plan
-    command: str
-    remark: str = ""
+    command: str  # how it was run
+    remark: str = ""  # on the data
 
     def write(self) -> None:
-        plan = self.plan
-        runs = list(plan.reported())
-        results, stale = plan.results.matching(runs), sum(map(plan.results.is_stale, runs))
-        mains, tunings = [], []
-        for place in dict.fromkeys(cell.place for cell in plan.compared):
-            here = [cell for cell in plan.compared if cell.place == place]
-            mains += [main_table(plan.study, here, results)] if len(of_cells(results, here, FINAL)) else []
-            tunings += [tuning_table(plan.study, here, results)] if len(of_cells(results, here, TUNE)) else []
+        study, results, folder = self.plan.study, self.plan.results, self.plan.results.folder
+        runs = list(self.plan.reported())
+        found, stale = results.matching(runs), sum(map(results.is_stale, runs))
+        finals, tuned = found[found.kind == FINAL], found[found.kind == TUNE]
+        places = by_place(self.plan.compared)
+        mains = [MainTable(study, cells, finals).table() for cells in places if len(of_cells(finals, cells))]
+        tunings = [tuning_table(study, cells, tuned) for cells in places if len(of_cells(tuned, cells))]
+        tuning = (
+            "Each row tried the same number of settings with seed 0 and was measured by "
+            f"`{study.tune.by}` on the validation set; the best, in bold, was used for all seeds."
+        )
         sections = [
-            *self._head(results, stale),
+            *self._head(finals, stale),
             *(part for table in mains for part in (f"## {table.title}", table.markdown(), table.note)),
-            *(f"![{text}]({name})" for name, text in FIGURES.items() if (plan.results.folder / name).is_file()),
-            *(self._tuning() if tunings else []),
+            *(f"![{text}]({name})" for name, text in FIGURES.items() if (folder / name).is_file()),
+            *(["## Tuning", tuning] if tunings else []),
             *(part for table in tunings for part in (f"### {table.title}", table.markdown())),
-            *self._samples(results),
-            *self._failed(results),
+            *self._samples(finals),
+            *self._failed(found),
             "All metrics of every run: `results.csv`. One again: `straightvq fit --config` with its `config.yaml`.",
         ]
-        folder = plan.results.folder
-        write_text(folder / "report.md", "\n\n".join(section for section in sections if section) + "\n")
+        write_text(folder / "report.md", "\n\n".join(filter(None, sections)) + "\n")
         write_text(folder / "report.tex", "\n\n".join(table.latex() for table in [*mains, *tunings]) + "\n")
 
-    def _head(self, results: pd.DataFrame, stale: int) -> list[str]:
+    def _head(self, finals: pd.DataFrame, stale: int) -> list[str]:
         plan, study, size = self.plan, self.plan.study, self.plan.size
-        finals = results[results.kind == FINAL]
         count = f"{len(finals)} of {len(plan.compared) * plan.seeds} runs are finished{origin(finals)}."
         about = f"Size `{size.name}`: {size.about.strip()}" if size.about else f"Size `{size.name}`."
         left_out = f"Results of other settings than the study has now are left out: {stale}." if stale else ""
-        before = [f"[{name}]({name}/report.md)" for name in (Path(name).stem for name in size.follows.values())]
+        before = [f"[{name}]({name}/report.md)" for name in (Path(file).stem for file in size.follows.values())]
         built = f"Built upon {', '.join(before)}, whose checkpoints are kept." if before else ""
         values = "Values are mean ± standard deviation over seeds, on the test set."
         if len(study.rows) > 1:
@@ -69,21 +62,12 @@ class Report:
         how = f"{about}\n`{self.command}`. {count}"
         return [f"# {study.title}", study.about.strip(), how, self.remark, left_out, built, values]
 
-    def _tuning(self) -> list[str]:
-        return [
-            "## Tuning",
-            "Each row tried the same number of settings with seed 0 and was measured by "
-            f"`{self.plan.study.tune.by}` on the validation set; the best, in bold, was used for all seeds.",
-        ]
-
-    def _samples(self, results: pd.DataFrame) -> list[str]:
+    def _samples(self, finals: pd.DataFrame) -> list[str]:
         """What models of images drew, of seed 0."""
         lines = []
         for cell in self.plan.compared:
-            picture = sample_picture(cell)
-            is_done = 0 in set(of_cells(results, [cell], FINAL).number)
-            if is_done and (self.plan.results.folder / picture).is_file():
-                lines += [f"### {cell.title}", f"![{cell.title}]({picture.as_posix()})"]
+            if 0 in set(of_cells(finals, [cell]).number) and (self.plan.results.folder / cell.picture).is_file():
+                lines += [f"### {cell.title}", f"![{cell.title}]({cell.picture.as_posix()})"]
         return ["## Samples", *lines] if lines else []
 
     @staticmethod

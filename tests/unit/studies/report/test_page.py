@@ -12,9 +12,8 @@ import yaml
 from straightvq.studies import Study, load_study
 from straightvq.studies.plan import Plan
 from straightvq.studies.report.page import Report
-from straightvq.studies.report.tables import Table, best_rows, compare, main_table, spread, tuning_table
-from straightvq.studies.results import Result, Results
-from straightvq.studies.run import Cell
+from straightvq.studies.report.tables import MainTable, Table, best_rows, compare, spread, tuning_table
+from straightvq.studies.results import Cell, Result, Results
 from straightvq.studies.study import Config, Measure, Row
 
 STUDY: dict[str, Any] = {
@@ -65,7 +64,7 @@ def plan(study: Study, tmp_path: Path) -> Plan:
 def main(plan: Plan, **changed: Row) -> Table:
     """The table of a study with other rows."""
     study = dataclasses.replace(plan.study, rows={**plan.study.rows, **changed})
-    return main_table(study, plan.cells, plan.results.matching(plan.reported()))
+    return MainTable(study, plan.cells, plan.results.matching(plan.reported())).table()
 
 
 def page(plan: Plan, command: str = "", remark: str = "") -> str:
@@ -218,9 +217,9 @@ def test_a_failed_run_counts_in_no_mean_even_if_it_left_values(plan: Plan) -> No
 def test_a_report_tells_when_and_with_what_its_runs_were_made(plan: Plan) -> None:
     made = {"versions": "straightvq 9", "hardware": "a machine"}
     for number, run in enumerate(plan.reported()):
-        found = plan.results.get(run)
+        found = plan.results.of(run)
         if found:
-            plan.results.suppose(run, dataclasses.replace(found, date=f"2026-01-0{number % 3 + 1}", **made))
+            plan.results[run.folder] = dataclasses.replace(found, date=f"2026-01-0{number % 3 + 1}", **made)
     assert "6 of 8 runs are finished, straightvq 9, a machine, 2026-01-01 to 2026-01-03." in page(plan)
 
 
@@ -240,25 +239,13 @@ def test_a_value_of_tuning_that_failed_is_not_chosen(plan: Plan) -> None:
     assert plan.final(cell, 0).setting == "low"
 
 
-def test_latex_escapes_what_it_must() -> None:
+def test_signs_of_either_language_are_escaped() -> None:
+    text = Table("t", ["a|b", "%"], [["l2|c", "1"]]).markdown()
+    assert text.splitlines() == [r"| a\|b | % |", "|---|---:|", r"| l2\|c | 1 |"]
     text = Table("t", ["a_b", "%"], [["l2 & c", "– x"]]).latex()
     assert r"a\_b & \% \\" in text
     assert r"l2 \& c & -- x \\" in text
-    signs = Table(
-        "t",
-        ["a^b"],
-        [
-            [
-                "~",
-            ],
-            ["c\\d {e} ± 1 (x 2)"],
-        ],
-    ).latex()
+    signs = Table("t", ["a^b"], [["~"], ["c\\d {e} ± 1 (x 2)"]]).latex()
     assert r"a\textasciicircum{}b \\" in signs
     assert r"\textasciitilde{} \\" in signs
     assert r"c\textbackslash{}d \{e\} $\pm$ 1 ($\times$ 2) \\" in signs
-
-
-def test_a_bar_in_a_name_ends_no_column() -> None:
-    text = Table("t", ["a|b", "%"], [["l2|c", "1"]]).markdown()
-    assert text.splitlines() == [r"| a\|b | % |", "|---|---:|", r"| l2\|c | 1 |"]

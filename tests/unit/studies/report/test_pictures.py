@@ -9,8 +9,7 @@ from tests.small_study import edited
 from straightvq.runs import read_log
 from straightvq.studies import load_study
 from straightvq.studies.report.pictures import dots, mean_curve
-from straightvq.studies.results import table
-from straightvq.studies.run import Cell
+from straightvq.studies.results import Cell, table
 
 
 def test_mean_curve_of_seeds_that_validate_at_other_steps() -> None:
