@@ -67,14 +67,26 @@ FAULTS = [
         "quantized = z + (code - z).detach()",
         LAWS,
     ),
-    Fault("codebook loss reaches the encoder", LOSSES, "(code - z.detach())", "(code - z)", LAWS),
-    Fault("commitment reaches the codes", LOSSES, "(z - code.detach())", "(z - code)", LAWS),
+    Fault(
+        "codebook loss reaches the encoder",
+        LOSSES,
+        "(code - z.detach()).square(), valid",
+        "(code - z).square(), valid",
+        LAWS,
+    ),
+    Fault(
+        "commitment reaches the codes",
+        LOSSES,
+        "(z - code.detach()).square(), valid",
+        "(z - code).square(), valid",
+        LAWS,
+    ),
     Fault("mean over masked rows too", LOSSES, "(valid.sum() * x.shape[1]).clamp(min=1)", "x.numel()", LAWS),
     Fault(
         "swapped loss weights",
         BASE,
-        "(loss.coefficient * terms[loss.name] for loss in self._losses())",
-        "(other.coefficient * terms[loss.name] for loss, other in zip(self._losses(), self._losses()[::-1]))",
+        "* terms[loss.name] for loss in self._losses()), start=zero_of(z))",
+        "* terms[o.name] for loss, o in zip(self._losses(), self._losses()[::-1])), start=zero_of(z))",
         LAWS,
     ),
     Fault(
@@ -129,7 +141,7 @@ FAULTS = [
         "        yield\n    except ZeroDivisionError:\n        pass\n    else:\n        for q, was",
         f"{NN}/test_quantizer.py",
     ),
-    Fault("copies stay bypassed", BASE, 'if name != "_is_bypassed"', 'if name != "_was_bypassed"', LAWS),
+    Fault("copies stay bypassed", BASE, 'not in ("_is_bypassed",', "not in (", LAWS),
     Fault(
         "parameters left out under bypass", BASE, "for p in self.parameters() if p.requires_grad)", "for p in ())", LAWS
     ),

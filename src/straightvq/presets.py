@@ -362,6 +362,7 @@ def rq_vae(
         >>> len(rq_vae(8, 16).codebooks())
         1
     """
+    num_quantizers = check_int("rq_vae", "num_quantizers", num_quantizers, 1)
     level = ema(dim, codebook_size, decay=decay, commitment=commitment, patience=patience)
     return ResidualQuantizer(dim, level, num_quantizers=num_quantizers, channel_dim=channel_dim)
 

@@ -98,6 +98,10 @@ def preset_rows(name: str) -> list[Row]:
         "fraction": ("AlternatedUpdate", "fraction", [0.0, 1.1]),
         "lr": ("AlternatedUpdate", "lr", [0.0, -1.0]),
         "momentum": ("AlternatedUpdate", "momentum", [1.0, -0.1]),
+        "num_quantizers": (name, "num_quantizers", [0, -1]),
+        "dropout": ("ResidualQuantizer", "dropout", [1.1, -0.1, NAN]),
+        "kept_choices": ("ResidualQuantizer", "kept_choices", [[], [0], [99]]),
+        "beam": ("ResidualQuantizer", "beam", [0, -1]),
     }
     for argument in inspect.signature(resolve(target)).parameters:
         if argument in extra:
@@ -109,6 +113,39 @@ def preset_rows(name: str) -> list[Row]:
             expected = "`AlternatedUpdate`: `reassign` must be True or False"
             rows.append(Row(target, "reassign", ["yes", 1, None], TypeError, expected, base))
     return rows
+
+
+def residual(*levels: Any, **given: Any) -> svq.ResidualQuantizer:
+    return svq.ResidualQuantizer(4, list(levels) or [quantizer(), quantizer()], **given)
+
+
+def product(**given: Any) -> svq.ProductQuantizer:
+    return svq.ProductQuantizer(8, [residual(), residual()], **given)
+
+
+def composite_rows(name: str, make: Callable[..., Any], parts: str, number: str) -> list[Row]:
+    """What residual and product quantizers refuse alike."""
+
+    def row(argument: str, bad: list[Any], error: type[Exception], words: str) -> Row:
+        return Row(name, argument, bad, error, words, {}, lambda v: make(**{argument: v}))
+
+    target = resolve(name)
+    return [
+        Row(name, "dim", [2.5, "4", True], TypeError, "`dim` must be an integer", {parts: [quantizer()]}),
+        Row(name, "dim", [0, -7], ValueError, "`dim` must be an integer >= 1", {parts: [quantizer()]}),
+        Row(name, parts, [3, [], None], TypeError, f"`{parts}` must be a quantizer or a list", {"dim": 4}),
+        Row(name, parts, [[3], ["vq"]], TypeError, "must be an instance of Quantizer", {"dim": 4}),
+        Row(name, parts, [[quantizer] * 2], TypeError, "must be an instance of Quantizer", {"dim": 4}),
+        row(number, [3, 0, 2.5], ValueError, "the length 2 of the list"),
+        Row(name, number, [2.5, None, True], TypeError, f"`{number}` must", {},
+            lambda v: target(4, quantizer(), **{number: v})),
+        *slot(name, "transform", svq.Transform, svq.Identity, of=lambda v: make(transform=v)),
+        row("channel_dim", [1.0, None, "last", True], TypeError, "`channel_dim` must be an integer"),
+        row("dropout", ["1", True, None], TypeError, "`dropout` must be a number in [0, 1]"),
+        row("dropout", [-0.1, 1.1, NAN], ValueError, "`dropout` must be a finite number in [0, 1]"),
+        row("kept_choices", [[], [3]], ValueError, "`kept_choices` must be numbers of levels in [1, 2]"),
+        row("kept_choices", [[1.5], ["1"]], TypeError, "`kept_choices` must be an integer"),
+    ]  # fmt: skip
 
 
 TWO = torch.ones(2, 3)
@@ -167,12 +204,23 @@ CONSTRUCTORS: list[Row] = [
     *number("StraightThrough", "sync", [-0.1]),
     *number("CommitmentLoss", "weight", [-0.1]),
     *number("CodebookLoss", "weight", [-0.1]),
+    *composite_rows("ResidualQuantizer", residual, "levels", "num_quantizers"),
+    *slot("ResidualQuantizer", "estimator", svq.Estimator, svq.StraightThrough, of=lambda v: residual(estimator=v)),
+    Row("ResidualQuantizer", "gradient", ["twice", None, 1], ValueError, "`gradient` must be one of", {},
+        lambda v: residual(gradient=v)),
+    Row("ResidualQuantizer", "beam", [2.5, None, True], TypeError, "`beam` must be an integer >= 1", {},
+        lambda v: residual(beam=v)),
+    Row("ResidualQuantizer", "beam", [0, -1], ValueError, "`beam` must be an integer >= 1", {},
+        lambda v: residual(beam=v)),
+    *composite_rows("ProductQuantizer", product, "groups", "num_groups"),
+    Row("Projection", "start", ["random", None, 2], ValueError, "one of 'scaled', 'orthonormal'", {"codebook_dim": 4}),
     *(row for name in svq.presets.__all__ for row in preset_rows(name)),
 ]  # fmt: skip
 
 NET = nn.Sequential(nn.Linear(4, 4), svq.presets.vq_vae(4, 8))
 GROUPS: dict[str, Any] = {"module": NET, "lr": 0.1, "weight_decay": 0.1}
 NEAREST: dict[str, Any] = {"z": TWO, "codes": TWO}
+FEW: dict[str, Any] = NEAREST | {"few": 1}
 SUMS: dict[str, Any] = {"z": TWO, "indices": torch.tensor([0, 1]), "num_codes": 2}
 KMEANS: dict[str, Any] = {"z": TWO, "num_codes": 2, "iterations": 1}
 RESIZE: dict[str, Any] = {"state_dict": NET.state_dict(), "module": NET}
@@ -202,6 +250,11 @@ FUNCTIONS: list[Row] = [
     Row("functional.nearest_code", "codes", [None], TypeError, "`codes` must be", NEAREST),
     Row("functional.nearest_code", "distance", ["manhattan", None], ValueError, "'euclidean' or 'cosine'", NEAREST),
     Row("functional.nearest_code", "backend", ["cuda", None], ValueError, "`backend` must be one of", NEAREST),
+    Row("functional.nearest_few", "z", [TWO[0], TWO[:, :2], TWO[None]], ValueError, "`z` must be (n, d)", FEW),
+    Row("functional.nearest_few", "codes", [TWO[:0]], ValueError, "at least one code", FEW),
+    Row("functional.nearest_few", "few", [0, -1], ValueError, "`few` must be an integer >= 1", FEW),
+    Row("functional.nearest_few", "few", [2.5, None, True], TypeError, "`few` must be an integer >= 1", FEW),
+    Row("functional.nearest_few", "distance", ["manhattan", None], ValueError, "'euclidean' or 'cosine'", FEW),
     Row("functional.code_sums", "z", [TWO[0], TWO[None]], ValueError, "`z` must be (n, d)", SUMS),
     Row("functional.code_sums", "z", [None], TypeError, "`z` must be", SUMS),
     Row("functional.code_sums", "indices", [torch.tensor([0.0, 1.0])], TypeError, "integer", SUMS),

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from straightvq.errors import InvalidTypeError, InvalidValueError
+from straightvq.functional.nearest import check_search
 from straightvq.functional.points import make_table, place
 from straightvq.functional.tiles import best_few, padded
 
@@ -31,6 +33,11 @@ def nearest_few(z: Tensor, codes: Tensor, few: int, *, distance: str = "euclidea
         >>> nearest_few(torch.tensor([[0.0]]), torch.tensor([[3.0], [1.0], [-2.0]]), 2).tolist()
         [[1, 2]]
     """
+    check_search("nearest_few", z, codes, distance)
+    if not isinstance(few, int) or isinstance(few, bool):
+        raise InvalidTypeError(f"`nearest_few`: `few` must be an integer >= 1. Got {few!r}.")
+    if few < 1:
+        raise InvalidValueError(f"`nearest_few`: `few` must be an integer >= 1. Got {few}.")
     if torch.compiler.is_exporting():
         return _search(z, codes, few, distance)
     return _search_op(z.detach(), codes.detach(), few, distance)

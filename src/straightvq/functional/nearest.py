@@ -64,19 +64,7 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", 
         >>> nearest_code(z, torch.tensor([[1.0, 0.0], [3.0, 3.0]])).tolist()
         [0, 1]
     """
-    for name, value in (("z", z), ("codes", codes)):
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise InvalidTypeError(f"`nearest_code`: `{name}` must be a floating-point tensor. Got {got}.")
-    if z.ndim != 2 or codes.ndim != 2 or z.shape[1] != codes.shape[1]:
-        raise InvalidValueError(
-            "`nearest_code`: `z` must be (n, d) and `codes` (k, d) with the same d. "
-            f"Got {tuple(z.shape)} and {tuple(codes.shape)}."
-        )
-    if codes.shape[0] == 0:
-        raise InvalidValueError("`nearest_code`: `codes` must hold at least one code. Got 0.")
-    if distance not in ("euclidean", "cosine"):
-        raise InvalidValueError(f"`nearest_code`: `distance` must be 'euclidean' or 'cosine'. Got {distance!r}.")
+    check_search("nearest_code", z, codes, distance)
     if backend not in get_args(Backend):
         raise InvalidValueError(f"`nearest_code`: `backend` must be one of {get_args(Backend)}. Got {backend!r}.")
     dtype = torch.promote_types(torch.promote_types(z.dtype, codes.dtype), torch.float32)
@@ -92,6 +80,23 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", 
         indices = _search(z, codes, distance, backend)
     # A vector of length 0 is as far from all codes by angle.
     return indices if distance == "euclidean" else torch.where((z == 0).all(1), 0, indices)
+
+
+def check_search(owner: str, z: Tensor, codes: Tensor, distance: str) -> None:
+    """Refuses what no search can take."""
+    for name, value in (("z", z), ("codes", codes)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise InvalidTypeError(f"`{owner}`: `{name}` must be a floating-point tensor. Got {got}.")
+    if z.ndim != 2 or codes.ndim != 2 or z.shape[1] != codes.shape[1]:
+        raise InvalidValueError(
+            f"`{owner}`: `z` must be (n, d) and `codes` (k, d) with the same d. "
+            f"Got {tuple(z.shape)} and {tuple(codes.shape)}."
+        )
+    if codes.shape[0] == 0:
+        raise InvalidValueError(f"`{owner}`: `codes` must hold at least one code. Got 0.")
+    if distance not in ("euclidean", "cosine"):
+        raise InvalidValueError(f"`{owner}`: `distance` must be 'euclidean' or 'cosine'. Got {distance!r}.")
 
 
 @torch.library.custom_op("straightvq::search", mutates_args=())
