@@ -1,6 +1,7 @@
 """The Lightning data module: a source of pictures in, batches out."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -85,7 +86,7 @@ class Images(Splits):
         crop_padding: int = 0,
     ) -> None:
         super().__init__()
-        self.source = _check_source(self, source)
+        self.source = check_source(self, source)
         self.size = check_int(self, "size", size, 4)
         self.batch_size = check_int(self, "batch_size", batch_size, 1)
         self.num_train = None if num_train is None else check_int(self, "num_train", num_train, 1)
@@ -117,7 +118,7 @@ class Images(Splits):
 
     def prepare_data(self) -> None:
         """Fetches a Hub data set, in one process per machine."""
-        if _is_hub_name(self.source):
+        if is_hub_name(self.source):
             self._open()
 
     def _open(self) -> Source:
@@ -129,7 +130,7 @@ class Images(Splits):
                 num_train = None  # crops are made, not left out
             elif self.source == "digits":
                 source = digits()
-            elif _is_hub_name(self.source):
+            elif is_hub_name(self.source):
                 from straightvq.data.hub import hub
 
                 source = hub(self.source)
@@ -167,18 +168,18 @@ class Images(Splits):
         return result
 
 
-def _check_source(owner: Images, source: Any) -> str:
-    name = type(owner).__name__
+def check_source(owner: Splits, source: Any, embedded: Sequence[str] = EMBEDDED, sources: str = SOURCES) -> str:
+    """The argument ``source`` of a data module, which may also be one of the names ``embedded``."""
     if not isinstance(source, str):
-        raise InvalidTypeError(f"`{name}`: `source` must be a string. Got {source!r}.")
-    if source not in EMBEDDED and not Path(source).expanduser().exists() and not _is_hub_name(source):
-        raise InvalidValueError(f"`{name}`: `source` {source!r} does not exist. {SOURCES}")
+        raise InvalidTypeError(f"`{type(owner).__name__}`: `source` must be a string. Got {source!r}.")
+    if source not in embedded and not Path(source).expanduser().exists() and not is_hub_name(source, embedded):
+        raise InvalidValueError(f"`{type(owner).__name__}`: `source` {source!r} does not exist. {sources}")
     return source
 
 
-def _is_hub_name(source: str) -> bool:
+def is_hub_name(source: str, embedded: Sequence[str] = EMBEDDED) -> bool:
     """Whether this could be owner/name: one slash, nothing that only a path has, and no such path here."""
-    if source in EMBEDDED or Path(source).expanduser().exists():
+    if source in embedded or Path(source).expanduser().exists():
         return False
     owner, slash, name = source.partition("/")
     plain = owner[:1] not in (".", "~", "") and "/" not in name and "\\" not in source
