@@ -31,7 +31,8 @@ def hub(name: str, medium: Medium = PICTURES, sources: str = SOURCES) -> Source:
     contents = [column for column, kind in features.items() if isinstance(kind, getattr(datasets, medium.feature))]
     if not contents:
         raise InvalidValueError(
-            f"`{medium.owner}`: {name!r} has no column of {medium.feature.lower()}s. Got the columns {', '.join(features)}."
+            f"`{medium.owner}`: {name!r} has no column of {medium.feature.lower()}s. "
+            f"Got the columns {', '.join(features)}."
         )
     classes = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     label = "label" if "label" in classes else next(iter(classes), None)

@@ -3,6 +3,7 @@
 from straightvq.models.alexnet import AlexNet
 from straightvq.models.autoencoder import Autoencoder
 from straightvq.models.base import AutoencoderBase, AutoencoderOutput, ClassifierBase, ClassifierOutput
+from straightvq.models.codec import AudioCodec
 from straightvq.models.maskgit import MaskGIT
 from straightvq.models.resnet import ResNet18
 from straightvq.models.sqvae import SQVAENet
@@ -12,6 +13,7 @@ from straightvq.models.vqvae import VQVAENet
 
 __all__ = [
     "AlexNet",
+    "AudioCodec",
     "Autoencoder",
     "AutoencoderBase",
     "AutoencoderOutput",

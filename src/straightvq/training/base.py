@@ -195,6 +195,7 @@ class QuantizedTask(lightning.LightningModule, ABC):
 
     model: QuantizedNet
     error_name: ClassVar[str]  # under which the task's error is logged
+    input_name: ClassVar[str] = "image"  # of what the network gets, in a batch
 
     def __init__(
         self,
@@ -263,12 +264,12 @@ class QuantizedTask(lightning.LightningModule, ABC):
 
     def compute(self, batch: Batch) -> Pass:
         """The task's error for a prepared batch, and the quantizer's output."""
-        out = self(batch["image"])
+        out = self(batch[self.input_name])
         return self.error(out[0], batch), out.quantizer
 
     def latent(self, batch: Batch) -> Tensor:
         """The embeddings of a batch as the quantizer gets them, (B, dim, h, w) or (B, tokens, dim)."""
-        return self.model.encode(self.normalize(batch["image"]))
+        return self.model.encode(self.normalize(batch[self.input_name]))
 
     def head_loss(self, latent: Tensor, batch: Batch) -> Tensor:
         """The task's part of the loss, a scalar, if ``latent`` were the quantizer's output."""
@@ -282,9 +283,9 @@ class QuantizedTask(lightning.LightningModule, ABC):
         loss, values = self.loss_weight * error, {self.error_name: error}
         if out is not None:
             loss, values = loss + out.loss, values | out.terms
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch["image"]))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch[self.input_name]))
         logged = {f"train/{name}": value.detach() for name, value in values.items()}
-        self.log_dict(logged, batch_size=len(batch["image"]))
+        self.log_dict(logged, batch_size=len(batch[self.input_name]))
         if self.automatic_optimization:
             return loss
         for schedule in cast(list[LambdaLR], self.lr_schedulers()):
