@@ -106,7 +106,7 @@ class AudioReconstruction(QuantizedTask):
         self.num_pictures = check_int(self, "num_pictures", num_pictures, 0)
         self.levels = list(range(1, model.quantizer.num_quantizers + 1)) if model.quantizer.is_composite else []
         # One for each number of levels, and those of the test alone.
-        self.curve = nn.ModuleList(_clip_metrics() for _ in self.levels)
+        self._curve = nn.ModuleList(_clip_metrics() for _ in self.levels)
         self.perceptual = SetMetrics(None, **{name: MeanMetric() for name in _perceptual(sample_rate)})
         self._clips = 0  # that the curve of the moment has seen
 
@@ -116,6 +116,11 @@ class AudioReconstruction(QuantizedTask):
             raise InvalidValueError(
                 f"`AudioReconstruction`: `sample_rate` must be that of the data, {rate}. Got {self.sample_rate}."
             )
+
+    @property
+    def curve(self) -> list[SetMetrics]:
+        """What is measured at each number of levels."""
+        return [metrics for metrics in self._curve if isinstance(metrics, SetMetrics)]
 
     def bits_per_second(self) -> list[float]:
         """Of the indices, for each number of levels that may be kept; of one code per frame a single number."""
@@ -178,11 +183,11 @@ class AudioReconstruction(QuantizedTask):
                 metrics.own["si_sdr"].update(si_sdr(other[:samples], clip[:samples]))
 
     def _take_perceptual(self, x: Tensor, y: Tensor, length: Tensor) -> None:
-        for name in self.perceptual.own:
+        for name, metric in self.perceptual.own.items():
             for clip, other, samples in zip(x[:, 0], y[:, 0], length.tolist(), strict=True):
-                value = _perceived(name, other[:samples].cpu(), clip[:samples].cpu(), self.sample_rate)
+                value = _perceived(str(name), other[:samples].cpu(), clip[:samples].cpu(), self.sample_rate)
                 if value is not None:
-                    self.perceptual.own[name].update(value)
+                    metric.update(value)
 
     def _start(self) -> None:
         self.metrics.reset()
@@ -220,7 +225,6 @@ class AudioReconstruction(QuantizedTask):
             rows = [
                 {"levels": level, "bits_per_second": rate, **{k: float(v) for k, v in metrics.errors().items()}}
                 for level, rate, metrics in zip(self.levels, rates, self.curve, strict=True)
-                if isinstance(metrics, SetMetrics)
             ]
         folder = self.trainer.log_dir  # all ranks ask
         if folder is None or not self.trainer.is_global_zero or self.trainer.sanity_checking:

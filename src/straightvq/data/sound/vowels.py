@@ -81,7 +81,7 @@ def vowel(
     n = round(seconds * _RATE)
     turns = np.cumsum(pitch * (1 + glide * np.linspace(0, 1, n)) / _RATE)
     pulses = np.diff(np.floor(turns), prepend=0.0)
-    source = lfilter([1.0], [1.0, -0.95], pulses) + 0.005 * draws.standard_normal(n)
+    source = lfilter([1.0], np.polymul([1.0, -0.95], [1.0, -0.95]), pulses + 0.002 * draws.standard_normal(n))
     for centre, bandwidth in zip(formants, _BANDWIDTHS, strict=True):
         if centre < _RATE / 2:
             c = -np.exp(-2 * np.pi * bandwidth / _RATE)

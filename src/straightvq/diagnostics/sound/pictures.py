@@ -80,16 +80,20 @@ def rate_distortion(
     if not 1 <= len(curves) <= len(panels.PALETTE):
         raise InvalidValueError(f"`rate_distortion`: `curves` must be 1 to {len(panels.PALETTE)}. Got {len(curves)}.")
     top = 0.75 if title else 0.1
-    figure = panels.new_figure(13.0, top + 4.9, title)
-    axes = panels.grid(figure, 2, 2, top=top, above=1.0, below=0.75, between=1.1)
+    above = 1.0 if len(curves) > 1 else 0.55
+    figure = panels.new_figure(13.0, top + 3.9 + above, title)
+    axes = panels.grid(figure, 2, 2, top=top, above=above, below=0.75, between=1.1)
     for ax, (name, (heading, unit)) in zip(axes, DISTORTIONS.items(), strict=True):
         handles = {}
         for color, (codec, rows) in zip(panels.PALETTE, curves.items(), strict=False):
             rates = np.array([row["bits_per_second"] for row in rows]) / 1000
             values = np.array([row[name] for row in rows], dtype=np.float64)
             bars = None if error is None else np.array([row[name + error] for row in rows])
-            handles[codec] = ax.errorbar(rates, values, bars, color=color, marker="o", linewidth=2, capsize=3)
-        panels.finish(ax, handles if len(curves) > 1 else {}, heading)
+            handles[codec] = ax.errorbar(rates, values, bars, color=color, marker="o", linewidth=2, capsize=3).lines[0]
+        if len(curves) > 1:
+            panels.finish(ax, handles, heading)
+        else:
+            ax.set_title(heading, loc="left", fontsize=panels.TITLE_SIZE, fontweight="bold", color=panels.INK)
         ax.set_xlabel("kbit/s")
         ax.set_ylabel(unit)
     return figure
