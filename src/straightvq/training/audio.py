@@ -278,11 +278,11 @@ class AudioReconstruction(QuantizedTask):
 
 def write_wav(path: Path, clip: Tensor, sample_rate: int) -> None:
     """A clip Float (T,) as 16-bit WAV; what is beyond full scale is cut."""
-    from straightvq.data.sound.decode import soundfile
+    from straightvq.data.sound.decode import needed
 
     samples = clip.detach().float().clamp(-1, 1).cpu().numpy()
     with replacing(path) as unfinished:
-        soundfile().write(unfinished, samples, sample_rate, format="WAV", subtype="PCM_16")
+        needed("soundfile").write(unfinished, samples, sample_rate, format="WAV", subtype="PCM_16")
 
 
 def _clip_metrics() -> SetMetrics:

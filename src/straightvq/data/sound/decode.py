@@ -1,5 +1,6 @@
 """Encoded sound to samples: one channel, one rate."""
 
+import importlib
 import io
 import mimetypes
 from pathlib import Path
@@ -20,15 +21,14 @@ class UnreadableSoundError(UnreadableImageError):
     """Bytes that are no sound, or not a whole one. The message is the reason in a few words."""
 
 
-def soundfile() -> Any:
-    """The package of that name, or a sentence about how to get it."""
+def needed(name: str) -> Any:
+    """The package `soundfile` or `soxr`, or a sentence about how to get it."""
     try:
-        import soundfile as package
+        return importlib.import_module(name)
     except (ImportError, OSError) as error:  # the second where libsndfile itself is missing
         raise InvalidValueError(
-            f'`Sound`: reading sound needs the package soundfile: `pip install "straightvq[sound]"`. Got: {error}.'
+            f'`Sound`: sound needs the package {name}: `pip install "straightvq[sound]"`. Got: {error}.'
         ) from error
-    return package
 
 
 def claims_to_be_sound(path: Path) -> bool:
@@ -55,11 +55,11 @@ def decode_sound(data: bytes, sample_rate: int) -> NDArray[np.float32]:
 
     Example:
         >>> file = io.BytesIO()
-        >>> soundfile().write(file, np.array([[0.5, 0.0], [0.0, -0.5]]), 8000, format="WAV")
+        >>> needed("soundfile").write(file, np.array([[0.5, 0.0], [0.0, -0.5]]), 8000, format="WAV")
         >>> decode_sound(file.getvalue(), 8000)
         array([ 0.25, -0.25], dtype=float32)
     """
-    package = soundfile()
+    package = needed("soundfile")
     if not data:
         raise UnreadableSoundError("the file is empty")
     _check_riff(data)
@@ -68,8 +68,12 @@ def decode_sound(data: bytes, sample_rate: int) -> NDArray[np.float32]:
             if file.format not in FORMATS:
                 raise UnreadableSoundError(f"the format {file.format} is not one of {', '.join(FORMATS)}")
             announced, rate = file.frames, file.samplerate
-            if announced * file.channels > MOST_SAMPLES:
-                raise UnreadableSoundError(f"{announced:,} samples, more than the limit of {MOST_SAMPLES:,}")
+            # As they are, and after resampling: a damaged header may announce a rate of 1 Hz.
+            if max(announced * file.channels, announced * sample_rate / max(1, rate)) > MOST_SAMPLES:
+                raise UnreadableSoundError(
+                    f"{announced:,} samples of {file.channels} channel(s) at {rate:,} Hz, more than the limit of "
+                    f"{MOST_SAMPLES:,} at {sample_rate:,} Hz"
+                )
             samples = file.read(dtype="float32", always_2d=True)
     except package.SoundFileError as error:
         said = getattr(error, "error_string", "") or "not readable as sound"
@@ -82,9 +86,7 @@ def decode_sound(data: bytes, sample_rate: int) -> NDArray[np.float32]:
         raise UnreadableSoundError("it has samples that are NaN or infinite")
     mono = samples.mean(1, dtype=np.float32)
     if rate != sample_rate and len(mono):
-        import soxr
-
-        mono = soxr.resample(mono, rate, sample_rate)
+        mono = needed("soxr").resample(mono, rate, sample_rate)
     if not len(mono):
         raise UnreadableSoundError("it has no samples")
     return np.ascontiguousarray(mono, dtype=np.float32)

@@ -61,4 +61,8 @@ def hub_sound(name: str) -> Source:
 def _medium() -> Any:
     from straightvq.data.parquet import Medium
 
-    return Medium(lambda data, size, _: decode_sound(data, size), "Sound", "sound", "Audio", ("audio",))
+    return Medium(_decode_row, "Sound", "sound", "Audio", ("audio",))
+
+
+def _decode_row(data: bytes, size: int, channels: int) -> NDArray[Any]:
+    return decode_sound(data, size)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from straightvq.data.sets import Records, Source
+from straightvq.data.sound.decode import needed
 
 NAMES = ["heed", "hid", "head", "had", "hod", "hawed", "hood", "who'd", "hud", "heard"]
 # Peterson and Barney (1952), table II: pitch and the first three formants in Hz, by vowel, of men and of women.
@@ -55,9 +56,7 @@ class Vowels(Records):
         clip = vowel(pitch, formants, draws.uniform(0.25, 0.6), glide=draws.uniform(-0.2, 0.1), draws=draws)
         clip = clip * draws.uniform(0.3, 0.9)
         if size != _RATE:
-            import soxr
-
-            clip = soxr.resample(clip, _RATE, size)
+            clip = needed("soxr").resample(clip, _RATE, size)
         return np.asarray(clip, dtype=np.float32)
 
 

@@ -1,6 +1,7 @@
 """Distances between clips, clip by clip, in which padding takes no part."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from straightvq.errors import InvalidValueError
-from straightvq.nn.part import check_float, check_int
+from straightvq.nn.part import check_float, check_int, keeping_float32
 
 FLOOR = 1e-5  # of magnitudes, before the logarithm
 
@@ -125,6 +126,9 @@ class MelDistance(nn.Module):
             filters = mel_filters(sample_rate, window, check_int(self, "num_mels", count, 1))
             self.register_buffer(f"filters_{window}", torch.from_numpy(filters).float(), persistent=False)
             self.register_buffer(f"window_{window}", torch.hann_window(window), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        return super()._apply(keeping_float32(fn), recurse)
 
     def forward(self, x: Tensor, y: Tensor, length: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):

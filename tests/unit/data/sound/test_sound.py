@@ -3,6 +3,8 @@
 import contextlib
 import io
 import os
+import pickle
+import sys
 import warnings
 
 import datasets
@@ -83,6 +85,15 @@ def test_other_rates_are_resampled(rate):
     np.testing.assert_allclose(found[500:-500], tone(8000)[500:-500], atol=2e-3)
 
 
+@pytest.mark.parametrize("package", ["soundfile", "soxr"])
+def test_a_missing_package_is_named_with_the_way_to_get_it(package, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        ValueError, match=rf'`Sound`: sound needs the package {package}: `pip install "straightvq\[sound\]"`'
+    ):
+        opened(folder, sample_rate=4000)
+
+
 # --- hostile files --------------------------------------------------------------------------------------------------
 
 WAV, FLAC = encoded(0.5 * np.sin(np.arange(3000) * 0.1)), encoded(0.5 * np.sin(np.arange(3000) * 0.1), kind="FLAC")
@@ -106,6 +117,13 @@ def test_bad_bytes_are_refused_with_a_reason(name):
     assert why in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "BytesIO" not in str(caught.value)
+
+
+def test_a_header_with_an_absurd_rate_is_refused():
+    damaged = bytearray(encoded(np.zeros(1 << 16)))
+    damaged[24:28] = (1).to_bytes(4, "little")
+    with pytest.raises(UnreadableSoundError, match=r"65,536 samples of 1 channel\(s\) at 1 Hz, more than the limit"):
+        decode_sound(bytes(damaged), 8000)
 
 
 @fuzzed
@@ -235,6 +253,8 @@ def test_parquet_files_of_the_hugging_face_layout(tmp_path, memory_limit_mb, mon
     assert data.num_classes == 4
     (batch,) = data.test_dataloader()
     assert batch["audio"].shape == (1, 1, 70)
+    copied = pickle.loads(pickle.dumps(data._set("test", "test")))  # as loading processes get it
+    assert (copied[0]["audio"] == batch["audio"][0]).all()
 
 
 def test_parquet_files_without_sound_are_refused(tmp_path):
