@@ -147,7 +147,8 @@ class AudioCodec(QuantizedNet):
         Together with ``tokenize`` the evaluation forward's reconstruction, but for what lies behind the last sample.
         """
         valid = (indices[..., 0] if self.quantizer.is_composite else indices) >= 0
-        return self.head(self.quantizer.decode(indices), valid)
+        quantized = self.quantizer.decode(indices)  # in the dtype of the codes
+        return self.head(quantized.to(next(self.decoder.parameters()).dtype), valid)
 
     def valid(self, x: Tensor, length: Tensor | None) -> Tensor:
         """Which frames have a sample of the clip, Bool (B, frames)."""

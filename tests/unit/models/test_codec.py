@@ -111,6 +111,14 @@ def test_indices_and_their_first_levels_give_clips():
     assert not torch.equal(first, out.reconstruction)
 
 
+def test_a_codec_in_half_precision_gives_its_levels_too():
+    model = trained(codec()).bfloat16()
+    x, length = torch.randn(2, 1, 4 * HOP).bfloat16(), torch.tensor([4 * HOP, HOP])
+    out = model(x, length)
+    assert out.reconstruction.dtype == torch.bfloat16
+    torch.testing.assert_close(model.detokenize(out.quantizer.indices), out.reconstruction, rtol=0.05, atol=0.05)
+
+
 def test_training_teaches_it_to_repeat_a_tone():
     torch.manual_seed(0)
     model = codec(hidden=8)
