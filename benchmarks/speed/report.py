@@ -90,6 +90,11 @@ def promises(rows: Rows) -> Iterator[tuple[str, str, float | None, str]]:
     for name in ("EMA", "gradient", "alternated"):
         extra = rows.number("step", f"straightvq, {name}", (65536, 262144, 32), "extra_mb")
         yield f"step, 65,536 vectors, 262,144 codes, width 32, {name}: MB", "400", extra, "<="
+    for what, size, least in (("residual", RESIDUAL, "8"), ("product", PRODUCT, "10")):
+        speedup = rows.ratio(what, "vector-quantize-pytorch", "straightvq, EMA", size)
+        yield f"{what}, 8 x {size[1]:,} codes, EMA: speed-up over vector-quantize-pytorch", least, speedup, ">="
+        memory = rows.ratio(what, "vector-quantize-pytorch", "straightvq, EMA", size, "extra_mb")
+        yield f"{what}, 8 x {size[1]:,} codes, EMA: its peak memory over ours", "10", memory, ">="
     start = rows.ratio("start", "straightvq, EMA, during k-means init", "straightvq, EMA", START)
     yield "step, 256 vectors, 8,192 codes, during k-means init: time over a later one", "3", start, "<="
     for what in ("search", "step"):
