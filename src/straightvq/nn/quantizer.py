@@ -109,6 +109,8 @@ class Quantizer(nn.Module, ABC):
             it changes nothing, its indices are -1, and ``quantized`` and ``loss`` are NaN. Set it to False on the
             instance to switch it off.
         has_table: whether parts with ``takes_context`` can be served.
+        has_signs: whether every coordinate of a code is a number or its negative, so that parts with ``takes_signs``
+            and ``needs_signs`` can be served.
         is_composite: whether indices have an axis for its quantizers behind those of the vectors.
         num_quantizers: codes per vector, and the length of that axis.
     """
@@ -116,6 +118,7 @@ class Quantizer(nn.Module, ABC):
     codebook_size: int
     check_finite: bool = True
     has_table: bool = False
+    has_signs: bool = False
     is_composite: bool = False
     num_quantizers: int = 1
     _is_bypassed = False
@@ -138,11 +141,16 @@ class Quantizer(nn.Module, ABC):
         self.estimator: Estimator = check_part(self, "estimator", default(estimator, StraightThrough), Estimator)
         self.losses = nn.ModuleList(_check_losses(self, losses))
         for part in (self.estimator, *self._losses()):
-            if part.takes_context and not self.has_table:
+            if part.takes_context and not (self.has_table or (self.has_signs and part.takes_signs)):
                 raise InvalidValueError(
                     f"`{type(self).__name__}`: {type(part).__name__} looks at the table of codes, and there is none. "
                     "Use a part that takes vectors and codes only."
                 )
+        if self.estimator.needs_signs and not self.has_signs:
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: {type(self.estimator).__name__} stands for the derivative of a sign, and "
+                "these codes are no signs. Use it in a LookupFreeQuantizer or BinarySphericalQuantizer."
+            )
         with making_float32():
             self.transform.bind(self.dim)
 

@@ -1,0 +1,1 @@
+"""Quantizers beside the vector quantizer, one family per file."""
