@@ -49,7 +49,7 @@ def soft_usage(z: Tensor, codes: Tensor, weight: Tensor, temperature: float) -> 
     """
     # Distances do not depend on the origin; products keep more digits near it.
     centre = codes.detach().mean(0)
-    total, usage = _SoftUsage.apply(z - centre, codes - centre, weight, temperature)
+    total, usage = torch.ops.straightvq.soft_usage(z - centre, codes - centre, weight, temperature)
     return total, usage
 
 
@@ -57,8 +57,8 @@ def bit_entropy(logits: Tensor) -> Tensor:
     """Entropy in nats of a bit that is 1 with probability ``sigmoid(logits)``, elementwise; exact far from 0 too.
 
     Example:
-        >>> bit_entropy(torch.tensor([0.0, 100.0])).tolist()
-        [0.6931471824645996, 3.7835058536770314e-42]
+        >>> [f"{h:.4g}" for h in bit_entropy(torch.tensor([0.0, 50.0])).tolist()]
+        ['0.6931', '9.837e-21']
     """
     size = logits.abs()
     return F.softplus(-size) + size * torch.sigmoid(-size)
@@ -85,7 +85,7 @@ def bit_usage(logits: Tensor, weight: Tensor) -> Tensor:
         >>> bit_usage(torch.tensor([[100.0, -100.0], [100.0, 0.0]]), torch.ones(2)).tolist()
         [0.0, 1.5, 0.0, 0.5]
     """
-    usage: Tensor = _BitUsage.apply(logits, weight)
+    usage: Tensor = torch.ops.straightvq.bit_usage(logits.contiguous(), weight)
     return usage
 
 
@@ -95,33 +95,34 @@ def _tiles(n: int, columns: int, device: torch.device) -> Iterator[slice]:
     yield from (slice(start, start + rows) for start in range(0, n, rows))
 
 
-class _SoftUsage(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, codes: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(z, codes, weight)
-        ctx.temperature = temperature
-        total, usage = z.new_zeros(()), z.new_zeros(len(codes))
-        for rows in _tiles(len(z), len(codes), z.device):
-            log_p = _log_p(z[rows], codes, temperature)
-            p = log_p.exp()
-            total = total - weight[rows] @ (p * log_p).sum(1)
-            usage = usage + weight[rows] @ p
-        return total, usage
+# Custom operators, so that a compiled graph neither unrolls the tiles nor keeps them.
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        by_entropy, by_usage = gradients
-        z, codes, weight = ctx.saved_tensors
-        to_z, to_codes = [z[:0]], torch.zeros_like(codes)
-        for rows in _tiles(len(z), len(codes), z.device):
-            log_p = _log_p(z[rows], codes, ctx.temperature)
-            p = log_p.exp()
-            to_p = by_usage - by_entropy * log_p
-            to_logits = p * (to_p - (p * to_p).sum(1, keepdim=True)) * weight[rows, None]
-            to_z.append(to_logits @ codes)
-            to_codes = to_codes + to_logits.T @ z[rows] - to_logits.sum(0)[:, None] * codes
-        scale = 2 / ctx.temperature
-        return scale * torch.cat(to_z), scale * to_codes, None, None
+
+@torch.library.custom_op("straightvq::soft_usage", mutates_args=())
+def _soft_usage(z: Tensor, codes: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    total, usage = z.new_zeros(()), z.new_zeros(len(codes))
+    for rows in _tiles(len(z), len(codes), z.device):
+        log_p = _log_p(z[rows], codes, temperature)
+        p = log_p.exp()
+        total -= weight[rows] @ (p * log_p).sum(1)
+        usage += weight[rows] @ p
+    return total, usage
+
+
+@torch.library.custom_op("straightvq::soft_usage_backward", mutates_args=())
+def _soft_usage_backward(
+    by_entropy: Tensor, by_usage: Tensor, z: Tensor, codes: Tensor, weight: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    to_z, to_codes = torch.empty_like(z), torch.zeros_like(codes)
+    scale = 2 / temperature
+    for rows in _tiles(len(z), len(codes), z.device):
+        log_p = _log_p(z[rows], codes, temperature)
+        p = log_p.exp()
+        to_p = by_usage - by_entropy * log_p
+        to_logits = p * (to_p - (p * to_p).sum(1, keepdim=True)) * (scale * weight[rows, None])
+        to_z[rows] = to_logits @ codes
+        to_codes += to_logits.T @ z[rows] - to_logits.sum(0)[:, None] * codes
+    return to_z, to_codes
 
 
 def _log_p(z: Tensor, codes: Tensor, temperature: float) -> Tensor:
@@ -129,33 +130,74 @@ def _log_p(z: Tensor, codes: Tensor, temperature: float) -> Tensor:
     return torch.addmm(bias, z, codes.T, alpha=2 / temperature).log_softmax(1)
 
 
-class _BitUsage(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, weight)
-        low, high = _halves(logits.shape[1])
-        usage = logits.new_zeros(1 << high, 1 << low)
-        for rows in _tiles(len(logits), (1 << low) + (1 << high), logits.device):
-            left, right = (_combinations(part) for part in logits[rows].split([low, high], 1))
-            usage = usage + (right * weight[rows, None]).T @ left
-        return usage.view(-1)
+@torch.library.custom_op("straightvq::bit_usage", mutates_args=())
+def _bit_usage(logits: Tensor, weight: Tensor) -> Tensor:
+    low, high = _halves(logits.shape[1])
+    usage = logits.new_zeros(1 << high, 1 << low)
+    for rows in _tiles(len(logits), (1 << low) + (1 << high), logits.device):
+        left, right = (_combinations(part) for part in logits[rows].split([low, high], 1))
+        usage += (right * weight[rows, None]).T @ left
+    return usage.view(-1)
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, weight = ctx.saved_tensors
-        low, high = _halves(logits.shape[1])
-        by_usage = gradients[0].view(1 << high, 1 << low)
-        # d p(c) / d logit_i = p(c) (bit i of c - p_i).
-        parts = [logits[:0]]
-        for rows in _tiles(len(logits), (1 << low) + (1 << high), logits.device):
-            p = logits[rows].sigmoid()
-            left, right = (_combinations(part) for part in logits[rows].split([low, high], 1))
-            right = right * weight[rows, None]
-            of_left = (right @ by_usage) * left
-            of_right = (left @ by_usage.T) * right
-            ones = torch.cat([of_left @ _bits(low, left), of_right @ _bits(high, right)], 1)
-            parts.append(ones - p * of_left.sum(1, keepdim=True))
-        return torch.cat(parts), None
+
+@torch.library.custom_op("straightvq::bit_usage_backward", mutates_args=())
+def _bit_usage_backward(by_usage: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
+    low, high = _halves(logits.shape[1])
+    by_usage = by_usage.view(1 << high, 1 << low)
+    to_logits = torch.empty_like(logits)
+    # d p(c) / d logit_i = p(c) (bit i of c - p_i).
+    for rows in _tiles(len(logits), (1 << low) + (1 << high), logits.device):
+        left, right = (_combinations(part) for part in logits[rows].split([low, high], 1))
+        right = right * weight[rows, None]
+        of_left = (right @ by_usage) * left
+        of_right = (left @ by_usage.T) * right
+        of_ones = torch.cat([of_left @ _bits(low, left), of_right @ _bits(high, right)], 1)
+        to_logits[rows] = of_ones - logits[rows].sigmoid() * of_left.sum(1, keepdim=True)
+    return to_logits
+
+
+@_soft_usage.register_fake
+def _(z: Tensor, codes: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    return z.new_empty(()), z.new_empty(len(codes))
+
+
+@_soft_usage_backward.register_fake
+def _(
+    by_entropy: Tensor, by_usage: Tensor, z: Tensor, codes: Tensor, weight: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(z), torch.empty_like(codes)
+
+
+@_bit_usage.register_fake
+def _(logits: Tensor, weight: Tensor) -> Tensor:
+    return logits.new_empty(1 << logits.shape[1])
+
+
+@_bit_usage_backward.register_fake
+def _(by_usage: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def _keep_soft(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.temperature = inputs[3]
+
+
+def _keep_bits(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _of_soft(ctx: Any, by_entropy: Tensor, by_usage: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    gradients = torch.ops.straightvq.soft_usage_backward(by_entropy, by_usage, *ctx.saved_tensors, ctx.temperature)
+    return *gradients, None, None
+
+
+def _of_bits(ctx: Any, by_usage: Tensor) -> tuple[Tensor, None]:
+    return torch.ops.straightvq.bit_usage_backward(by_usage.contiguous(), *ctx.saved_tensors), None
+
+
+_soft_usage.register_autograd(_of_soft, setup_context=_keep_soft)
+_bit_usage.register_autograd(_of_bits, setup_context=_keep_bits)
 
 
 def _halves(bits: int) -> tuple[int, int]:
