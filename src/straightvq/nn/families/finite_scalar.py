@@ -171,10 +171,10 @@ class FiniteScalarQuantizer(CodebookFree):
     # --- noise in place of rounding -------------------------------------------------------------------------------
 
     def step(self, x: Tensor, valid: Tensor | None) -> Step:
-        step = super().step(x, valid)
         if self.clock is None or not self.training:
-            return step
+            return super().step(x, valid)
         self._check_not_recomputed()
+        step = super().step(x, valid)
         self._advance(self.clock)
         if not self.noise:
             return step
