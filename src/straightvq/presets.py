@@ -275,7 +275,7 @@ def best_rq(dim: int, codebook_size: int, *, channel_dim: int = -1) -> RandomPro
 
 def _to_width(dim: Any, width: Any) -> Projection | None:
     """The projection to another width; what is no width is the quantizer's to refuse."""
-    known = all(isinstance(number, Integral) and int(number) >= 1 for number in (dim, width))
+    known = all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= 1 for n in (dim, width))
     return Projection(width) if known and width != dim else None
 
 

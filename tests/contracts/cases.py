@@ -200,6 +200,20 @@ FREE: dict[str, Callable[..., svq.Quantizer]] = FREE_PRESETS | {
     ),
 }
 
+# Laws about tables of codes: they say nothing about ``FREE``.
+OF_TABLES = (
+    "codes_quantize_to_themselves",
+    "far_from_the_origin_the_nearest_code_is_found",
+    "freezing_is_saved",
+    "frozen_codebook_stays_to_the_bit_under_adamw",
+    "no_init_overwrites_codes_that_somebody_set",
+    "no_matrix_of_vectors_times_codes_is_made",
+    "ranks_do_what_one_process_does",  # for them: test_codebook_free.py
+    "set_codes_writes_effective_codes",
+    "training_moves_the_codebook",
+    "unfrozen_codebook_moves_again",
+)
+
 _PROJECTION = {"codes_quantize_to_themselves": "a projection does not return to its argument"}
 
 _NOISE = "in training a share of the vectors gets noise in place of a code"
