@@ -461,7 +461,12 @@ def bypass(module: nn.Module) -> Iterator[None]:
 
 def zero_of(x: Tensor) -> Tensor:
     """A scalar 0 that is connected to ``x``, whatever that holds."""
-    return 0 * x.reshape(-1)[:0].sum()
+    # Its gradient is one 0, expanded; that of an empty slice of x would be a tensor of zeros.
+    return torch.where(torch.zeros((), dtype=torch.bool, device=x.device), x.sum(), 0) if x.requires_grad else _zero(x)
+
+
+def _zero(x: Tensor) -> Tensor:
+    return torch.zeros((), dtype=x.dtype, device=x.device)
 
 
 def where_valid(indices: Tensor, valid: Tensor | None) -> Tensor:

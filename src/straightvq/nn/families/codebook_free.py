@@ -29,7 +29,7 @@ class CodebookFree(Quantizer):
 
     @abstractmethod
     def digits(self, z: Tensor) -> Tensor:
-        """Bounded rows (n, d) -> the digit of every channel (n, d), whole numbers from 0 of any dtype."""
+        """Bounded rows (n, d) -> the digit of every channel (n, d), of any dtype and counted from anywhere."""
 
     @abstractmethod
     def index(self, digits: Tensor) -> Tensor:

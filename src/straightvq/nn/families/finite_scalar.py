@@ -23,6 +23,8 @@ Form = Literal["paper", "symmetric"]
 
 # Of the paper's bound: it keeps the outermost levels half a step and a little away from the next.
 _EPS = 1e-3
+# Indices below it are sums that float64 makes without rounding, by a product that is faster than one of integers.
+_EXACT = 1 << 53
 
 
 class FiniteScalarQuantizer(CodebookFree):
@@ -108,6 +110,8 @@ class FiniteScalarQuantizer(CodebookFree):
         self.codebook_size = math.prod(self._levels)
         self.register_buffer("levels", torch.tensor(self._levels))
         self.register_buffer("basis", torch.tensor(self._basis()))
+        zeros = zip(self._basis(), self._levels, strict=True)
+        self._index_of_zero = sum(base * (count // 2) for base, count in zeros) if self.form == "paper" else 0
         self.clock = Clock() if self.noise else None
         self._is_bound = True
 
@@ -133,40 +137,52 @@ class FiniteScalarQuantizer(CodebookFree):
 
     # --- maps on flat rows ----------------------------------------------------------------------------------------
 
+    # Rows are narrow, and an operation with a number for each channel costs several times one with one for all.
+
     def bound(self, x: Tensor) -> Tensor:
-        origin, half = self._grid(x.dtype)
+        unit = self.scale / self._half(x.dtype)
         if self.clamp:
-            lowest = origin / half * -self.scale
-            return torch.minimum(torch.maximum(x, lowest), lowest + (self.levels - 1) / half * self.scale)
+            return torch.minimum(x.clamp(min=-self.scale), (self.levels - 1) * unit - self.scale)
         x = x if self.scale == 1 else x / self.scale
         if self.form == "symmetric":
             return x.tanh() if self.scale == 1 else x.tanh() * self.scale
-        reach = (self.levels - 1) * (0.5 * (1 - _EPS))
-        offset = 0.5 * (self.levels % 2 == 0)
-        steps = (x + (offset / reach).tan().to(x.dtype)).tanh() * reach.to(x.dtype) - offset.to(x.dtype)
-        return steps * (self.scale / half)
+        reach = (self.levels.to(x.dtype) - 1) * (0.5 * (1 - _EPS))
+        offset = (self.levels % 2 == 0).to(x.dtype) * 0.5
+        return torch.addcmul(-offset * unit, (x + (offset / reach).tan()).tanh(), reach * unit)
 
     def digits(self, z: Tensor) -> Tensor:
-        origin, half = self._grid(z.dtype)
-        digits = torch.addcmul(origin, z, half / self.scale).round()
-        return torch.minimum(digits.clamp(min=0), (self.levels - 1).to(z.dtype))
+        """The grid's steps from the code 0 in the paper's form, from the lowest code in the symmetric one."""
+        half = self._half(z.dtype)
+        steps = half if self.scale == 1 else half / self.scale
+        return (z * steps if self.form == "paper" else torch.addcmul(half, z, steps)).round()
 
     def index(self, digits: Tensor) -> Tensor:
-        return (digits.long() * self.basis).sum(1)
+        if self.codebook_size <= _EXACT and digits.device.type != "mps":
+            index = (digits.double() @ self.basis.double()).long()
+        else:
+            index = (digits.long() * self.basis).sum(1)
+        return index + self._index_of_zero if self._index_of_zero else index
 
     def split(self, indices: Tensor) -> Tensor:
-        return indices[:, None] // self.basis % self.levels
+        return indices[:, None] // self.basis % self.levels + self._lowest(torch.int64)
 
     def values(self, digits: Tensor, dtype: torch.dtype) -> Tensor:
-        origin, half = self._grid(dtype)
-        code = (digits.to(dtype) - origin) / half
+        half, digits = self._half(dtype), digits.to(dtype)
+        code = digits / half if self.form == "paper" else (digits - half) / half
         return code if self.scale == 1 else code * self.scale
 
-    def _grid(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The digit of the code 0, and how many steps make a half-width, (d,) each."""
-        half = self.levels // 2 if self.form == "paper" else (self.levels - 1) / 2
-        half = half.to(dtype)
-        return half, half
+    def assign(self, z: Tensor) -> Tensor:
+        lowest = self._lowest(z.dtype)  # of rows that nobody has bounded, too
+        digits = torch.minimum(torch.maximum(self.digits(z), lowest), lowest + (self.levels - 1))
+        return self.index(digits)
+
+    def _half(self, dtype: torch.dtype) -> Tensor:
+        """Steps of the grid in a half-width, (d,)."""
+        return (self.levels // 2).to(dtype) if self.form == "paper" else (self.levels.to(dtype) - 1) / 2
+
+    def _lowest(self, dtype: torch.dtype) -> Tensor:
+        """Digit of the lowest code, (d,)."""
+        return (-(self.levels // 2) if self.form == "paper" else 0 * self.levels).to(dtype)
 
     # --- noise in place of rounding -------------------------------------------------------------------------------
 
@@ -193,7 +209,7 @@ class FiniteScalarQuantizer(CodebookFree):
         z, rows = batch.z, batch.rows()
         # One more draw than channels says whether the vector gets noise.
         drawn = batch.draws.uniform("noise", (len(z), z.shape[1] + 1), z.dtype, rows=rows)
-        noisy = z + (drawn[:, 1:] - 0.5) * (self.scale / self._grid(z.dtype)[1])
+        noisy = z + (drawn[:, 1:] - 0.5) * (self.scale / self._half(z.dtype))
         return torch.where(drawn[:, :1] < self.noise, noisy, code)
 
     def _check_not_recomputed(self) -> None:
