@@ -29,7 +29,7 @@ def estimating_error(z: Tensor, surrogate: Callable[[Tensor], Tensor] | Tensor) 
     Raises:
         ValueError: for no values, or a surrogate of another shape.
 
-    Source: arXiv 2308.06689, eq. (4).
+    Source: arXiv 2308.06689, estimating error.
 
     Example:
         >>> estimating_error(torch.tensor([0.5, -1.0, 0.0]), lambda z: z)
@@ -58,7 +58,7 @@ def gradient_instability(gradients: Tensor | Iterable[Tensor]) -> Tensor:
     Raises:
         ValueError: for no elements.
 
-    Source: arXiv 2308.06689, eq. (5).
+    Source: arXiv 2308.06689, gradient stability.
 
     Example:
         >>> gradient_instability([torch.tensor([1.0, -3.0]), torch.tensor([[2.0]])])

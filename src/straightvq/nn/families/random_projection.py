@@ -36,7 +36,7 @@ class RandomProjectionQuantizer(Quantizer):
     Raises:
         ValueError, TypeError: as in every quantizer.
 
-    Source: arXiv 2202.01855 (BEST-RQ), section 3.1. The paper has no ``quantized``.
+    Source: arXiv 2202.01855 (BEST-RQ), section 3. The paper has no ``quantized``.
 
     Example:
         >>> layer = RandomProjectionQuantizer(8, 32, codebook_dim=4)

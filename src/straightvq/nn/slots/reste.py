@@ -33,7 +33,7 @@ class ReSTE(Estimator):
     Raises:
         ValueError: from a quantizer whose codes are no signs.
 
-    Source: arXiv 2308.06689, eq. (6) to (9); limit, clip and schedule from the authors' code.
+    Source: arXiv 2308.06689; limit, clip and schedule from the authors' code.
 
     Example:
         >>> import torch
