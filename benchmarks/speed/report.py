@@ -15,12 +15,16 @@ VECTORS, CODES, WIDTH = 16384, 8192, 64  # the middle of the grid
 # What the quantizer of the autoencoder step gets: the recipe's 64 images of 8 x 8 vectors, or 8 of 16 x 16.
 SHARE_OF: dict[str, Size] = {"cpu": (4096, 512, 8), "cuda": (2048, 8192, 8)}
 QUERY: Size = (1, 65536, 64)
+RESIDUAL: Size = (16384, 1024, 128)
+PRODUCT: Size = (16384, 256, 128)
 START: Size = (256, 8192, 64)  # a batch is a small part of the codebook
 TITLES = {
     "search": "The search alone",
     "query": "The search for one vector",
     "sums": "Counts and sums per code",
     "step": "A training step of the layer: forward, loss, backward",
+    "residual": "A training step of 8 residual levels",
+    "product": "A training step of 8 groups of channels",
     "start": "A training step of a layer whose batches are smaller than its codebook",
     "growth": "One, two and four times the work, `straightvq` and EMA",
     "share": "A training step of an autoencoder, and the quantizer's part of it",

@@ -2,12 +2,16 @@
 
 from straightvq.nn.batch import Batch, Context
 from straightvq.nn.codebook import Codebook
+from straightvq.nn.families.binary import BinarySphericalQuantizer, LookupFreeQuantizer
+from straightvq.nn.families.finite_scalar import FiniteScalarQuantizer
 from straightvq.nn.families.product import ProductQuantizer
+from straightvq.nn.families.random_projection import RandomProjectionQuantizer
 from straightvq.nn.families.residual import ResidualQuantizer
 from straightvq.nn.optimizers import attach_optimizer, parameter_groups
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
 from straightvq.nn.resize import resize_codebooks
 from straightvq.nn.slots.assigners import Assigner, Nearest
+from straightvq.nn.slots.entropy import EntropyLoss
 from straightvq.nn.slots.estimators import Estimator, StraightThrough
 from straightvq.nn.slots.inits import Init, KMeansInit, NormalInit, SampleInit, UniformInit
 from straightvq.nn.slots.losses import CodebookLoss, CommitmentLoss, Loss
@@ -20,6 +24,7 @@ from straightvq.nn.slots.parametrizations import (
     UnitNormCodes,
 )
 from straightvq.nn.slots.resets import DeadCodeReset, Reset
+from straightvq.nn.slots.reste import ReSTE, reste_power
 from straightvq.nn.slots.transforms import Identity, Projection, Transform, UnitNorm
 from straightvq.nn.slots.updates import AlternatedUpdate, EMAUpdate, GradientUpdate, Trains, Update
 from straightvq.nn.vector_quantizer import VectorQuantizer
@@ -29,6 +34,7 @@ __all__ = [
     "AlternatedUpdate",
     "Assigner",
     "Batch",
+    "BinarySphericalQuantizer",
     "Chain",
     "Codebook",
     "CodebookLoss",
@@ -37,11 +43,14 @@ __all__ = [
     "DeadCodeReset",
     "Direct",
     "EMAUpdate",
+    "EntropyLoss",
     "Estimator",
+    "FiniteScalarQuantizer",
     "GradientUpdate",
     "Identity",
     "Init",
     "KMeansInit",
+    "LookupFreeQuantizer",
     "Loss",
     "Nearest",
     "NormalInit",
@@ -50,6 +59,8 @@ __all__ = [
     "Projection",
     "Quantizer",
     "QuantizerOutput",
+    "RandomProjectionQuantizer",
+    "ReSTE",
     "Reset",
     "ResidualQuantizer",
     "RunningAffine",
@@ -67,4 +78,5 @@ __all__ = [
     "bypass",
     "parameter_groups",
     "resize_codebooks",
+    "reste_power",
 ]
