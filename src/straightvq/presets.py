@@ -27,12 +27,7 @@ __all__ = ["ema", "straight", "vq_ste_pp", "vq_vae"]
 
 
 def vq_vae(
-    dim: int,
-    codebook_size: int,
-    *,
-    channel_dim: int = -1,
-    codebook_dim: int | None = None,
-    commitment: float = 0.25,
+    dim: int, codebook_size: int, *, channel_dim: int = -1, codebook_dim: int | None = None, commitment: float = 0.25
 ) -> VectorQuantizer:
     """Plain VQ: a gradient codebook with a uniform start, straight-through estimator, no rescue for dead codes.
 

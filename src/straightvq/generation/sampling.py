@@ -116,12 +116,7 @@ def _places(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_tokens(
-    predict: Callable[[Tensor], Tensor],
-    tokens: Tensor,
-    *,
-    steps: int,
-    temperature: float,
-    generator: torch.Generator,
+    predict: Callable[[Tensor], Tensor], tokens: Tensor, *, steps: int, temperature: float, generator: torch.Generator
 ) -> Tensor:
     """Fills the masked positions of token grids in a few parallel steps; given tokens stay.
 

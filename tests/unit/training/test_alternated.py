@@ -52,10 +52,7 @@ ROWS = {
 def make_layer(sync: float) -> svq.VectorQuantizer:
     """Two codes, of which the second is never chosen; means over 2 elements make the losses half squares."""
     layer = svq.VectorQuantizer(
-        2,
-        svq.Codebook(2),
-        estimator=svq.StraightThrough(sync),
-        losses=[svq.CommitmentLoss(0.3), svq.CodebookLoss(0.7)],
+        2, svq.Codebook(2), estimator=svq.StraightThrough(sync), losses=[svq.CommitmentLoss(0.3), svq.CodebookLoss(0.7)]
     )
     layer.set_codes(torch.tensor([[0.0, -0.9], [100.0, 100.0]]))
     return layer

@@ -22,7 +22,7 @@ from straightvq.training import Alternation, OptimizerSettings
         ({"weight_decay": -1.0}, r"`weight_decay` must be a finite number"),
         ({"betas": (0.9, 1.0)}, r"`betas` must be a finite number"),
         ({"betas": (0.9,)}, r"`betas` must be two numbers. Got \(0.9,\)"),
-        ({"momentum": 0.9}, r'`momentum` belongs to "sgd"'),
+        ({"momentum": 0.9}, r'`momentum` must be None with "adamw"'),
         ({"momentum": 1.0, "name": "sgd"}, r"`momentum` must be a finite number in \[0, 1\)"),
         ({"warmup_steps": -1}, r"`warmup_steps` must be an integer >= 0"),
         ({"schedule": "linear"}, r"`schedule` must be one of 'cosine', 'constant'. Got 'linear'"),
@@ -116,7 +116,7 @@ def test_two_phases_are_chosen_changed_and_called_off_in_files_and_options(
     ("options", "sentence"),
     [
         (["--model.optimizer.lr", "0"], "`OptimizerSettings`: `lr` must be a finite number in (0, inf]. Got 0.0."),
-        (["--model.optimizer.momentum", "0.9"], '`OptimizerSettings`: `momentum` belongs to "sgd".'),
+        (["--model.optimizer.momentum", "0.9"], '`OptimizerSettings`: `momentum` must be None with "adamw"'),
         (["--model.optimizer.name", "lion"], "Got value: lion"),
         (["--model.optimizer.rate", "1"], "optimizer.rate"),
         (["--model.lr", "1"], "Option 'lr' is not accepted"),

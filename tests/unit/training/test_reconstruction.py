@@ -174,8 +174,7 @@ def test_codebook_has_its_own_rate_and_no_decay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "alternate"),
-    [("straight", None), ("vq_ste_pp", None), ("vq_vae", Alternation("codebook_and_encoder"))],
+    ("preset", "alternate"), [("straight", None), ("vq_ste_pp", None), ("vq_vae", Alternation("codebook_and_encoder"))]
 )
 @pytest.mark.parametrize("stop", [3, 4, 5])
 def test_resume_is_exact(preset: str, alternate: Alternation | None, stop: int, tmp_path: Path) -> None:
