@@ -1,26 +1,9 @@
 """Quantizers by the name of their paper. Each is a composition that you could write yourself."""
 
 from numbers import Integral
+from typing import Any
 
-from straightvq.nn import (
-    Affine,
-    AlternatedUpdate,
-    Chain,
-    Codebook,
-    CodebookLoss,
-    CommitmentLoss,
-    DeadCodeReset,
-    EMAUpdate,
-    GradientUpdate,
-    KMeansInit,
-    Parametrization,
-    Projection,
-    StraightThrough,
-    UniformInit,
-    UnitNorm,
-    UnitNormCodes,
-    VectorQuantizer,
-)
+from straightvq import nn
 from straightvq.nn.part import check_bool
 
 __all__ = ["ema", "straight", "vq_ste_pp", "vq_vae"]
@@ -28,7 +11,7 @@ __all__ = ["ema", "straight", "vq_ste_pp", "vq_vae"]
 
 def vq_vae(
     dim: int, codebook_size: int, *, channel_dim: int = -1, codebook_dim: int | None = None, commitment: float = 0.25
-) -> VectorQuantizer:
+) -> nn.VectorQuantizer:
     """Plain VQ: a gradient codebook with a uniform start, straight-through estimator, no rescue for dead codes.
 
     Args:
@@ -44,13 +27,9 @@ def vq_vae(
         >>> vq_vae(8, 16).codes().shape
         torch.Size([16, 8])
     """
-    return VectorQuantizer(
-        dim,
-        Codebook(codebook_size, init=UniformInit(), update=GradientUpdate()),
-        transform=_projection(dim, codebook_dim),
-        losses=[CommitmentLoss(commitment), CodebookLoss()],
-        channel_dim=channel_dim,
-    )
+    codebook = nn.Codebook(codebook_size, init=nn.UniformInit(), update=nn.GradientUpdate())
+    transform = _projection(dim, codebook_dim)
+    return nn.VectorQuantizer(dim, codebook, transform=transform, losses=_losses(commitment), channel_dim=channel_dim)
 
 
 def ema(
@@ -62,7 +41,7 @@ def ema(
     decay: float = 0.99,
     commitment: float = 0.25,
     patience: int = 20,
-) -> VectorQuantizer:
+) -> nn.VectorQuantizer:
     """EMA codebook with k-means init and reset of dead codes: the strongest conventional baseline.
 
     Args:
@@ -80,13 +59,10 @@ def ema(
         >>> ema(8, 16).codes().shape
         torch.Size([16, 8])
     """
-    return VectorQuantizer(
-        dim,
-        Codebook(codebook_size, init=KMeansInit(), update=EMAUpdate(decay), reset=DeadCodeReset(patience)),
-        transform=_projection(dim, codebook_dim),
-        losses=[CommitmentLoss(commitment), CodebookLoss()],
-        channel_dim=channel_dim,
-    )
+    update, reset = nn.EMAUpdate(decay), nn.DeadCodeReset(patience)
+    codebook = nn.Codebook(codebook_size, init=nn.KMeansInit(), update=update, reset=reset)
+    transform = _projection(dim, codebook_dim)
+    return nn.VectorQuantizer(dim, codebook, transform=transform, losses=_losses(commitment), channel_dim=channel_dim)
 
 
 def vq_ste_pp(
@@ -103,7 +79,7 @@ def vq_ste_pp(
     patience: int = 20,
     commitment: float = 0.25,
     l2: bool = False,
-) -> VectorQuantizer:
+) -> nn.VectorQuantizer:
     """The paper's full recipe: affine codes, alternated optimisation, synchronised update, replacement, k-means.
 
     Args:
@@ -127,21 +103,16 @@ def vq_ste_pp(
         True
     """
     check_bool("vq_ste_pp", "l2", l2)
-    affine: Parametrization = Affine(lr_scale, groups)
-    return VectorQuantizer(
-        dim,
-        Codebook(
-            codebook_size,
-            parametrization=Chain([affine, UnitNormCodes()]) if l2 else affine,
-            init=KMeansInit(),
-            update=AlternatedUpdate(fraction=fraction, lr=lr, momentum=momentum),
-            reset=DeadCodeReset(patience),
-        ),
-        transform=UnitNorm() if l2 else None,
-        estimator=StraightThrough(sync),
-        losses=[CommitmentLoss(commitment), CodebookLoss()],
-        channel_dim=channel_dim,
+    affine: nn.Parametrization = nn.Affine(lr_scale, groups)
+    codebook = nn.Codebook(
+        codebook_size,
+        parametrization=nn.Chain([affine, nn.UnitNormCodes()]) if l2 else affine,
+        init=nn.KMeansInit(),
+        update=nn.AlternatedUpdate(fraction=fraction, lr=lr, momentum=momentum),
+        reset=nn.DeadCodeReset(patience),
     )
+    slots: dict[str, Any] = {"transform": nn.UnitNorm() if l2 else None, "estimator": nn.StraightThrough(sync)}
+    return nn.VectorQuantizer(dim, codebook, **slots, losses=_losses(commitment), channel_dim=channel_dim)
 
 
 def straight(
@@ -155,11 +126,11 @@ def straight(
     commitment: float = 0.25,
     patience: int = 20,
     reassign: bool = False,
-) -> VectorQuantizer:
+) -> nn.VectorQuantizer:
     """Our recommendation: alternated optimisation of narrow codes, with k-means init and reset of dead codes.
 
-    Chosen by measurement, see ``benchmarks/results/``: the alternated step keeps the codes on moving data, narrow codes
-    lower the reconstruction error and steady it.
+    Measured in ``benchmarks/results/``: the alternated step keeps the codes on moving data; narrow codes lower the
+    reconstruction error and steady it.
 
     Args:
         dim: channels of ``z``.
@@ -170,7 +141,7 @@ def straight(
         sync: the paper's nu.
         commitment: weight of the commitment loss.
         patience: steps without use before a code is reset.
-        reassign: whether vectors are assigned again after the step: a second search, and no lower error where measured.
+        reassign: assigns vectors again after the step: a second search, and no lower error where measured.
 
     Source: arXiv 2305.08842 for alternation, replacement and k-means; arXiv 2110.04627 for narrow codes.
 
@@ -178,25 +149,20 @@ def straight(
         >>> straight(64, 16).codes().shape
         torch.Size([16, 8])
     """
-    return VectorQuantizer(
-        dim,
-        Codebook(
-            codebook_size,
-            init=KMeansInit(),
-            update=AlternatedUpdate(fraction=fraction, reassign=reassign),
-            reset=DeadCodeReset(patience),
-        ),
-        transform=_projection(dim, codebook_dim),
-        estimator=StraightThrough(sync),
-        losses=[CommitmentLoss(commitment), CodebookLoss()],
-        channel_dim=channel_dim,
-    )
+    update, reset = nn.AlternatedUpdate(fraction=fraction, reassign=reassign), nn.DeadCodeReset(patience)
+    codebook = nn.Codebook(codebook_size, init=nn.KMeansInit(), update=update, reset=reset)
+    slots: dict[str, Any] = {"transform": _projection(dim, codebook_dim), "estimator": nn.StraightThrough(sync)}
+    return nn.VectorQuantizer(dim, codebook, **slots, losses=_losses(commitment), channel_dim=channel_dim)
 
 
-def _projection(dim: int, codebook_dim: int | None) -> Projection | None:
+def _losses(commitment: float) -> list[nn.Loss]:
+    return [nn.CommitmentLoss(commitment), nn.CodebookLoss()]
+
+
+def _projection(dim: int, codebook_dim: int | None) -> nn.Projection | None:
     """The projection to narrower codes, None where there is nothing to narrow."""
     if codebook_dim is None:
         return None
-    projection = Projection(codebook_dim)
+    projection = nn.Projection(codebook_dim)
     # A `dim` that is no integer is the quantizer's to refuse.
     return projection if not isinstance(dim, Integral) or codebook_dim < dim else None

@@ -60,6 +60,7 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, args: list[str], default_name: str, command: str) -> None:
         self.default_name = default_name
+        self.commands: list[LightningArgumentParser] = []
         deny_foreign_code()
         versions = f"torch=={torch.__version__} lightning=={lightning.__version__}"
         header = [f"straightvq=={straightvq.__version__} {versions}", command]
@@ -91,6 +92,7 @@ class TrainingCLI(LightningCLI):
             ("--keep_every", int | None, None, "steps between checkpoints that all stay, for `straightvq analyze`"),
             ("--stop_on_non_finite", bool, True, "stop when the loss, a gradient or a weight is NaN or infinite"),
         ]
+        self.commands.append(parser)
         for name, kind, default, text in options:
             parser.add_argument(name, type=kind, default=default, help=text)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -103,7 +105,8 @@ class TrainingCLI(LightningCLI):
         if any(word.partition("=")[0] == "--base" for word in args):
             raise InvalidValueError("`--base` belongs in a recipe; on the command line, pass --config for each recipe.")
         words = resolve(args)
-        with explained(*trees_of(words)):
+        own = [name for command in self.commands for name, _ in command.get_defaults().items()]
+        with explained(*trees_of(words), options=[*own, "help", "print_config"]):
             self.config = parser.parse_args(words)
         config = self.config[self.config["subcommand"]]
         # Lightning would take settings over from a checkpoint that may be damaged.
