@@ -92,7 +92,7 @@ def _misspelt(trees: Sequence[Any], options: Iterable[str]) -> str | None:
             depth = len(place)
             accepted = {name[depth]: None for name in own if name[:depth] == place and len(name) > depth}
         for key, value in node.items():
-            if accepted and key not in accepted:
+            if accepted and key not in (*accepted, "help", "print_config"):
                 where = f"in {' > '.join(map(str, place))}" if place else "at the top level"
                 owner = f", {classes[place]}" if place in classes else ""
                 hint = did_you_mean(str(key), list(accepted))

@@ -75,9 +75,8 @@ class OptimizerSettings:
             check_float(self, "betas", beta, minimum=0, maximum=1, open_maximum=True)
         check_optional_float(self, "momentum", self.momentum, minimum=0, maximum=1, open_maximum=True)
         if self.momentum is not None and self.name == "adamw":
-            raise InvalidValueError(
-                f'`OptimizerSettings`: `momentum` must be None with "adamw", which has `betas`. Got {self.momentum}.'
-            )
+            sentence = f'`momentum` must be None with "adamw", which has `betas`. Got {self.momentum}.'
+            raise InvalidValueError(f"`OptimizerSettings`: {sentence}")
         check_int(self, "warmup_steps", self.warmup_steps, 0)
         check_choice(self, "schedule", self.schedule, ("cosine", "constant"))
 
@@ -124,12 +123,7 @@ class Alternation:
 
 
 class SetMetrics(nn.Module):
-    """Values over a whole set and all ranks, exact for any batches: the task's ``metrics``, and codebook usage.
-
-    Args:
-        quantizer: whose indices are counted; None for none.
-        metrics: of the task, by name.
-    """
+    """The task's ``metrics``, and the usage of the quantizer, over a whole set and all ranks, exact for any batches."""
 
     def __init__(self, quantizer: Quantizer | None, **metrics: Metric) -> None:
         super().__init__()
@@ -171,8 +165,7 @@ class MeasuredTask(lightning.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.metrics.reset()
 
-    def on_test_epoch_start(self) -> None:
-        self.metrics.reset()
+    on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
         self.log_set("val", self.metrics.compute())
@@ -187,16 +180,7 @@ class MeasuredTask(lightning.LightningModule):
 
 
 class QuantizedTask(MeasuredTask, ABC):
-    """Base of the tasks that train one network with a quantizer inside.
-
-    Args:
-        model: the network.
-        metrics: of the task, by name.
-        optimizer: the main optimizer.
-        alternate: the first phase of the two-phase step; None trains on the sum of both losses in one phase.
-        quantize: whether the quantizer takes part.
-        loss_weight: factor of the task's error in the loss.
-    """
+    """Base of the tasks that train one network with a quantizer inside; `Reconstruction` explains the arguments."""
 
     model: QuantizedNet
     error_name: ClassVar[str]  # under which the task's error is logged
@@ -220,10 +204,9 @@ class QuantizedTask(MeasuredTask, ABC):
         self.alternate = alternate
         self.automatic_optimization = alternate is None
         if alternate is not None:
-            self._check_alternate(check_part(self, "alternate", alternate, Alternation))
+            self._check_alternate(check_part(self, "alternate", alternate, Alternation), type(self).__name__)
 
-    def _check_alternate(self, alternate: Alternation) -> None:
-        owner = type(self).__name__
+    def _check_alternate(self, alternate: Alternation, owner: str) -> None:
         if self.model.quantizer is None or not self.quantize:
             raise InvalidValueError(f"`{owner}`: `alternate` must be None without a quantizer. Got {alternate}.")
         books = self._codebooks()
@@ -290,8 +273,7 @@ class QuantizedTask(MeasuredTask, ABC):
         return None
 
     def _alternated_step(self, batch: Batch, alternate: Alternation) -> Pass:
-        # Lightning counts the steps of the optimizers that it wraps, and `max_steps` means steps of the task: the outer
-        # one is wrapped, the inner one is not.
+        # Lightning counts the steps of the optimizers that it wraps; `max_steps` means those of the outer one.
         outer = cast(list[Optimizer], self.optimizers())[0]
         inner = cast(list[Optimizer], self.optimizers(use_pl_optimizer=False))[1]
         computed: list[Pass] = []
@@ -311,9 +293,8 @@ class QuantizedTask(MeasuredTask, ABC):
             computed.append(self.compute(batch))
             return self.loss_weight * computed[0][0]
 
-        alternated_step(
-            quantizer_loss, task_loss, inner, outer, inner_steps=alternate.steps, backward=self.manual_backward
-        )
+        how: dict[str, Any] = {"inner_steps": alternate.steps, "backward": self.manual_backward}
+        alternated_step(quantizer_loss, task_loss, inner, outer, **how)
         return computed[0]
 
     def _losses_train_codes(self) -> bool:
@@ -342,14 +323,11 @@ class QuantizedTask(MeasuredTask, ABC):
             )
         moved = [p for book in self._codebooks() for p in book.parameters()]
         if alternate.phase == "codebook_and_encoder":
-            quantizer = cast(nn.Module, self.model.quantizer)
-            others = [p for p in quantizer.parameters() if not any(p is q for q in moved)]
-            moved += [*self.model.encoder_parameters(), *others]
+            moved += [*self.model.encoder_parameters(), *cast(nn.Module, self.model.quantizer).parameters()]
         lr = self.optimizer.lr if alternate.lr is None else alternate.lr
-        return AdamW(moved, lr=lr, betas=self.optimizer.betas, weight_decay=0.0)
+        return AdamW(dict.fromkeys(moved), lr=lr, betas=self.optimizer.betas, weight_decay=0.0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.measure(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.measure(batch)
+    test_step = validation_step

@@ -65,10 +65,10 @@ class TrainingCLI(LightningCLI):
         versions = f"torch=={torch.__version__} lightning=={lightning.__version__}"
         header = [f"straightvq=={straightvq.__version__} {versions}", command]
         kwargs: dict[str, Any] = {"exit_on_error": False, "dump_header": header}
+        kinds = lightning.LightningModule, lightning.LightningDataModule
         try:
             super().__init__(
-                lightning.LightningModule,
-                lightning.LightningDataModule,
+                *kinds,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 args=args,
@@ -105,8 +105,8 @@ class TrainingCLI(LightningCLI):
         if any(word.partition("=")[0] == "--base" for word in args):
             raise InvalidValueError("`--base` belongs in a recipe; on the command line, pass --config for each recipe.")
         words = resolve(args)
-        own = [name for command in self.commands for name, _ in command.get_defaults().items()]
-        with explained(*trees_of(words), options=[*own, "help", "print_config"]):
+        own = (name for command in self.commands for name, _ in command.get_defaults().items())
+        with explained(*trees_of(words), options=own):
             self.config = parser.parse_args(words)
         config = self.config[self.config["subcommand"]]
         # Lightning would take settings over from a checkpoint that may be damaged.

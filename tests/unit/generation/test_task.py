@@ -7,7 +7,9 @@ import lightning
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from tests import trainings
+from tests.trainings import check_exact_resume, state
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 import straightvq as svq
@@ -17,7 +19,7 @@ from straightvq.generation import Generation, Tokenizer
 from straightvq.generation import task as module
 from straightvq.generation.task import masked_cross_entropy
 from straightvq.models import Autoencoder, MaskGIT
-from straightvq.training import ExactResume, OptimizerSettings
+from straightvq.training import OptimizerSettings
 
 CODES = 16
 
@@ -42,15 +44,8 @@ def make_data(kind: type[Images] = Tokens, **kwargs: Any) -> Images:
     return kind(source="digits", **{**sizes, **kwargs})
 
 
-def make_trainer(steps: int, **kwargs: Any) -> lightning.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return lightning.Trainer(
-        accelerator="cpu", max_steps=steps, max_epochs=-1, **{"enable_checkpointing": False, **quiet, **kwargs}
-    )
-
-
-def state(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
+def make_trainer(steps: int) -> lightning.Trainer:
+    return trainings.make_trainer(steps, max_epochs=-1)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -152,11 +147,8 @@ def test_weights_of_linear_layers_alone_decay() -> None:
     decayed, others = trainer.optimizers[0].param_groups
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
     named = {p: name for name, p in task.model.named_parameters()}
-    assert {named[p] for p in others["params"]} == {
-        name
-        for name in named.values()
-        if name.endswith("bias") or "norm" in name or "embedding" in name or name == "last.2.weight"
-    }
+    spared = [name for name in named.values() if name.endswith("bias") or "norm" in name or "embedding" in name]
+    assert {named[p] for p in others["params"]} == {*spared, "last.2.weight"}
 
 
 @pytest.mark.parametrize(("schedule", "end"), [("cosine", 0.0), ("constant", 1.0)])
@@ -203,18 +195,7 @@ def test_validation_is_deterministic_and_exact() -> None:
 
 @pytest.mark.parametrize("stop", [3, 5])
 def test_resume_is_exact(stop: int, tmp_path: Path) -> None:
-    class Keep(lightning.Callback):
-        def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-            if trainer.global_step == stop:
-                trainer.save_checkpoint(tmp_path / "stop.ckpt")
-
-    whole, resumed = make_task(), make_task()
-    make_trainer(10, callbacks=[ExactResume(), Keep()]).fit(whole, make_data(flip=True))
-    torch.manual_seed(99)
-    trainer = make_trainer(10, callbacks=[ExactResume()])
-    trainer.fit(resumed, make_data(flip=True), ckpt_path=tmp_path / "stop.ckpt", weights_only=True)
-    after, expected = resumed.state_dict(), whole.state_dict()
-    assert [name for name in expected if not torch.equal(after[name], expected[name])] == []
+    check_exact_resume(lambda: (make_task(), make_data(flip=True)), tmp_path, stop, max_epochs=-1)
 
 
 def test_a_checkpoint_remembers_its_tokenizer(tmp_path: Path) -> None:
@@ -257,10 +238,8 @@ def test_fid_does_not_depend_on_the_batch_size(num_classes: int | None) -> None:
 def test_samples_at_the_tokens_of_the_images_have_the_fid_of_reconstructions(monkeypatch: pytest.MonkeyPatch) -> None:
     """The two distances are computed alike."""
     task = make_task()
-    images = [
-        batch["image"]
-        for batch in map(lambda b: make_data().on_after_batch_transfer(b, 0), make_data().test_dataloader())
-    ]
+    data = make_data()
+    images = [data.on_after_batch_transfer(batch, 0)["image"] for batch in data.test_dataloader()]
     perfect = iter([task.tokenizer.encode(x) for x in images for _ in range(task.fid_seeds)])
     monkeypatch.setattr(task, "sample", lambda *_, **__: next(perfect))
     (measured,) = make_trainer(1).test(task, make_data(), verbose=False)

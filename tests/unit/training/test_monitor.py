@@ -234,24 +234,19 @@ class TestWarnings:
         with pytest.warns(CodebookWarning, match="step 4: the codebook has collapsed"):
             fit(Task(collapsed(), encode=False), monitor, tmp_path, steps=4)
 
-    def test_codes_missing_from_the_optimizer(self, tmp_path):
-        task = Task(svq.presets.vq_vae(DIM, SIZE), in_optimizer=False)
+    @pytest.mark.parametrize(
+        ("fault", "words"),
+        [
+            ({"in_optimizer": False}, r"no code has moved.*raw is in none of the trainer's opt"),
+            ({"uses_loss": False}, r"raw is without a gradient \(grad is None\)"),
+            ({"lr": 0.0}, "is the learning rate 0"),
+        ],
+    )
+    def test_codes_that_nothing_moves(self, tmp_path, fault, words):
         monitor = CodebookMonitor(every_n_steps=2, collapse_usage=0, pictures_every=0)
-        with pytest.warns(CodebookWarning, match=r"no code has moved.*raw is in none of the trainer's opt") as record:
-            fit(task, monitor, tmp_path, steps=8)
+        with pytest.warns(CodebookWarning, match=words) as record:
+            fit(Task(svq.presets.vq_vae(DIM, SIZE), **fault), monitor, tmp_path, steps=8)
         assert len(told(record)) == 1
-
-    def test_codes_without_a_gradient(self, tmp_path):
-        task = Task(svq.presets.vq_vae(DIM, SIZE), uses_loss=False)
-        monitor = CodebookMonitor(every_n_steps=2, collapse_usage=0, pictures_every=0)
-        with pytest.warns(CodebookWarning, match=r"raw is without a gradient \(grad is None\)"):
-            fit(task, monitor, tmp_path, steps=4)
-
-    def test_a_learning_rate_of_zero(self, tmp_path):
-        task = Task(svq.presets.vq_vae(DIM, SIZE), lr=0.0)
-        monitor = CodebookMonitor(every_n_steps=2, collapse_usage=0, pictures_every=0)
-        with pytest.warns(CodebookWarning, match="is the learning rate 0"):
-            fit(task, monitor, tmp_path, steps=4)
 
     def test_a_frozen_codebook_may_stand_still(self, tmp_path):
         task = Task(svq.presets.vq_vae(DIM, SIZE))

@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
+from tests.trainings import changed, check_exact_resume, make_trainer, state
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import straightvq as svq
 from straightvq.data import Images
 from straightvq.models import Autoencoder
-from straightvq.training import Alternation, ExactResume, OptimizerSettings, Reconstruction
+from straightvq.training import Alternation, OptimizerSettings, Reconstruction
 
 
 class Noisy(nn.Module):
@@ -39,19 +39,6 @@ def make_loader(count: int = 32) -> DataLoader[Any]:
     return DataLoader(TensorDataset(images), batch_size=8, collate_fn=collate)
 
 
-def make_trainer(steps: int, **kwargs: Any) -> lightning.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return lightning.Trainer(accelerator="cpu", max_steps=steps, **{"enable_checkpointing": False, **quiet, **kwargs})
-
-
-def state(task: Reconstruction) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in task.state_dict().items()}
-
-
-def changed(task: Reconstruction, before: dict[str, Tensor]) -> set[str]:
-    return {name for name, value in task.state_dict().items() if not torch.equal(value, before[name])}
-
-
 @pytest.mark.parametrize("preset", ["vq_vae", "ema", "vq_ste_pp", "straight"])
 def test_every_preset_learns(preset: str) -> None:
     task = make_task(preset, loss_weight=10.0)
@@ -75,11 +62,8 @@ def test_training_moves_encoder_codebook_and_decoder(alternate: Alternation | No
 @pytest.mark.parametrize(("phase", "encoder_moves"), [("codebook", False), ("codebook_and_encoder", True)])
 def test_first_phase_moves_what_its_name_says(phase: Any, encoder_moves: bool) -> None:
     """With a main learning rate of next to nothing only the first phase is left."""
-    task = make_task(
-        "vq_vae",
-        alternate=Alternation(phase, lr=1e-2),
-        optimizer=OptimizerSettings(lr=1e-30, weight_decay=0.0, warmup_steps=2),
-    )
+    optimizer = OptimizerSettings(lr=1e-30, weight_decay=0.0, warmup_steps=2)
+    task = make_task("vq_vae", alternate=Alternation(phase, lr=1e-2), optimizer=optimizer)
     task.model.quantizer.set_codes(torch.randn(8, 4))
     before = state(task)
     make_trainer(3).fit(task, make_loader())
@@ -127,16 +111,12 @@ def test_validation_logs_the_same_names() -> None:
 
 
 def test_predictions_are_indices_and_reconstructions() -> None:
-    task = make_task()
-    batches: Any = make_trainer(1).predict(task, make_loader(10))
+    batches: Any = make_trainer(1).predict(make_task(), make_loader(10))
     assert batches[0]["indices"].shape == (8, 2, 2)
     assert batches[1]["reconstruction"].shape == (2, 3, 8, 8)
     assert batches[0]["reconstruction"].min() >= 0
-
-
-def test_a_network_without_its_quantizer_predicts_no_indices() -> None:
-    batches: Any = make_trainer(1).predict(make_task(quantize=False), make_loader(10))
-    assert list(batches[0]) == ["reconstruction"]
+    bypassed: Any = make_trainer(1).predict(make_task(quantize=False), make_loader(10))
+    assert list(bypassed[0]) == ["reconstruction"]
 
 
 @pytest.mark.parametrize("why", ["frozen", "no codebook loss"])
@@ -180,23 +160,11 @@ def test_codebook_has_its_own_rate_and_no_decay() -> None:
 def test_resume_is_exact(preset: str, alternate: Alternation | None, stop: int, tmp_path: Path) -> None:
     """Stopped within an epoch of four batches, at its end, and at the beginning of the next."""
 
-    class Keep(lightning.Callback):
-        def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-            if trainer.global_step == stop:
-                trainer.save_checkpoint(tmp_path / "stop.ckpt")
+    def make() -> tuple[Reconstruction, Images]:
+        data = Images(source="digits", size=8, channels=3, batch_size=8, num_train=36, num_test=8)
+        return make_task(preset, alternate=alternate), data
 
-    def data() -> Images:
-        return Images(source="digits", size=8, channels=3, batch_size=8, num_train=36, num_test=8)
-
-    whole, resumed = make_task(preset, alternate=alternate), make_task(preset, alternate=alternate)
-    make_trainer(10, callbacks=[ExactResume(), Keep()]).fit(whole, datamodule=data())
-    torch.manual_seed(99)
-    trainer = make_trainer(10, callbacks=[ExactResume()])
-    trainer.fit(resumed, datamodule=data(), ckpt_path=tmp_path / "stop.ckpt", weights_only=True)
-    assert trainer.global_step == 10
-    after, expected = resumed.state_dict(), whole.state_dict()
-    assert after.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(after[name], expected[name])] == []
+    check_exact_resume(make, tmp_path, stop)
 
 
 @pytest.mark.parametrize(
