@@ -1,6 +1,6 @@
 """Checkpoints of a run: their names, the callbacks that write them, and how they are read."""
 
-from abc import ABC, abstractmethod
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,24 +32,21 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*.ckpt"), *folder.glob(f"{KEPT}/*.ckpt")])
 
 
-class StepCheckpoint(CheckpointCallback, ABC):
+class StepCheckpoint(CheckpointCallback):
     """Writes the state of every so many optimizer steps.
 
     A resumed run repeats nothing of the checkpoint's step. Therefore the step's values are in the logs before the
     checkpoint is written, and a validation that follows on the step comes first.
 
     Args:
+        path: the file; ``{step}`` in its name becomes the number of steps.
         every_n_steps: optimizer steps between two writes, at least 1.
     """
 
-    def __init__(self, every_n_steps: int) -> None:
-        self.every_n_steps = check_int(self, "every_n_steps", every_n_steps, 1)
+    def __init__(self, path: Path, every_n_steps: int) -> None:
+        self.path, self.every_n_steps = path, check_int(self, "every_n_steps", every_n_steps, 1)
         self._saved = 0
         self._waits = False  # for the end of the validation
-
-    @abstractmethod
-    def file(self, step: int) -> Path:
-        """The file for the state after ``step`` optimizer steps."""
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         # Nothing is saved between two micro-batches of a step: their gradients would be lost.
@@ -75,7 +72,8 @@ class StepCheckpoint(CheckpointCallback, ABC):
         """Writes the state of this step, unless it has been written."""
         if trainer.global_step != self._saved and not getattr(trainer, "fast_dev_run", False):
             self._saved = trainer.global_step
-            trainer.save_checkpoint(self.file(self._saved))
+            name = self.path.name.replace("{step}", f"{self._saved:08d}")
+            trainer.save_checkpoint(self.path.with_name(name))
 
 
 class LastCheckpoint(StepCheckpoint):
@@ -89,13 +87,6 @@ class LastCheckpoint(StepCheckpoint):
         every_n_steps: optimizer steps between two writes, at least 1.
     """
 
-    def __init__(self, path: Path, every_n_steps: int) -> None:
-        super().__init__(every_n_steps)
-        self.path = path
-
-    def file(self, step: int) -> Path:
-        return self.path
-
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.save(trainer)
 
@@ -104,11 +95,7 @@ class KeptCheckpoints(StepCheckpoint):
     """Keeps the state of every so many steps in a file of its own, ``step-00000500.ckpt`` and so on in ``folder``."""
 
     def __init__(self, folder: Path, every_n_steps: int) -> None:
-        super().__init__(every_n_steps)
-        self.folder = folder
-
-    def file(self, step: int) -> Path:
-        return checkpoint_file(self.folder, f"step-{step:08d}")
+        super().__init__(checkpoint_file(folder, "step-{step}"), every_n_steps)
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -143,9 +130,7 @@ class Checkpoint:
 def read_checkpoint(file: Path, owner: str = "analyze") -> dict[str, Any]:
     """Reads a checkpoint of Lightning's and runs no code of the file. Tensors stay on the disk until they are used.
 
-    Raises:
-        ValueError: naming the ``owner``, for a damaged file, objects other than tensors and plain values, and a file
-            that is no checkpoint.
+    A ValueError refuses damaged files, objects other than tensors and plain values, and files of another kind.
     """
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -164,19 +149,13 @@ def find_sound(folder: Path, *, other_than: Path) -> Checkpoint | None:
     """The newest readable checkpoint of a run's folder, leaving one out."""
     sound = []
     for file in checkpoint_files(folder):
-        try:
+        with contextlib.suppress(InvalidValueError):
             sound += [Checkpoint.at(file)] if file != other_than else []
-        except InvalidValueError:
-            continue
     return max(sound, key=lambda checkpoint: checkpoint.step, default=None)
 
 
 def load_weights(task: lightning.LightningModule, checkpoint: Checkpoint, owner: str = "analyze") -> None:
-    """Loads the network's weights strictly.
-
-    Raises:
-        ValueError: if the checkpoint is of another network than the configuration's.
-    """
+    """Loads the network's weights strictly; a ValueError refuses those of another network than the configuration's."""
     state = read_checkpoint(checkpoint.path, owner)["state_dict"]
     if found := differences(task, state):
         raise InvalidValueError(

@@ -27,14 +27,13 @@ def deny_foreign_code() -> None:
 
 @contextlib.contextmanager
 def explained(*trees: Any, options: Iterable[str] = ()) -> Iterator[None]:
-    """Turns jsonargparse's nested message about a configuration into one sentence.
+    """Turns jsonargparse's nested message about a configuration into a ValueError of one sentence.
+
+    It says what is wrong and where, and for a misspelt option what is accepted.
 
     Args:
         trees: the configuration as nested dictionaries, later ones laid over earlier ones.
         options: dotted names of the parser's own options; those of classes are found.
-
-    Raises:
-        ValueError: saying what is wrong and where; for a misspelt option also what is accepted.
     """
     try:
         yield

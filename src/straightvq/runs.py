@@ -96,8 +96,7 @@ class RunFolder:
     def checkpoint(self, name: str | None = None) -> Checkpoint:
         """The one of that file name, without suffix; None takes the best, or else the last. Reads no other one.
 
-        Raises:
-            ValueError: if there is none of that name, or it cannot be read.
+        A ValueError says that there is none of that name, or that it cannot be read.
         """
         for wanted in (BEST, LAST) if name is None else (name,):
             for file in self._files:
@@ -127,7 +126,7 @@ class RunFolder:
             return parser.instantiate_classes(parser.parse_object(described))
 
     def log(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one column of the run's log; see `read_log`."""
+        """One column of the run's log; see `read_log`."""
         return read_log(self.folder, name)
 
 
@@ -160,7 +159,7 @@ class MetricsLog(CSVLogger):
 
 
 def read_log(folder: Path, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one column of a run's CSV logs, resumed parts included; empty if there is none."""
+    """Steps and values of one column of a run's CSV logs, with those of resumed parts; empty if there is none."""
     values = {}
     for row in log_rows(folder):
         step, value = _number(row.get("step")), _number(row.get(name))
@@ -194,8 +193,7 @@ def _number(text: str | None) -> float | None:
 def pick_device(owner: str, name: str, kinds: Sequence[str]) -> torch.device:
     """The device called ``name``, one of the ``kinds`` that the owner can use; "auto" takes CUDA where it is present.
 
-    Raises:
-        ValueError: if there is no such device here.
+    A ValueError names the devices that are here.
     """
     is_here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     present = [kind for kind in kinds if is_here[kind]]

@@ -244,13 +244,12 @@ def test_misspelt_key_in_a_file_leads_with_the_innermost_line(
     mine = tmp_path / "mine.yaml"
     mine.write_text("model:\n  init_args:\n    model:\n      init_args:\n        hiden: 8\n")
     assert main(["fit", "--config", "photos", "--config", str(mine)]) == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("straightvq: Option 'hiden' is not accepted")
-    assert first.endswith(
-        "(in model > model, straightvq.models.Autoencoder). Did you mean 'hidden'? It accepts quantizer, in_channels, "
-        "hidden, downsample, blocks."
-    )
-    assert second == "Add --verbose_errors to see the whole message."
+    where = "in model > model, straightvq.models.Autoencoder"
+    assert capsys.readouterr().err.splitlines() == [
+        f"straightvq: Option 'hiden' is not accepted ({where}). Did you mean 'hidden'? It accepts quantizer, "
+        "in_channels, hidden, downsample, blocks.",
+        "Add --verbose_errors to see the whole message.",
+    ]
     assert main(["fit", "--config", "photos", "--config", str(mine), "--verbose_errors"]) == 2
     assert "Given value:" in capsys.readouterr().err
 

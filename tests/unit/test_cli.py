@@ -30,21 +30,19 @@ def test_ctrl_c_says_that_it_stopped(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == "straightvq: stopped\n"
 
 
-def caused(error: Exception, cause: Exception) -> Exception:
-    error.__cause__ = cause
-    return error
+REFUSED = InvalidValueError("`A`: `b` must be 1. Got 2.")
+IN_A_SLOT = ValueError("in a slot")
+IN_A_SLOT.__cause__ = REFUSED
+FULL = (errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "cannot read or write: No space left on device."),
-        (OSError(errno.ENOSPC, "No space left on device", "a.png"), "cannot use 'a.png': No space left on device."),
-        (InvalidValueError("`A`: `b` must be 1. Got 2."), "`A`: `b` must be 1. Got 2."),
-        (
-            caused(ValueError("in a slot"), InvalidValueError("`A`: `b` must be 1. Got 2.")),
-            "`A`: `b` must be 1. Got 2.",
-        ),
+        (OSError(*FULL), "cannot read or write: No space left on device."),
+        (OSError(*FULL, "a.png"), "cannot use 'a.png': No space left on device."),
+        (REFUSED, "`A`: `b` must be 1. Got 2."),
+        (IN_A_SLOT, "`A`: `b` must be 1. Got 2."),
     ],
 )
 def test_mistakes_and_errors_of_the_disk_are_a_sentence(

@@ -147,10 +147,8 @@ def chosen_classes(words: Sequence[str] | None, number: int | None, names: Seque
     """The classes to draw in turn, each a word and its label; none in a network without classes.
 
     A word is one of the ``names``, a number in [0, ``number``), or "any", whose label is -1. A name wins over a number:
-    a class may be called 10 and be the second one. Without words all classes are chosen.
-
-    Raises:
-        ValueError: for a word that is no class, and for words where there are no classes.
+    a class may be called 10 and be the second one. Without words all classes are chosen. A ValueError refuses other
+    words, and words where there are no classes.
     """
     if number is None:
         if words:
@@ -174,25 +172,19 @@ def _start(
     """The tokens (h, w) that are given, -1 elsewhere, and the pictures that show them."""
     if file is None:
         if box is not None or mask is not None:
-            raise InvalidValueError(
-                "`generate`: `box` and `mask` belong to `inpaint`. Pass a picture, or leave them out."
-            )
+            raise InvalidValueError("`generate`: `box` and `mask` belong to `inpaint`. Pass a picture, or omit them.")
         return torch.full(task.model.grid, -1, device=task.device), []
     if (box is None) == (mask is None):
         raise InvalidValueError("`generate`: `inpaint` needs a region: either `box` or `mask`.")
     cell = task.tokenizer.downsample
     size = cell * task.model.grid[0]
     pixels = _read(file, size, task.tokenizer.in_channels)
-    if box is not None:
-        new = tokens_in_box(box, size, cell)
-    else:
-        assert mask is not None
-        new = _touched(_read(mask, size, 1)[0] > 127, cell)
-        if not new.any():
-            raise InvalidValueError(
-                f"`generate`: `mask` must be white where the picture is new. Got {str(mask)!r}, all dark once it is "
-                f"scaled and cut to {size} x {size} pixels as the picture is."
-            )
+    new = _touched(_read(mask, size, 1)[0] > 127, cell) if mask is not None else tokens_in_box(box or (), size, cell)
+    if not new.any():
+        raise InvalidValueError(
+            f"`generate`: `mask` must be white where the picture is new. Got {str(mask)!r}, all dark once it is "
+            f"scaled and cut to {size} x {size} pixels as the picture is."
+        )
     tokens = task.tokenizer.encode(pixels[None].to(task.device).float() / 255)[0]
     hidden = new.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
     shown = [_as_picture(pixels), _as_picture(pixels.masked_fill(hidden, _GREY))]

@@ -102,10 +102,8 @@ class Generation(MeasuredTask):
         self.fid_seeds = check_int(self, "fid_seeds", fid_seeds, 1)
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
         if self.tokenizer.codebook_size != model.codebook_size:
-            raise InvalidValueError(
-                "`Generation`: `codebook_size` of the model must be the tokenizer's, "
-                f"{self.tokenizer.codebook_size}. Got {model.codebook_size}."
-            )
+            sizes = f"{self.tokenizer.codebook_size}. Got {model.codebook_size}."
+            raise InvalidValueError(f"`Generation`: `codebook_size` of the model must be the tokenizer's, {sizes}")
         self.metrics = SetMetrics(None, cross_entropy=MeanMetric(), accuracy=MeanMetric())
 
     def _check_guidance(self, guidance: float) -> float:
@@ -173,7 +171,7 @@ class Generation(MeasuredTask):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tokenizer"] = self.tokenizer.fingerprint
-        # What is drawn from the network later can be asked for by name, wherever the images are by then.
+        # `generate` knows the classes by name, even without the images.
         checkpoint["class_names"] = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -181,7 +179,7 @@ class Generation(MeasuredTask):
         if checkpoint.get("tokenizer") != self.tokenizer.fingerprint:
             raise InvalidValueError(
                 "`Generation`: `tokenizer` must be the one of the training; this one has other weights, and so its "
-                "codes mean something else. Was it trained further? Pass the folder or checkpoint of then."
+                "codes mean something else. Was it trained further? Pass the checkpoint of that time."
             )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -201,9 +199,7 @@ class Generation(MeasuredTask):
         super().on_test_epoch_start()
         # Ranks see different images and draw different samples.
         first = 1_000_003 * self.global_rank
-        self._generators = {
-            f"seed {number}": torch.Generator().manual_seed(first + number) for number in range(self.fid_seeds)
-        }
+        self._generators = {f"seed {n}": torch.Generator().manual_seed(first + n) for n in range(self.fid_seeds)}
         names = [*self._generators, RECONSTRUCTIONS]
         self._distances = FrechetDistances(load_features(self.features), names, self.device)
 
@@ -256,21 +252,16 @@ class Generation(MeasuredTask):
             steps, temperature, guidance: None takes those of the task.
         """
         weight = self._check_guidance(self.guidance if guidance is None else guidance)
+        steps = self.steps if steps is None else steps
+        temperature = self.temperature if temperature is None else temperature
 
         def predict(grids: Tensor) -> Tensor:
             logits = model(grids, labels)
-            if weight == 0 or labels is None:
-                return logits
-            return guided_logits(logits, model(grids), weight)
+            is_guided = weight > 0 and labels is not None
+            return guided_logits(logits, model(grids), weight) if is_guided else logits
 
         with evaluating(self.model) as model:
-            return decode_tokens(
-                predict,
-                tokens,
-                steps=self.steps if steps is None else steps,
-                temperature=self.temperature if temperature is None else temperature,
-                generator=generator,
-            )
+            return decode_tokens(predict, tokens, steps=steps, temperature=temperature, generator=generator)
 
 
 def masked_cross_entropy(logits: Tensor, tokens: Tensor, masked: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

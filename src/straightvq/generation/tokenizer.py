@@ -65,10 +65,7 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
         """The autoencoder of a run's folder (its best checkpoint, or else the last), or of one of its checkpoints.
 
-        The folder's ``cache`` remembers codes.
-
-        Raises:
-            ValueError: if there is no run, or none of an autoencoder, or its files cannot be read safely.
+        The folder's ``cache`` remembers codes. A ValueError refuses other runs, and files that cannot be read safely.
         """
         folder, name = Path(path), None
         if folder.suffix == ".ckpt":

@@ -17,18 +17,8 @@ from lightning.pytorch.plugins import CheckpointIO
 from torch import Tensor
 
 import straightvq
-from straightvq.checkpoints import (
-    BEST,
-    KEPT,
-    LAST,
-    KeptCheckpoints,
-    LastCheckpoint,
-    WholeFiles,
-    checkpoint_file,
-    differences,
-    find_sound,
-    read_checkpoint,
-)
+from straightvq import checkpoints
+from straightvq.checkpoints import BEST, LAST
 from straightvq.configuration import deny_foreign_code, explained, trees_of
 from straightvq.errors import InvalidValueError
 from straightvq.io import replacing, write_text
@@ -88,7 +78,7 @@ class TrainingCLI(LightningCLI):
             ("--name", str | None, None, "name of the run (default: the recipe's)"),
             ("--runs", str, "runs", "folder of all runs"),
             ("--base", str | list[str] | None, None, "in a file: what it lies on"),
-            ("--save_every", int, 500, "steps between two writes of last.ckpt"),
+            ("--save_every", int, 500, f"steps between two writes of {LAST}.ckpt"),
             ("--keep_every", int | None, None, "steps between checkpoints that all stay, for `straightvq analyze`"),
             ("--stop_on_non_finite", bool, True, "stop when the loss, a gradient or a weight is NaN or infinite"),
         ]
@@ -118,9 +108,7 @@ class TrainingCLI(LightningCLI):
         is_new = self.subcommand == "fit" and self.ckpt_path is None
         self.directory = run_directory(Path(config["runs"]), config["name"], is_new=is_new)
         if config["weights_only"] is False:
-            raise InvalidValueError(
-                "`weights_only` must be true: a checkpoint that is loaded otherwise may run any code. Got false."
-            )
+            raise InvalidValueError("`weights_only` must be true: otherwise a checkpoint may run any code. Got false.")
         config["weights_only"] = True
         if not is_new:
             self.ckpt_path = config["ckpt_path"] = str(self._checkpoint_to_read())
@@ -139,15 +127,15 @@ class TrainingCLI(LightningCLI):
                 f"`straightvq {self.subcommand}` needs a trained model: --ckpt_path {BEST}, {LAST} or a file."
             )
         is_name = given in (BEST, LAST)
-        file = checkpoint_file(self.directory, given) if is_name else Path(given)
+        file = checkpoints.checkpoint_file(self.directory, given) if is_name else Path(given)
         if not file.is_file():
             hint = " Train first, or pass a file or --name." if is_name else ""
             raise InvalidValueError(f"`--ckpt_path {given}`: there is no file {str(file)!r}.{hint}")
         try:
-            read_checkpoint(file, "--ckpt_path")
+            checkpoints.read_checkpoint(file, "--ckpt_path")
         except InvalidValueError as error:
             way_out = "There is no other one beside it: leave --ckpt_path out to train anew"
-            if other := find_sound(file.parent, other_than=file):
+            if other := checkpoints.find_sound(file.parent, other_than=file):
                 way_out = f"Pass --ckpt_path {other.path}, the newest sound one there (step {other.step})"
             raise InvalidValueError(f"{error} {way_out}.") from error.__cause__
         return file
@@ -157,7 +145,9 @@ class TrainingCLI(LightningCLI):
         path, model = getattr(self, "ckpt_path", None), getattr(self, "model", None)
         if path is None or model is None:
             return
-        if found := differences(model, read_checkpoint(Path(path), "--ckpt_path")["state_dict"]):
+        if found := checkpoints.differences(
+            model, checkpoints.read_checkpoint(Path(path), "--ckpt_path")["state_dict"]
+        ):
             raise InvalidValueError(
                 f"`--ckpt_path`: {path!r} is of another network than the configuration describes: it {found}. Leave "
                 "out the options that change the network, or train anew without --ckpt_path."
@@ -172,7 +162,7 @@ class TrainingCLI(LightningCLI):
             kwargs["enable_model_summary"] = False
         plugins = _as_list(options["plugins"])
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            kwargs["plugins"] = [*plugins, WholeFiles()]
+            kwargs["plugins"] = [*plugins, checkpoints.WholeFiles()]
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Callback] = cast(Any, trainer).callbacks
         if not any(isinstance(part, ProgressBar) for part in _as_list(options["callbacks"])):
@@ -191,21 +181,15 @@ class TrainingCLI(LightningCLI):
             *(part for part in callbacks if not isinstance(part, Checkpoint)),
             *([StopOnNonFinite()] if options["stop_on_non_finite"] else []),
             *(part for part in callbacks if isinstance(part, Checkpoint)),
-            *([] if kept is None else [KeptCheckpoints(self.directory / KEPT, kept)]),
-            LastCheckpoint(checkpoint_file(self.directory, LAST), every),
+            *([] if kept is None else [checkpoints.KeptCheckpoints(self.directory / checkpoints.KEPT, kept)]),
+            checkpoints.LastCheckpoint(checkpoints.checkpoint_file(self.directory, LAST), every),
         ]
 
     def predict(self, **kwargs: Any) -> None:
-        """Runs the prediction and writes ``predictions.safetensors`` into the run's folder.
-
-        Raises:
-            ValueError: on several processes, each of which would have a part of the predictions only.
-        """
+        """Writes ``predictions.safetensors`` into the run's folder. Several processes raise a ValueError."""
         if self.trainer.world_size > 1:
-            raise InvalidValueError(
-                "`straightvq predict` writes one file from one process: pass --trainer.devices 1. "
-                f"Got {self.trainer.world_size} processes."
-            )
+            how = f"pass --trainer.devices 1. Got {self.trainer.world_size} processes."
+            raise InvalidValueError(f"`straightvq predict` writes one file from one process: {how}")
         batches = cast(list[dict[str, Tensor]], self.trainer.predict(**{**kwargs, "return_predictions": True}))
         if batches:
             from safetensors.torch import save_file

@@ -109,8 +109,8 @@ def test_every_rule_follows_its_recursion() -> None:
 def test_stale_gradients_do_not_reach_either_phase() -> None:
     z = nn.Parameter(torch.tensor([1.0]))
     z.grad = torch.tensor([100.0])
-    inner, outer = torch.optim.SGD([z], lr=0.5), torch.optim.SGD([z], lr=0.5)
-    alternated_step(lambda: 0.5 * z.square().sum(), lambda: 0.5 * z.square().sum(), inner, outer)
+    optimizer = torch.optim.SGD([z], lr=0.5)
+    alternated_step(lambda: half_square(z), lambda: half_square(z), optimizer, optimizer)
     assert z.item() == 0.25
 
 
@@ -160,12 +160,10 @@ def test_rewritten_rows_lose_their_moments_in_both_optimizers() -> None:
     for _ in range(3):  # the first takes down the flags that set_codes put up
         alternated_step(lambda: layer(z).loss, lambda: half_square(layer(z).quantized), inner, outer)
     assert not book.rewritten.any()
-    for optimizer in (inner, outer):
-        assert (optimizer.state[raw]["exp_avg"][0] != 0).all()
+    assert all((optimizer.state[raw]["exp_avg"][0] != 0).all() for optimizer in (inner, outer))
     book.rewritten[0] = True
     z.grad = None
     raw.grad = torch.zeros_like(raw)
     outer.step()
     assert not book.rewritten.any()
-    for optimizer in (inner, outer):
-        assert (optimizer.state[raw]["exp_avg"][0] == 0).all()
+    assert all((optimizer.state[raw]["exp_avg"][0] == 0).all() for optimizer in (inner, outer))

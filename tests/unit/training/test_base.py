@@ -26,24 +26,15 @@ from straightvq.training import Alternation, OptimizerSettings
         ({"momentum": 1.0, "name": "sgd"}, r"`momentum` must be a finite number in \[0, 1\)"),
         ({"warmup_steps": -1}, r"`warmup_steps` must be an integer >= 0"),
         ({"schedule": "linear"}, r"`schedule` must be one of 'cosine', 'constant'. Got 'linear'"),
-    ],
-)
-def test_bad_settings_of_the_optimizer_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        OptimizerSettings(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
         ({"phase": "yes"}, r"`Alternation`: `phase` must be one of 'codebook', 'codebook_and_encoder'. Got 'yes'"),
         ({"phase": "codebook", "steps": 0}, r"`steps` must be an integer >= 1"),
         ({"phase": "codebook", "lr": -0.1}, r"`lr` must be a finite number"),
     ],
 )
-def test_bad_alternations_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_bad_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
+    kind = Alternation if "phase" in arguments else OptimizerSettings
     with pytest.raises((ValueError, TypeError), match=message):
-        Alternation(**arguments)
+        kind(**arguments)
 
 
 def test_sgd_has_a_momentum_unless_another_is_given() -> None:
@@ -56,9 +47,6 @@ def test_an_endless_training_keeps_its_rate() -> None:
     optimizer = settings.build([{"params": [nn.Parameter(torch.ones(1))]}])
     factor = settings.scheduler(optimizer, float("inf")).lr_lambdas[0]
     assert [factor(step) for step in (0, 1, 2, 1000)] == [0.5, 1.0, 1.0, 1.0]
-
-
-# --- from files and options -----------------------------------------------------------------------------------------
 
 
 def read(tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, overlay: str, *options: str) -> Any:

@@ -195,7 +195,9 @@ def test_classifiers_of_all_kinds_train() -> None:
 def test_evaluation_logs_totals_over_the_set() -> None:
     task = make_task(label_smoothing=0.2, mixup=0.5)
     trainer = make_trainer(4)
-    trainer.fit(task, make_loader())
+    trainer.fit(task, make_loader(), make_loader(16))
+    logged = {"val/accuracy", "val/cross_entropy", "val/perplexity", "val/codes_used", "train/loss"}
+    assert logged <= set(trainer.callback_metrics)
     (measured,) = trainer.test(task, make_loader(20), verbose=False)  # batches of 8, 8 and 4
     batch = make_batch(20)
     task.eval()
@@ -208,13 +210,6 @@ def test_evaluation_logs_totals_over_the_set() -> None:
     assert measured["test/cross_entropy"] == pytest.approx(plain, rel=1e-5)
     assert measured["test/codes_used"] == (counts > 0).sum().item()
     assert measured["test/perplexity"] == pytest.approx((-(p * p.log()).sum()).exp().item(), rel=1e-5)
-
-
-def test_validation_logs_the_same_names() -> None:
-    trainer = make_trainer(4)
-    trainer.fit(make_task(), make_loader(), make_loader(16))
-    expected = {"val/accuracy", "val/cross_entropy", "val/perplexity", "val/codes_used", "train/loss"}
-    assert expected <= set(trainer.callback_metrics)
 
 
 def test_predictions_are_logits_and_indices() -> None:
