@@ -1,7 +1,6 @@
 """Quantizers by the name of their paper. Each is a composition that you could write yourself."""
 
 from numbers import Integral
-from typing import Any
 
 from straightvq import nn
 from straightvq.nn.part import check_bool
@@ -111,8 +110,10 @@ def vq_ste_pp(
         update=nn.AlternatedUpdate(fraction=fraction, lr=lr, momentum=momentum),
         reset=nn.DeadCodeReset(patience),
     )
-    slots: dict[str, Any] = {"transform": nn.UnitNorm() if l2 else None, "estimator": nn.StraightThrough(sync)}
-    return nn.VectorQuantizer(dim, codebook, **slots, losses=_losses(commitment), channel_dim=channel_dim)
+    transform, estimator = nn.UnitNorm() if l2 else None, nn.StraightThrough(sync)
+    return nn.VectorQuantizer(
+        dim, codebook, transform=transform, estimator=estimator, losses=_losses(commitment), channel_dim=channel_dim
+    )
 
 
 def straight(
@@ -151,8 +152,10 @@ def straight(
     """
     update, reset = nn.AlternatedUpdate(fraction=fraction, reassign=reassign), nn.DeadCodeReset(patience)
     codebook = nn.Codebook(codebook_size, init=nn.KMeansInit(), update=update, reset=reset)
-    slots: dict[str, Any] = {"transform": _projection(dim, codebook_dim), "estimator": nn.StraightThrough(sync)}
-    return nn.VectorQuantizer(dim, codebook, **slots, losses=_losses(commitment), channel_dim=channel_dim)
+    transform, estimator = _projection(dim, codebook_dim), nn.StraightThrough(sync)
+    return nn.VectorQuantizer(
+        dim, codebook, transform=transform, estimator=estimator, losses=_losses(commitment), channel_dim=channel_dim
+    )
 
 
 def _losses(commitment: float) -> list[nn.Loss]:

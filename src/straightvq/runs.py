@@ -37,26 +37,17 @@ def run_directory(runs: Path, name: str, *, is_new: bool) -> Path:
         >>> run_directory(Path("nowhere"), "photos", is_new=True).name
         'photos'
     """
-    newest, number = runs / name, 1
-    taken = newest.exists()
+    number = 1
     while (runs / f"{name}-{number + 1}").exists():
-        number, taken = number + 1, True
-        newest = runs / f"{name}-{number}"
-    return runs / f"{name}-{number + 1}" if is_new and taken else newest
+        number += 1
+    newest = runs / (name if number == 1 else f"{name}-{number}")
+    return runs / f"{name}-{number + 1}" if is_new and newest.exists() else newest
 
 
 class RunFolder:
-    """A run's folder: ``config.yaml`` and at least one checkpoint, in it or in ``checkpoints/``.
+    """A run's folder, with ``config.yaml``, read as ``config``, and a checkpoint, in it or in ``checkpoints/``.
 
-    Args:
-        folder: the folder.
-        owner: who asks, for messages.
-
-    Attributes:
-        config: the configuration of the training with all defaults.
-
-    Raises:
-        ValueError: if it is no such folder.
+    A ValueError refuses other folders in the name of the ``owner``.
     """
 
     def __init__(self, folder: Path, owner: str = "analyze") -> None:

@@ -14,7 +14,7 @@ from straightvq.generation.tokenizer import Tokenizer
 from straightvq.models import MaskGIT
 from straightvq.nn.part import check_float, check_int, check_part, evaluating
 from straightvq.nn.ranks import num_ranks, rank
-from straightvq.training.base import Batch, MeasuredTask, OptimizerSettings, SetMetrics
+from straightvq.training.base import SHARE, Batch, MeasuredTask, OptimizerSettings, SetMetrics
 
 _OPTIMIZER = OptimizerSettings(betas=(0.9, 0.96), weight_decay=0.045)
 RECONSTRUCTIONS = "reconstructions"
@@ -92,9 +92,8 @@ class Generation(MeasuredTask):
                 "`Generation`: `codebook_lr` of the optimizer must be None, because the codebook is not trained. "
                 f"Got {optimizer.codebook_lr:g}."
             )
-        share: dict[str, Any] = {"minimum": 0, "maximum": 1, "open_maximum": True}
-        self.label_smoothing = check_float(self, "label_smoothing", label_smoothing, **share)
-        self.class_dropout = check_float(self, "class_dropout", class_dropout, **share)
+        self.label_smoothing = check_float(self, "label_smoothing", label_smoothing, **SHARE)
+        self.class_dropout = check_float(self, "class_dropout", class_dropout, **SHARE)
         self.steps = check_int(self, "steps", steps, 1)
         self.temperature = check_float(self, "temperature", temperature, minimum=0)
         self.guidance = self._check_guidance(guidance)

@@ -29,6 +29,7 @@ from straightvq.nn.part import (
 from straightvq.training.alternated import alternated_step
 
 Batch = dict[str, Tensor]
+SHARE: dict[str, Any] = {"minimum": 0, "maximum": 1, "open_maximum": True}  # limits of a value in [0, 1)
 Pass = tuple[Tensor, svq.QuantizerOutput | None]  # the task's error, and the quantizer's output
 
 
@@ -72,8 +73,8 @@ class OptimizerSettings:
         if len(self.betas) != 2:
             raise InvalidValueError(f"`OptimizerSettings`: `betas` must be two numbers. Got {self.betas}.")
         for beta in self.betas:
-            check_float(self, "betas", beta, minimum=0, maximum=1, open_maximum=True)
-        check_optional_float(self, "momentum", self.momentum, minimum=0, maximum=1, open_maximum=True)
+            check_float(self, "betas", beta, **SHARE)
+        check_optional_float(self, "momentum", self.momentum, **SHARE)
         if self.momentum is not None and self.name == "adamw":
             sentence = f'`momentum` must be None with "adamw", which has `betas`. Got {self.momentum}.'
             raise InvalidValueError(f"`OptimizerSettings`: {sentence}")
@@ -293,8 +294,8 @@ class QuantizedTask(MeasuredTask, ABC):
             computed.append(self.compute(batch))
             return self.loss_weight * computed[0][0]
 
-        how: dict[str, Any] = {"inner_steps": alternate.steps, "backward": self.manual_backward}
-        alternated_step(quantizer_loss, task_loss, inner, outer, **how)
+        steps, backward = alternate.steps, self.manual_backward
+        alternated_step(quantizer_loss, task_loss, inner, outer, inner_steps=steps, backward=backward)
         return computed[0]
 
     def _losses_train_codes(self) -> bool:

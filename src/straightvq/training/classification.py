@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 from straightvq.errors import InvalidValueError
 from straightvq.models import ClassifierBase, ClassifierOutput
 from straightvq.nn.part import can_ask, check_float, check_part
-from straightvq.training.base import Alternation, Batch, OptimizerSettings, QuantizedTask
+from straightvq.training.base import SHARE, Alternation, Batch, OptimizerSettings, QuantizedTask
 
 _OPTIMIZER = OptimizerSettings(weight_decay=0.03)
 
@@ -80,8 +80,7 @@ class Classification(QuantizedTask):
         # Convolutional networks train up to 1.4 times faster on a CPU, in bfloat16 twice.
         cast(Any, self.model).to(memory_format=torch.channels_last)
         self.mixup = check_float(self, "mixup", mixup, minimum=0)
-        share: dict[str, Any] = {"minimum": 0, "maximum": 1, "open_maximum": True}
-        self.label_smoothing = check_float(self, "label_smoothing", label_smoothing, **share)
+        self.label_smoothing = check_float(self, "label_smoothing", label_smoothing, **SHARE)
         self.pixel_mean = check_float(self, "pixel_mean", pixel_mean)
         self.pixel_std = check_float(self, "pixel_std", pixel_std, minimum=0, open_minimum=True)
 

@@ -196,9 +196,8 @@ def test_resume_is_exact(stop: int, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_remembers_its_tokenizer(tmp_path: Path) -> None:
-    task = make_task()
     trainer = make_trainer(1)
-    trainer.fit(task, make_data())
+    trainer.fit(make_task(), make_data())
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     other = make_task()
     other.tokenizer = make_tokenizer(seed=1)

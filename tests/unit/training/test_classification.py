@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from tests.trainings import changed, check_exact_resume, make_trainer, state
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import straightvq as svq
 from straightvq.data import Images
@@ -40,13 +40,9 @@ def make_batch(count: int = 6) -> dict[str, Tensor]:
     return {"image": image, "label": torch.arange(count) % 3}
 
 
-def make_loader(count: int = 32, batch_size: int = 8) -> DataLoader[Any]:
-    batch = make_batch(count)
-
-    def collate(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        return {"image": torch.stack([row[0] for row in rows]), "label": torch.stack([row[1] for row in rows])}
-
-    return DataLoader(TensorDataset(batch["image"], batch["label"]), batch_size=batch_size, collate_fn=collate)
+def make_loader(count: int = 32) -> DataLoader[Any]:
+    rows = zip(*make_batch(count).values(), strict=True)
+    return DataLoader([{"image": image, "label": label} for image, label in rows], batch_size=8)
 
 
 def test_error_is_the_cross_entropy_of_normalized_images() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.trainings import changed, check_exact_resume, make_trainer, state
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import straightvq as svq
 from straightvq.data import Images
@@ -32,11 +32,7 @@ def make_task(preset: str = "straight", **kwargs: Any) -> Reconstruction:
 
 def make_loader(count: int = 32) -> DataLoader[Any]:
     images = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-
-    def collate(rows: list[tuple[Tensor]]) -> dict[str, Tensor]:
-        return {"image": torch.stack([row[0] for row in rows])}
-
-    return DataLoader(TensorDataset(images), batch_size=8, collate_fn=collate)
+    return DataLoader([{"image": image} for image in images], batch_size=8)
 
 
 @pytest.mark.parametrize("preset", ["vq_vae", "ema", "vq_ste_pp", "straight"])
