@@ -8,6 +8,7 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from straightvq.checkpoints import StepCheckpoint
 from straightvq.training import ExactResume
 
 QUIET = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
@@ -25,22 +26,12 @@ def changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
     return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
 
 
-class Keep(lightning.Callback):
-    """Saves one step."""
-
-    def __init__(self, file: Path, step: int) -> None:
-        self.file, self.step = file, step
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.file)
-
-
 def check_exact_resume(make: Callable[[], tuple[Any, Any]], folder: Path, stop: int, **options: Any) -> None:
     """A training of the task and the data of ``make`` that stops at a step and is resumed ends like a whole one."""
-    options, file = {"steps": 10, **options}, folder / "stop.ckpt"
+    options, file = {"steps": 10, **options}, folder / f"step-{stop:08d}.ckpt"
     (whole, data), (resumed, again) = make(), make()
-    first = make_trainer(**options, callbacks=[ExactResume(), Keep(file, stop)])
+    kept = StepCheckpoint(folder / "step-{step}.ckpt", 1)
+    first = make_trainer(**options, callbacks=[ExactResume(), kept], enable_checkpointing=True)
     first.fit(whole, datamodule=data)
     torch.manual_seed(99)
     second = make_trainer(**options, callbacks=[ExactResume()])

@@ -18,8 +18,8 @@ from straightvq.nn.part import check_int
 
 BEST, LAST = "best", "last"
 """Names of a run's checkpoints, as ``--ckpt_path`` takes them."""
-KEPT = "checkpoints"
-"""Subfolder of the checkpoints that ``--keep_every`` writes."""
+KEPT, STEP = "checkpoints", "step-{step}"
+"""Subfolder and names of the checkpoints that ``--keep_every`` writes."""
 
 
 def checkpoint_file(folder: Path, name: str) -> Path:
@@ -39,7 +39,7 @@ class StepCheckpoint(CheckpointCallback):
     checkpoint is written, and a validation that follows on the step comes first.
 
     Args:
-        path: the file; ``{step}`` in its name becomes the number of steps.
+        path: the file; ``{step}`` in its name becomes the number of steps, so that all files are kept.
         every_n_steps: optimizer steps between two writes, at least 1.
     """
 
@@ -89,13 +89,6 @@ class LastCheckpoint(StepCheckpoint):
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.save(trainer)
-
-
-class KeptCheckpoints(StepCheckpoint):
-    """Keeps the state of every so many steps in a file of its own, ``step-00000500.ckpt`` and so on in ``folder``."""
-
-    def __init__(self, folder: Path, every_n_steps: int) -> None:
-        super().__init__(checkpoint_file(folder, "step-{step}"), every_n_steps)
 
 
 class WholeFiles(TorchCheckpointIO):

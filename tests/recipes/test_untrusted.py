@@ -160,27 +160,17 @@ def test_the_configuration_of_a_run_names_parts_and_nothing_else(
     assert not (runs / "touched").exists()
 
 
-@pytest.fixture
-def exploding(tmp_path: Path) -> list[str]:
-    """A learning rate that no network survives, after a checkpoint or two."""
-    words = "--model.optimizer.lr 1e30 --model.optimizer.warmup_steps 1000 --save_every 1 --trainer.max_steps 40"
-    return ["fit", *TINY, *words.split(), "--name", "run", "--runs", str(tmp_path)]
-
-
 def test_a_training_that_explodes_stops_with_its_last_good_checkpoint(
-    exploding: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(exploding) == 2
+    """By a learning rate that no network survives, after a checkpoint or two; the watch can be switched off."""
+    words = "--model.optimizer.lr 1e30 --model.optimizer.warmup_steps 1000 --save_every 1 --trainer.max_steps 40"
+    assert train(tmp_path, *words.split(), "--name", "run") == 2
     last = tmp_path / "run" / "last.ckpt"
     said = capsys.readouterr().err
     assert f"The last good checkpoint is {last}" in said
     assert "step " in said
     content = torch.load(last, weights_only=True)
     assert all(value.isfinite().all() for value in content["state_dict"].values())
-
-
-def test_the_watch_over_finite_values_can_be_switched_off(
-    exploding: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    main([*exploding, "--stop_on_non_finite", "false", "--trainer.max_steps", "3"])
+    train(tmp_path, *words.split(), "--stop_on_non_finite", "false", "--trainer.max_steps", "3")
     assert "StopOnNonFinite" not in capsys.readouterr().err

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from straightvq.checkpoints import KeptCheckpoints, LastCheckpoint, WholeFiles, find_sound
+from straightvq.checkpoints import LastCheckpoint, StepCheckpoint, WholeFiles, find_sound
 from straightvq.data.loader import EpochSampler, train_loader
 from straightvq.runs import MetricsLog
 
@@ -139,7 +139,7 @@ def test_nothing_is_saved_between_the_micro_batches_of_a_step(tmp_path: Path) ->
     whole = counted(tmp_path / "whole", last(tmp_path / "whole", 1), **options)
     first = last(tmp_path / "a", 1)
     counted(tmp_path / "a", first, steps=2, **options)
-    later = KeptCheckpoints(tmp_path / "b", 1)
+    later = StepCheckpoint(tmp_path / "b" / "step-{step}.ckpt", 1)
     resumed = counted(tmp_path / "b", later, ckpt=first.path, **options)
     assert torch.equal(resumed.weight, whole.weight)
     assert sorted(file.name for file in (tmp_path / "b").glob("*.ckpt")) == [f"step-{n:08d}.ckpt" for n in range(3, 7)]

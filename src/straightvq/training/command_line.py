@@ -18,7 +18,7 @@ from torch import Tensor
 
 import straightvq
 from straightvq import checkpoints
-from straightvq.checkpoints import BEST, LAST
+from straightvq.checkpoints import BEST, KEPT, LAST, STEP
 from straightvq.configuration import deny_foreign_code, explained, trees_of
 from straightvq.errors import InvalidValueError
 from straightvq.io import replacing, write_text
@@ -175,14 +175,15 @@ class TrainingCLI(LightningCLI):
         """All callbacks of a training. Their order is a law: at the end of a step Lightning calls one after another."""
         options = self.config_init["fit"]
         every, kept = options["save_every"], options["keep_every"]
+        last, step = (checkpoints.checkpoint_file(self.directory, name) for name in (LAST, f"{KEPT}/{STEP}"))
         # A checkpoint holds the state of all that measures, logs and remembers. `StopOnNonFinite` guards what is
         # written. The last checkpoint stands behind all others: a resumed run repeats nothing of its step.
         return [
             *(part for part in callbacks if not isinstance(part, Checkpoint)),
             *([StopOnNonFinite()] if options["stop_on_non_finite"] else []),
             *(part for part in callbacks if isinstance(part, Checkpoint)),
-            *([] if kept is None else [checkpoints.KeptCheckpoints(self.directory / checkpoints.KEPT, kept)]),
-            checkpoints.LastCheckpoint(checkpoints.checkpoint_file(self.directory, LAST), every),
+            *([] if kept is None else [checkpoints.StepCheckpoint(step, kept)]),
+            checkpoints.LastCheckpoint(last, every),
         ]
 
     def predict(self, **kwargs: Any) -> None:

@@ -224,9 +224,8 @@ def test_mistakes_are_explained(
 
 
 def test_another_codebook_size_than_the_tokenizers(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--model.init_args.tokenizer", runs / "tokenizer", "--model.init_args.model.init_args.codebook_size", 32)
-    configs = ("--config", "maskgit_digits", "--config", "tiny_maskgit")
-    assert main(["fit", *configs, "--runs", str(runs / "no"), *map(str, options)]) == 2
+    words = f"--config maskgit_digits --config tiny_maskgit --runs {runs}/no --model.tokenizer {runs}/tokenizer"
+    assert main(["fit", *words.split(), "--model.model.codebook_size", "32"]) == 2
     assert "`codebook_size` of the model must be the tokenizer's, 16. Got 32." in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 
 from straightvq.cli import main
-from straightvq.training import Alternation, OptimizerSettings
+from straightvq.training import Alternation, Classification, OptimizerSettings, Reconstruction
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,12 @@ def test_bad_settings_are_refused(arguments: dict[str, Any], message: str) -> No
     kind = Alternation if "phase" in arguments else OptimizerSettings
     with pytest.raises((ValueError, TypeError), match=message):
         kind(**arguments)
+
+
+@pytest.mark.parametrize(("task", "kind"), [(Reconstruction, "AutoencoderBase"), (Classification, "ClassifierBase")])
+def test_a_task_takes_networks_of_its_kind(task: Any, kind: str) -> None:
+    with pytest.raises(TypeError, match=f"`{task.__name__}`: `model` must be an instance of {kind}"):
+        task(nn.Identity())
 
 
 def test_sgd_has_a_momentum_unless_another_is_given() -> None:

@@ -256,8 +256,3 @@ def test_resume_is_exact_with_mixup_and_shifts(length: dict[str, int], stop: int
 def test_bad_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         make_task(**arguments)
-
-
-def test_model_must_be_a_classifier() -> None:
-    with pytest.raises(TypeError, match=r"`Classification`: `model` must be an instance of ClassifierBase"):
-        Classification(nn.Identity())
