@@ -28,9 +28,10 @@ def recipes(args: list[str]) -> None:
     if "show" in options:
         sys.stdout.write(Path(recipe_path(options.show)).read_text(encoding="utf-8"))
         return
+    width = 2 + max(map(len, recipe_names()))
     for name in recipe_names():
         first = Path(recipe_path(name)).read_text(encoding="utf-8").partition("\n")[0]
-        sys.stdout.write(f"  {name:<{2 + max(map(len, recipe_names()))}}{first.removeprefix('# ')}\n")
+        sys.stdout.write(f"  {name:<{width}}{first.removeprefix('# ')}\n")
 
 
 def train(command: str, args: list[str]) -> None:
