@@ -486,8 +486,8 @@ FAULTS = [
     Fault(
         "the worst checkpoint as the best",
         "training/command_line.py",
-        '"checkpoint.mode": "min"',
-        '"checkpoint.mode": "max"',
+        '"mode": "min"',
+        '"mode": "max"',
         "tests/recipes/test_recipes.py",
     ),
     Fault(

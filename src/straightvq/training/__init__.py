@@ -10,17 +10,6 @@ from straightvq.training.monitor import CodebookMonitor, CodebookWarning
 from straightvq.training.reconstruction import Reconstruction
 from straightvq.training.resume import ExactResume
 
-__all__ = [
-    "Alternation",
-    "Classification",
-    "CodebookMonitor",
-    "CodebookWarning",
-    "ExactResume",
-    "HasHead",
-    "LastCheckpoint",
-    "NonFiniteError",
-    "OptimizerSettings",
-    "Reconstruction",
-    "StopOnNonFinite",
-    "alternated_step",
-]
+__all__ = ["Alternation", "Classification", "CodebookMonitor", "CodebookWarning", "ExactResume", "HasHead"]
+__all__ += ["LastCheckpoint", "NonFiniteError", "OptimizerSettings", "Reconstruction", "StopOnNonFinite"]
+__all__ += ["alternated_step"]
