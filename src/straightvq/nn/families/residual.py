@@ -151,14 +151,16 @@ class ResidualQuantizer(Composite):
         valids = self._valids(valid, kept)
         level = self.parts[0]
         if self.is_shared and level.training and isinstance(level, VectorQuantizer):
-            steps = self._step_shared(level, x, valids)
+            steps, code = self._step_shared(level, x, valids)
         elif self._beam > 1 and not self.training:
-            steps = self._step_chosen(x, valids)
+            steps, code = self._step_chosen(x, valids)
         else:
-            steps = self._walk(x, valids, lambda level, rows, valid, _: level.step_rows(rows, valid))
+            steps, code = self._walk(x, valids, lambda level, rows, valid, _: level.step_rows(rows, valid))
         for level, step in zip(self._serving(), steps, strict=True):
             level.tell(step)
-        return self._sum(x, steps)
+        loss, terms = add_up(x, steps, [1.0] * len(steps))
+        indices = torch.cat([columns(step.indices) for step in steps], 1)
+        return Step(x, indices, code, loss, terms, levels=tuple(steps))
 
     def _valids(self, valid: Tensor | None, kept: Tensor | None) -> list[Tensor | None]:
         """Which rows take part at each level."""
@@ -171,16 +173,22 @@ class ResidualQuantizer(Composite):
         x: Tensor,
         valids: list[Tensor | None],
         step_of: Callable[[Quantizer, Tensor, Tensor | None, int], Step],
-    ) -> list[Step]:
-        steps, rest = [], x
+    ) -> tuple[list[Step], Tensor]:
+        """The steps of all levels, each on what the earlier ones have left, and the sum of their codes, detached."""
+        steps: list[Step] = []
+        every: list[Tensor] = []
+        rest = x
         for number, (level, valid) in enumerate(zip(self._serving(), valids, strict=True)):
+            if number:
+                rest = rest - every[-1]
             step = step_of(level, rest, valid, number)
+            with torch.no_grad():
+                rows = level.transform.inverse(step.code.detach())
+                every.append(rows if valid is None else _zero_where_left_out(rows, step.indices))
             steps.append(step)
-            if number + 1 < self.num_parts:
-                rest = rest - _code_rows(level, step)
-        return steps
+        return steps, functools.reduce(torch.add, every)
 
-    def _step_shared(self, level: VectorQuantizer, x: Tensor, valids: list[Tensor | None]) -> list[Step]:
+    def _step_shared(self, level: VectorQuantizer, x: Tensor, valids: list[Tensor | None]) -> tuple[list[Step], Tensor]:
         """The shared codebook changes once, by the rows of all levels."""
 
         def choose(_: Quantizer, rows: Tensor, valid: Tensor | None, number: int) -> Step:
@@ -194,12 +202,12 @@ class ResidualQuantizer(Composite):
             return z, torch.stack([valid for valid in valids if valid is not None], 1).flatten()
 
         first = level.batch(level.bound(level.transformed(x.detach())), valids[0])
-        level.adapt(first, lambda: level.batch(*gather(self._walk(x, valids, choose))))
-        steps = self._walk(x, valids, choose)
+        level.adapt(first, lambda: level.batch(*gather(self._walk(x, valids, choose)[0])))
+        steps, code = self._walk(x, valids, choose)
         level.settle(level.batch(*gather(steps)), torch.stack([step.indices for step in steps], 1).flatten())
-        return steps
+        return steps, code
 
-    def _step_chosen(self, x: Tensor, valids: list[Tensor | None]) -> list[Step]:
+    def _step_chosen(self, x: Tensor, valids: list[Tensor | None]) -> tuple[list[Step], Tensor]:
         """With the codes that the beam search finds."""
         indices = self.assign(x.detach())
 
@@ -209,13 +217,6 @@ class ResidualQuantizer(Composite):
             return level.choose(y, valid, None, where_valid(indices[:, number], valid))
 
         return self._walk(x, valids, choose)
-
-    def _sum(self, x: Tensor, steps: list[Step]) -> Step:
-        pairs = zip(self._serving(), steps, strict=True)
-        code = functools.reduce(torch.add, (_code_rows(level, step) for level, step in pairs))
-        loss, terms = add_up(x, steps, [1.0] * len(steps))
-        indices = torch.cat([columns(step.indices) for step in steps], 1)
-        return Step(x, indices, code, loss, terms, levels=tuple(steps))
 
     def estimate(self, step: Step) -> Tensor:
         is_once = self.gradient == "once"
@@ -282,12 +283,6 @@ class ResidualQuantizer(Composite):
 
     def extra_repr(self) -> str:
         return f"num_quantizers={self.num_quantizers}, gradient={self.gradient!r}, channel_dim={self.channel_dim}"
-
-
-def _code_rows(level: Quantizer, step: Step) -> Tensor:
-    """A level's codes after its inverse transform, detached; zeros for rows that it leaves out."""
-    with torch.no_grad():
-        return _zero_where_left_out(level.transform.inverse(step.code.detach()), step.indices)
 
 
 def _zero_where_left_out(rows: Tensor, indices: Tensor) -> Tensor:
