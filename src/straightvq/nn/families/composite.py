@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from straightvq.errors import InvalidTypeError, InvalidValueError
+from straightvq.nn.codebook import Codebook
 from straightvq.nn.draws import Clock, Draws
+from straightvq.nn.families.codebook_free import CodebookFree
 from straightvq.nn.part import can_ask, check_float, check_int, check_part, setting
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, zero_of
 from straightvq.nn.ranks import Group, rank, stack_over_ranks
@@ -156,7 +158,7 @@ class Composite(Quantizer):
         if not (self.training and self.dropout):
             return None
         # By its number among the samples of all ranks that are not wholly masked, with the first rank's seed.
-        group: Group = next((book.process_group for book in self.codebooks()), None)
+        group: Group = next((m.process_group for m in self.modules() if isinstance(m, (Codebook, CodebookFree))), None)
         takes_part = torch.ones(samples, dtype=torch.bool, device=x.device)
         if valid is not None:
             takes_part = valid.reshape(samples, -1).any(1) if valid.numel() else takes_part & False
