@@ -255,8 +255,8 @@ def straight_residual(
     Source: arXiv 2305.08842 for alternation, replacement and k-means; arXiv 2107.03312 for the levels and dropout.
 
     Example:
-        >>> straight_residual(8, 16, num_quantizers=4).encode(torch.zeros(2, 8)).shape
-        torch.Size([2, 4])
+        >>> straight_residual(8, 16, num_quantizers=4).codebook_sizes
+        [16, 16, 16, 16]
     """
     levels = [
         _alternated(

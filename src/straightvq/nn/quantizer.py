@@ -503,7 +503,7 @@ class Quantizer(nn.Module, ABC):
         if not can_ask(inside):
             return inside
         if not inside.all():
-            low, high = (int(v) for v in indices[~inside].aminmax())
+            low, high = (int(v) for v in indices.aminmax())
             allowed = (
                 f"[0, {sizes[0]})" if len(set(sizes)) == 1 else f"[0, size) for the sizes {sizes} of its quantizers"
             )
