@@ -3,6 +3,7 @@
 from straightvq.nn.batch import Batch, Context
 from straightvq.nn.codebook import Codebook
 from straightvq.nn.families.product import ProductQuantizer
+from straightvq.nn.families.refine import refine_residual
 from straightvq.nn.families.residual import ResidualQuantizer
 from straightvq.nn.optimizers import attach_optimizer, parameter_groups
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
@@ -66,5 +67,6 @@ __all__ = [
     "attach_optimizer",
     "bypass",
     "parameter_groups",
+    "refine_residual",
     "resize_codebooks",
 ]

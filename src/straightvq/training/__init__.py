@@ -9,6 +9,8 @@ from straightvq.training.finite import NonFiniteError, StopOnNonFinite
 from straightvq.training.monitor import CodebookMonitor, CodebookWarning
 from straightvq.training.reconstruction import Reconstruction
 from straightvq.training.resume import ExactResume
+from straightvq.training.semantic_ids import SemanticIds
+from straightvq.training.vectors import VectorReconstruction
 
 __all__ = [
     "Alternation",
@@ -21,6 +23,8 @@ __all__ = [
     "NonFiniteError",
     "OptimizerSettings",
     "Reconstruction",
+    "SemanticIds",
     "StopOnNonFinite",
+    "VectorReconstruction",
     "alternated_step",
 ]
