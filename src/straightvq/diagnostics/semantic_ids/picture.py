@@ -19,8 +19,8 @@ def id_picture(report: IdReport, *, title: str | None = None) -> "Figure":
     """
     before, after = report.unique
     headline = f"{report.num_items:,} items: {before:.2%} unique IDs, {after:.2%} when made unique"
-    figure = panels.new_figure(16.0, 5.6, title or headline)
-    usage, error, cosine = panels.grid(figure, 3, 3, top=0.9, above=1.1, below=0.8, between=1.0)
+    figure = panels.new_figure(16.0, 5.2, title or headline)
+    usage, error, cosine = panels.grid(figure, 3, 3, top=0.9, above=0.7, below=0.8, between=1.0)
     levels = list(range(1, len(report.codes_used) + 1))
     names = [str(level) for level in levels]
     _bars(
@@ -39,7 +39,7 @@ def id_picture(report: IdReport, *, title: str | None = None) -> "Figure":
     error.margins(x=0.12)
     panels.finish(error, {}, "Error of a prefix")
     shared = [(name, value) for name, value in zip(names, report.cosine, strict=True) if value is not None]
-    any_two = [] if report.cosine_random is None else [("none", report.cosine_random)]
+    any_two = [] if report.cosine_random is None else [("any two", report.cosine_random)]
     bars = any_two + shared
     _bars(
         cosine,
