@@ -283,7 +283,7 @@ def test_a_checkpoint_brings_its_own_scaling_and_its_width(tmp_path: Path) -> No
     got = second.on_after_batch_transfer(batch, 0)["vector"]
     torch.testing.assert_close(got, first.standard.apply(second.vectors))
     np.save(other, RANDOM.normal(size=(10, 4)))
-    with pytest.raises(ValueError, match="must have 3 numbers, as those that the checkpoint was trained on. Got 4"):
+    with pytest.raises(ValueError, match="must have 3 numbers, as those that the checkpoint was trained on"):
         opened(other).load_state_dict(first.state_dict())
 
 

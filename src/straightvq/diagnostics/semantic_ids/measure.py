@@ -21,7 +21,7 @@ class IdReport:
         codebook_sizes: codes of each level.
         codes_used: codes of each level that some item has.
         relative_error: of the reconstruction from the first 1, 2, ... codes: squared distances from the vectors over
-            those from their mean; 0 perfect, 1 as good as the mean.
+            those from their mean; 0 perfect, 1 as good as the mean. None where all vectors are equal.
         cosine: mean cosine of two items that share their first 1, 2, ... codes; None where no two do.
         cosine_random: mean cosine of any two items.
         unique: different IDs over items, before and after they were made unique.
@@ -32,7 +32,7 @@ class IdReport:
     num_items: int
     codebook_sizes: list[int]
     codes_used: list[int]
-    relative_error: list[float]
+    relative_error: list[float | None]
     cosine: list[float | None]
     cosine_random: float | None
     unique: tuple[float, float]
@@ -72,13 +72,13 @@ def report_ids(
                 f"item. Got {tuple(each.shape)} and {len(codes)} items."
             )
     x = vectors.double()
-    spread = (x - x.mean(0)).square().sum()
+    spread = (x - x.mean(0)).square().sum().item()
     cosines, random = prefix_cosines(vectors, codes)
     return IdReport(
         num_items=len(codes),
         codebook_sizes=list(codebook_sizes),
         codes_used=[len(codes[:, level].unique()) for level in range(levels)],
-        relative_error=[((each.double() - x).square().sum() / spread).item() for each in prefixes],
+        relative_error=[(each.double() - x).square().sum().item() / spread if spread else None for each in prefixes],
         cosine=cosines,
         cosine_random=random,
         unique=(unique_rate(codes), unique_rate(ids)),

@@ -32,10 +32,22 @@ def id_picture(report: IdReport, *, title: str | None = None) -> "Figure":
     )
     usage.set(ylim=(0, 112), yticks=[0, 25, 50, 75, 100], xlabel="level", ylabel="codes used (%)")
     panels.finish(usage, {}, "Codes in use")
-    error.plot(names, report.relative_error, color=panels.PALETTE[0], marker="o", linewidth=1.8)
-    for name, value in zip(names, report.relative_error, strict=True):
-        error.annotate(f"{value:.3f}", (name, value), (0, 8), textcoords="offset points", ha="center", color=panels.INK)
-    error.set(ylim=(0, 1.18 * max(report.relative_error)), xlabel="codes of the ID", ylabel="squared error / variance")
+    errors = [(name, value) for name, value in zip(names, report.relative_error, strict=True) if value is not None]
+    error.plot(
+        [name for name, _ in errors],
+        [value for _, value in errors],
+        color=panels.PALETTE[0],
+        marker="o",
+        linewidth=1.8,
+    )
+    for at in errors:
+        label = {"textcoords": "offset points", "ha": "center", "color": panels.INK}
+        error.annotate(f"{at[1]:.3f}", at, (0, 8), **label)
+    error.set(
+        ylim=(0, 1.18 * max([value for _, value in errors if value] or [1.0])),
+        xlabel="codes of the ID",
+        ylabel="squared error / variance",
+    )
     error.margins(x=0.12)
     panels.finish(error, {}, "Error of a prefix")
     shared = [(name, value) for name, value in zip(names, report.cosine, strict=True) if value is not None]
