@@ -33,6 +33,7 @@ SHRINKING_MASKED = "tiny_maskgit"
 STEPS = "tiny_steps"  # below the ones that shrink
 UNCONDITIONAL = "unconditional"
 FEATURES = "features"
+IDS = ("semantic_ids", "semantic_ids_ema", "semantic_ids_network")  # tests/unit/training/test_semantic_ids.py
 CLASSIFIERS = ("classify_digits", "classify_folder", "tiny_classify")  # tests/recipes/test_classifiers.py
 
 
@@ -59,7 +60,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def test_every_recipe_is_tested() -> None:
     tested = [*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, STEPS, UNCONDITIONAL, FEATURES]
-    tested += CLASSIFIERS
+    tested += [*CLASSIFIERS, *IDS]
     assert sorted(tested) == recipe_names()
 
 

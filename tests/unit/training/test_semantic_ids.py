@@ -177,6 +177,13 @@ def test_the_recipe_writes_the_ids_of_all_items_and_predicts_the_same(tmp_path: 
     assert read(folder) == (summary, rows)
 
 
+@pytest.mark.parametrize("name", ["semantic_ids_ema", "semantic_ids_network"])
+def test_the_baselines_train(name: str, tmp_path: Path) -> None:
+    assert main(["fit", "--config", name, *TINY, "--runs", str(tmp_path)]) == 0
+    summary, rows = read(tmp_path / name)
+    assert (len(rows), summary["unique"][1]) == (1797, 1)
+
+
 def test_own_items_of_any_width_need_one_option(tmp_path: Path) -> None:
     file = tmp_path / "mine.npy"
     np.save(file, np.random.default_rng(0).normal(size=(120, 40)) * 3 + 1)

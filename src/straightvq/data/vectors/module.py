@@ -1,7 +1,7 @@
 """The Lightning data module of vectors."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import numpy as np
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from straightvq.data.loader import EpochSampler, TrainLoader, eval_loader, train_loader
 from straightvq.data.split import share
 from straightvq.data.vectors.read import Table, digits, read
-from straightvq.data.vectors.standard import Scaling, Standard, learn
+from straightvq.data.vectors.standard import SCALINGS, Scaling, Standard, learn
 from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.nn.part import check_choice, check_float, check_int
 
@@ -102,7 +102,7 @@ class Vectors(lightning.LightningDataModule):
         self.column, self.item = column, item
         self.batch_size = check_int(self, "batch_size", batch_size, 1)
         self.val_fraction = check_float(self, "val_fraction", val_fraction, minimum=0, maximum=0.5, open_maximum=True)
-        self.scaling = check_choice(self, "scaling", scaling, ("whole", "columns", "none"))
+        self.scaling = cast(Scaling, check_choice(self, "scaling", scaling, SCALINGS))
         self.components = None if components is None else check_int(self, "components", components, 1)
         self.seed = check_int(self, "seed", seed, 0)
         self._table: Table | None = None

@@ -41,8 +41,7 @@ def id_picture(report: IdReport, *, title: str | None = None) -> "Figure":
         linewidth=1.8,
     )
     for at in errors:
-        label = {"textcoords": "offset points", "ha": "center", "color": panels.INK}
-        error.annotate(f"{at[1]:.3f}", at, (0, 8), **label)
+        error.annotate(f"{at[1]:.3f}", at, (0, 8), textcoords="offset points", ha="center", color=panels.INK)
     error.set(
         ylim=(0, 1.18 * max([value for _, value in errors if value] or [1.0])),
         xlabel="codes of the ID",

@@ -70,12 +70,12 @@ def refine_residual(quantizer: ResidualQuantizer, z: Tensor, *, rounds: int = 4,
             indices = torch.where(is_better[:, None], found, indices)
         total = _sum(tables, indices)
         for _ in range(sweeps):
-            for level, table in enumerate(tables):
-                own = indices[:, level]
+            for place, table in enumerate(tables):
+                own = indices[:, place]
                 others = total - table[own]
                 counts, sums = code_sums(z - others, own, len(table))
-                tables[level] = torch.where((counts > 0)[:, None], sums / counts.clamp(min=1)[:, None], table)
-                total = others + tables[level][own]
+                tables[place] = torch.where((counts > 0)[:, None], sums / counts.clamp(min=1)[:, None], table)
+                total = others + tables[place][own]
         for level, table in zip(levels, tables, strict=True):
             level.set_codes(table)
         errors = _errors(z, tables, indices)
