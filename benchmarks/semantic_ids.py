@@ -100,6 +100,7 @@ MEASURED = [
     *(f"used_{level}" for level in range(1, LEVELS + 1)),
     "unique",
     "unique_after",
+    "error_after",
     *(f"cosine_{level}" for level in range(1, LEVELS + 1)),
     "cosine_random",
 ]
@@ -134,8 +135,15 @@ def run(name: str, seed: int, source: str) -> dict[str, Any]:
         with quiet():
             trainer.fit(task, datamodule=data)
     seconds = time.perf_counter() - start
-    _, _, report = make_ids(model, data)
-    values = [*report.relative_error, *report.codes_used, *report.unique, *report.cosine, report.cosine_random]
+    _, _, report = make_ids(model, data, "assign")
+    values = [
+        *report.relative_error,
+        *report.codes_used,
+        *report.unique,
+        report.relative_error_unique,
+        *report.cosine,
+        report.cosine_random,
+    ]
     row = {"arm": name, "seed": seed, "items": report.num_items, "threads": torch.get_num_threads()}
     return row | {"seconds": round(seconds, 1)} | dict(zip(MEASURED, values, strict=True))
 
@@ -150,7 +158,13 @@ def spread(rows: list[dict[str, Any]], key: str, digits: int, scale: float = 1) 
 
 def table(rows: list[dict[str, Any]], arms: list[str]) -> str:
     head = ["arm", *(f"error, {n} code{'s' * (n > 1)}" for n in range(1, LEVELS + 1)), "codes used by level"]
-    head += ["unique IDs %", "made unique %", *(f"cosine, {n} shared" for n in range(1, LEVELS)), "seconds"]
+    head += [
+        "unique IDs %",
+        "assigned %",
+        "error, assigned",
+        *(f"cosine, {n} shared" for n in range(1, LEVELS)),
+        "seconds",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in arms:
         mine = [row for row in rows if row["arm"] == name]
@@ -158,7 +172,11 @@ def table(rows: list[dict[str, Any]], arms: list[str]) -> str:
             continue
         used = ", ".join(spread(mine, f"used_{n}", 0).split(" ")[0] for n in range(1, LEVELS + 1))
         cells = [ARMS[name].about, *(spread(mine, f"error_{n}", 4) for n in range(1, LEVELS + 1)), used]
-        cells += [spread(mine, "unique", 2, 100), spread(mine, "unique_after", 0, 100).split(" ")[0]]
+        cells += [
+            spread(mine, "unique", 2, 100),
+            spread(mine, "unique_after", 2, 100).split(" ")[0],
+            spread(mine, "error_after", 4),
+        ]
         cells += [spread(mine, f"cosine_{n}", 3) for n in range(1, LEVELS)]
         cells.append(spread(mine, "seconds", 0).split(" ")[0])
         lines.append("| " + " | ".join(cells) + " |")
@@ -230,6 +248,7 @@ def main() -> None:
         f"codes, seeds 0 to {args.seeds - 1}; mean ± standard deviation over seeds, all on the items themselves. "
         "Error: squared distance of the items from what their first codes give, over that from their mean. Cosine: of "
         f"two items that share so many first codes; of any two items it is {random:.3f}. Codes used: means over seeds. "
+        "Assigned: the last codes of items that shared an ID chosen anew (`assign_last`), so that four are enough. "
         f"Alone: {Arm('', gradient).steps} steps of {Arm('', gradient).batch_size:,} vectors; in a network with one "
         f"hidden layer of {NETWORK['hidden'][0]}: {NETWORK['steps']:,} steps of {NETWORK['batch_size']:,}, AdamW at "
         "2e-3. Seconds are those of a busy machine.\n"

@@ -176,7 +176,15 @@ NEAREST: dict[str, Any] = {"z": TWO, "codes": TWO}
 SUMS: dict[str, Any] = {"z": TWO, "indices": torch.tensor([0, 1]), "num_codes": 2}
 KMEANS: dict[str, Any] = {"z": TWO, "num_codes": 2, "iterations": 1}
 RESIZE: dict[str, Any] = {"state_dict": NET.state_dict(), "module": NET}
+REFINE: dict[str, Any] = {"quantizer": svq.presets.straight_residual(4, 8, num_quantizers=2), "z": torch.ones(2, 4)}
 FUNCTIONS: list[Row] = [
+    Row("refine_residual", "quantizer", [3, None, NET], TypeError, "`quantizer` must be an instance of", REFINE),
+    Row("refine_residual", "quantizer", [svq.presets.rq_vae(4, 8)], ValueError, "levels of their own", REFINE),
+    Row("refine_residual", "z", [None, torch.ones(2, 4).long()], TypeError, "`z` must be a floating-point", REFINE),
+    Row("refine_residual", "z", [torch.ones(2, 3), torch.ones(0, 4), torch.ones(4)], ValueError, "(n, 4)", REFINE),
+    Row("refine_residual", "z", [torch.full((2, 4), NAN)], ValueError, "`z` must be finite", REFINE),
+    *integer("refine_residual", "rounds", 1, **REFINE),
+    *integer("refine_residual", "sweeps", 1, **REFINE),
     Row("parameter_groups", "module", [3, None, [NET]], TypeError, "`module` must be", GROUPS),
     *number("parameter_groups", "lr", [-0.1], **GROUPS),
     *number("parameter_groups", "weight_decay", [-0.1], **GROUPS),

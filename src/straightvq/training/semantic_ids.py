@@ -38,7 +38,8 @@ class SemanticIds(Callback):
 
     Into the run's folder: ``semantic_ids.parquet`` with the columns ``item``, ``codes`` (one per level) and ``id`` (the
     codes made unique); ``semantic_ids.json`` with the same and a summary, `IdReport`; and ``semantic_ids.png``. A
-    training writes those of its last step, a prediction those of its checkpoint.
+    training writes those of its last step, a prediction those of its checkpoint. Without a logger there is no such
+    folder, and nothing is written: see `make_ids` and `write_ids`.
 
     Args:
         unique: how IDs that several items share are made different: "number" adds a level that numbers the items of one
@@ -86,7 +87,9 @@ class SemanticIds(Callback):
 
     def _write(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         folder = trainer.log_dir  # all ranks ask
-        if trainer.is_global_zero and folder is not None and not getattr(trainer, "fast_dev_run", False):
+        # Without a logger Lightning would name the current folder; a trial run has one that writes nothing.
+        is_run = bool(trainer.loggers) and not getattr(trainer, "fast_dev_run", False)
+        if is_run and trainer.is_global_zero and folder is not None:
             model, data = _parts(trainer, pl_module)
             write_ids(Path(folder), data.items, *make_ids(model, data, self.unique))
 
@@ -103,11 +106,10 @@ def make_ids(model: MLPAutoencoder, data: Vectors, unique: Unique = "number") ->
         codes = codes if still.quantizer.is_composite else codes[:, None]
         prefixes = [_decoded(still, data, codes[:, : level + 1]) for level in range(codes.shape[1])]
         ids = _made_unique(still, z, codes, unique)
-    return (
-        codes.cpu(),
-        ids.cpu(),
-        report_ids(data.vectors, codes.cpu(), ids.cpu(), prefixes, model.quantizer.codebook_sizes),
-    )
+        from_ids = _decoded(still, data, ids[:, : codes.shape[1]])
+    codes, ids = codes.cpu(), ids.cpu()
+    sizes = model.quantizer.codebook_sizes
+    return codes, ids, report_ids(data.vectors, codes, ids, prefixes, sizes, from_ids)
 
 
 def _decoded(model: MLPAutoencoder, data: Vectors, codes: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ class IdReport:
         codes_used: codes of each level that some item has.
         relative_error: of the reconstruction from the first 1, 2, ... codes: squared distances from the vectors over
             those from their mean; 0 perfect, 1 as good as the mean. None where all vectors are equal.
+        relative_error_unique: of the reconstruction from as many codes of the IDs that were made unique; None if that
+            was not measured.
         cosine: mean cosine of two items that share their first 1, 2, ... codes; None where no two do.
         cosine_random: mean cosine of any two items.
         unique: different IDs over items, before and after they were made unique.
@@ -33,6 +35,7 @@ class IdReport:
     codebook_sizes: list[int]
     codes_used: list[int]
     relative_error: list[float | None]
+    relative_error_unique: float | None
     cosine: list[float | None]
     cosine_random: float | None
     unique: tuple[float, float]
@@ -44,7 +47,12 @@ class IdReport:
 
 
 def report_ids(
-    vectors: Tensor, codes: Tensor, ids: Tensor, prefixes: Sequence[Tensor], codebook_sizes: Sequence[int]
+    vectors: Tensor,
+    codes: Tensor,
+    ids: Tensor,
+    prefixes: Sequence[Tensor],
+    codebook_sizes: Sequence[int],
+    from_ids: Tensor | None = None,
 ) -> IdReport:
     """Measures the IDs of all items.
 
@@ -54,6 +62,7 @@ def report_ids(
         ids: the same made unique, Int (items, levels or more).
         prefixes: for each level the reconstruction of the vectors from the codes up to it, Float (items, d).
         codebook_sizes: codes of each level.
+        from_ids: the reconstruction from the first ``levels`` codes of ``ids``, Float (items, d).
 
     Raises:
         TypeError, ValueError: for shapes that do not fit.
@@ -65,7 +74,7 @@ def report_ids(
             f"`report_ids`: `prefixes`, `codebook_sizes` and `ids` must fit {len(codes)} items of {levels} levels. "
             f"Got {len(prefixes)}, {len(codebook_sizes)} and {len(ids)} items."
         )
-    for each in prefixes:
+    for each in [*prefixes, *([] if from_ids is None else [from_ids])]:
         if each.shape != vectors.shape or len(vectors) != len(codes):
             raise InvalidValueError(
                 f"`report_ids`: every prefix must have the shape of `vectors`, {tuple(vectors.shape)}, and one row per "
@@ -73,12 +82,17 @@ def report_ids(
             )
     x = vectors.double()
     spread = (x - x.mean(0)).square().sum().item()
+
+    def relative(given: Tensor | None) -> float | None:
+        return None if given is None or not spread else (given.double() - x).square().sum().item() / spread
+
     cosines, random = prefix_cosines(vectors, codes)
     return IdReport(
         num_items=len(codes),
         codebook_sizes=list(codebook_sizes),
         codes_used=[len(codes[:, level].unique()) for level in range(levels)],
-        relative_error=[(each.double() - x).square().sum().item() / spread if spread else None for each in prefixes],
+        relative_error=[relative(each) for each in prefixes],
+        relative_error_unique=relative(from_ids),
         cosine=cosines,
         cosine_random=random,
         unique=(unique_rate(codes), unique_rate(ids)),

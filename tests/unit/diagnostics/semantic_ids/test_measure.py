@@ -43,7 +43,8 @@ def test_the_report_by_hand() -> None:
     vectors = torch.tensor([[0.0], [2.0], [4.0]])
     codes = torch.tensor([[0, 0], [0, 0], [0, 1]])
     prefixes = [torch.full((3, 1), 2.0), torch.tensor([[1.0], [1.0], [4.0]])]
-    report = report_ids(vectors, codes, number_collisions(codes), prefixes, [4, 2])
+    report = report_ids(vectors, codes, number_collisions(codes), prefixes, [4, 2], torch.zeros(3, 1))
+    assert report.relative_error_unique == pytest.approx(2.5)
     assert report.relative_error == pytest.approx([1.0, 0.25])
     assert report.codes_used == [1, 2]
     assert report.unique == pytest.approx((2 / 3, 1.0))
