@@ -204,6 +204,30 @@ def test_other_items_get_the_scale_of_the_training(tmp_path: Path) -> None:
     assert [row["codes"] for row in read(tmp_path / "semantic_ids")[1]] == [row["codes"] for row in rows[:50]]
 
 
+def test_going_on_within_an_epoch_is_exact(tmp_path: Path) -> None:
+    """Three batches make an epoch; the checkpoint of step 4 is one batch into the second."""
+    options = ["--data.batch_size", "700", "--keep_every", "4", "--trainer.callbacks.refine", "2"]
+    assert command("fit", tmp_path, *options) == 0
+    folder = tmp_path / "semantic_ids"
+    whole, rows = torch.load(folder / "last.ckpt", weights_only=True), read(folder)
+    half = folder / "checkpoints" / "step-00000004.ckpt"
+    assert command("fit", tmp_path, *options, "--ckpt_path", str(half)) == 0
+    resumed = torch.load(folder / "last.ckpt", weights_only=True)
+    assert whole["global_step"] == resumed["global_step"] == 6
+    assert whole["state_dict"].keys() == resumed["state_dict"].keys()
+    assert all(torch.equal(value, whole["state_dict"][name]) for name, value in resumed["state_dict"].items())
+    assert read(folder) == rows
+
+
+def test_without_a_logger_nothing_is_written(items: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    task = VectorReconstruction(MLPAutoencoder(quantizer()))
+    trainer(1, callbacks=[SemanticIds()]).fit(task, datamodule=Vectors(str(items)))
+    assert list(place.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
