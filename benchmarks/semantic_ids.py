@@ -55,8 +55,8 @@ class Arm:
     hidden: list[int] = field(default_factory=list)
     skip: bool = False
     refine: int = 0
-    steps: int = 200
-    batch_size: int = 2048
+    steps: int = 50
+    batch_size: int = 16384
 
 
 def gradient(dim: int) -> Quantizer:
@@ -249,7 +249,7 @@ def main() -> None:
         "Error: squared distance of the items from what their first codes give, over that from their mean. Cosine: of "
         f"two items that share so many first codes; of any two items it is {random:.3f}. Codes used: means over seeds. "
         "Assigned: the last codes of items that shared an ID chosen anew (`assign_last`), so that four are enough. "
-        f"Alone: {Arm('', gradient).steps} steps of {Arm('', gradient).batch_size:,} vectors; in a network with one "
+        f"Alone: {Arm('', gradient).steps} steps of all vectors; in a network with one "
         f"hidden layer of {NETWORK['hidden'][0]}: {NETWORK['steps']:,} steps of {NETWORK['batch_size']:,}, AdamW at "
         "2e-3. Seconds are those of a busy machine.\n"
         "\n" + table(wanted, args.arms) + "\n"

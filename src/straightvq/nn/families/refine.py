@@ -19,9 +19,9 @@ def refine_residual(quantizer: ResidualQuantizer, z: Tensor, *, rounds: int = 4,
 
     With the indices i held, the codes that are best for ``|z - (c_1[i_1] + ... + c_L[i_L])|^2`` solve one least squares
     problem. A sweep goes through the levels and sets every code that is in use to its solution for the others as they
-    are, ``c_l[k] <- mean of z - sum_{m != l} c_m[i_m] over the vectors with i_l = k``, so that the error never grows.
-    A round is an assignment, by the quantizer's own search, and some sweeps; a vector whose new indices serve it worse
-    keeps its old ones.
+    are, ``c_l[k] <- mean of z - sum_{m != l} c_m[i_m] over the vectors with i_l = k``; it never raises the error.
+    A round is some sweeps and a new assignment by the quantizer's own search, which with several levels finds what is
+    good but not what is best: the error after it may grow for once. The codes of the best round are kept.
 
     Train first and refine at the end: an update that moves the codes level by level would undo it. Wider beams gain
     more (``quantizer.beam``), as a greedy search finds little of what the codes could give. What is paid is the prefix:
@@ -34,12 +34,12 @@ def refine_residual(quantizer: ResidualQuantizer, z: Tensor, *, rounds: int = 4,
         quantizer: with levels of their own that are ``VectorQuantizer`` layers with ``Nearest`` by the Euclidean
             distance, no transform, and tables that are ``Direct`` or ``Affine``.
         z: vectors as the quantizer gets them, Float (n, dim) on its device, with ``channel_dim`` last; of all ranks.
-        rounds: assignments, at least 1.
-        sweeps: passes over the levels in a round, at least 1.
+        rounds: assignments, at least 1; each costs an ``encode``.
+        sweeps: passes over the levels in a round, at least 1; cheap.
 
     Returns:
-        mean squared error per vector, the sum over its channels: before the first round, and after each; never growing.
-        ``encode`` afterwards searches anew and may do a little worse for single vectors.
+        mean squared error per vector, the sum over its channels, of what ``encode`` finds: before the first round, and
+        after each. The codes left behind are those of the least of them.
 
     Raises:
         TypeError, ValueError: for another quantizer, other vectors, and counts below 1; nothing is changed then.
@@ -52,7 +52,7 @@ def refine_residual(quantizer: ResidualQuantizer, z: Tensor, *, rounds: int = 4,
         >>> z = torch.randn(200, 4)
         >>> _ = rvq(z)
         >>> errors = refine_residual(rvq, z, rounds=3)
-        >>> len(errors), errors[3] < errors[0]
+        >>> len(errors), min(errors) < errors[0]
         (4, True)
     """
     levels = _check(quantizer, z)
@@ -61,13 +61,9 @@ def refine_residual(quantizer: ResidualQuantizer, z: Tensor, *, rounds: int = 4,
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     tables = [level.codes().to(z.dtype) for level in levels]
     indices = quantizer.encode(z)
-    errors = _errors(z, tables, indices)
-    means = [errors.mean().item()]
-    for number in range(rounds):
-        if number:
-            found = quantizer.encode(z)
-            is_better = _errors(z, tables, found) < errors
-            indices = torch.where(is_better[:, None], found, indices)
+    errors = [_error(z, tables, indices)]
+    best = list(tables)
+    for _ in range(rounds):
         total = _sum(tables, indices)
         for _ in range(sweeps):
             for place, table in enumerate(tables):
@@ -76,11 +72,18 @@ def refine_residual(quantizer: ResidualQuantizer, z: Tensor, *, rounds: int = 4,
                 counts, sums = code_sums(z - others, own, len(table))
                 tables[place] = torch.where((counts > 0)[:, None], sums / counts.clamp(min=1)[:, None], table)
                 total = others + tables[place][own]
-        for level, table in zip(levels, tables, strict=True):
-            level.set_codes(table)
-        errors = _errors(z, tables, indices)
-        means.append(errors.mean().item())
-    return means
+        _write(levels, tables)
+        indices = quantizer.encode(z)
+        errors.append(_error(z, tables, indices))
+        if errors[-1] == min(errors):
+            best = list(tables)
+    _write(levels, best)
+    return errors
+
+
+def _write(levels: list[VectorQuantizer], tables: list[Tensor]) -> None:
+    for level, table in zip(levels, tables, strict=True):
+        level.set_codes(table)
 
 
 def _sum(tables: list[Tensor], indices: Tensor) -> Tensor:
@@ -90,9 +93,9 @@ def _sum(tables: list[Tensor], indices: Tensor) -> Tensor:
     return total
 
 
-def _errors(z: Tensor, tables: list[Tensor], indices: Tensor) -> Tensor:
-    """Squared error of each vector, (n,)."""
-    return (z - _sum(tables, indices)).square().sum(1)
+def _error(z: Tensor, tables: list[Tensor], indices: Tensor) -> float:
+    """Squared error of a vector, the mean over all."""
+    return (z - _sum(tables, indices)).square().sum(1).mean().item()
 
 
 def _check(quantizer: ResidualQuantizer, z: Tensor) -> list[VectorQuantizer]:
