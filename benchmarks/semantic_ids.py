@@ -72,7 +72,7 @@ def preset(name: str, **settings: Any) -> Callable[[int], Quantizer]:
     return lambda dim: getattr(presets, name)(dim, SIZE, num_quantizers=LEVELS, **settings)
 
 
-NETWORK: dict[str, Any] = {"hidden": [64], "steps": 1000, "batch_size": 1024}
+NETWORK: dict[str, Any] = {"hidden": [64], "steps": 1500, "batch_size": 1024}
 ARMS = {
     "kmeans": Arm("residual k-means, scikit-learn", gradient),
     "rq_vae": Arm("`rq_vae` (one EMA codebook for all levels) in a network", preset("rq_vae"), **NETWORK),

@@ -12,6 +12,9 @@ from straightvq.nn.slots.parametrizations import Affine, Direct
 from straightvq.nn.slots.transforms import Identity
 from straightvq.nn.vector_quantizer import VectorQuantizer
 
+# Share of the vectors' size that counts as no error.
+_NOTHING = 1e-12
+
 
 @torch.no_grad()
 def refine_residual(quantizer: ResidualQuantizer, z: Tensor, *, rounds: int = 4, sweeps: int = 3) -> list[float]:
@@ -19,7 +22,8 @@ def refine_residual(quantizer: ResidualQuantizer, z: Tensor, *, rounds: int = 4,
 
     With the indices i held, the codes that are best for ``|z - (c_1[i_1] + ... + c_L[i_L])|^2`` solve one least squares
     problem. A sweep goes through the levels and sets every code that is in use to its solution for the others as they
-    are, ``c_l[k] <- mean of z - sum_{m != l} c_m[i_m] over the vectors with i_l = k``; it never raises the error.
+    are, ``c_l[k] <- mean of z - sum_{m != l} c_m[i_m] over the vectors with i_l = k``; a code that is not in use takes
+    the vector that is worst served. Neither raises the error.
     A round is some sweeps and a new assignment by the quantizer's own search, which with several levels finds what is
     good but not what is best: the error after it may grow for once. The codes of the best round are kept.
 
@@ -67,11 +71,9 @@ def refine_residual(quantizer: ResidualQuantizer, z: Tensor, *, rounds: int = 4,
         total = _sum(tables, indices)
         for _ in range(sweeps):
             for place, table in enumerate(tables):
-                own = indices[:, place]
-                others = total - table[own]
-                counts, sums = code_sums(z - others, own, len(table))
-                tables[place] = torch.where((counts > 0)[:, None], sums / counts.clamp(min=1)[:, None], table)
-                total = others + tables[place][own]
+                others = total - table[indices[:, place]]
+                tables[place], indices[:, place] = _fitted(z - others, indices[:, place], table)
+                total = others + tables[place][indices[:, place]]
         _write(levels, tables)
         indices = quantizer.encode(z)
         errors.append(_error(z, tables, indices))
@@ -79,6 +81,20 @@ def refine_residual(quantizer: ResidualQuantizer, z: Tensor, *, rounds: int = 4,
             best = list(tables)
     _write(levels, best)
     return errors
+
+
+def _fitted(rest: Tensor, own: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """One level for what the others leave: each code the mean of its vectors, an idle one the worst served vector."""
+    counts, sums = code_sums(rest, own, len(table))
+    idle = (counts == 0).nonzero()[:, 0]
+    fitted = torch.where((counts > 0)[:, None], sums / counts.clamp(min=1)[:, None], table)
+    if len(idle):
+        errors = (rest - fitted[own]).square().sum(1)
+        most, worst = errors.topk(min(len(idle), len(rest)))
+        worst = worst[most > _NOTHING * rest.square().sum(1).mean()]
+        own = own.index_copy(0, worst, idle[: len(worst)])
+        fitted[idle[: len(worst)]] = rest[worst]
+    return fitted, own
 
 
 def _write(levels: list[VectorQuantizer], tables: list[Tensor]) -> None:

@@ -87,16 +87,23 @@ def test_a_round_that_makes_it_worse_is_taken_back(monkeypatch: pytest.MonkeyPat
     assert all(torch.equal(level.codes(), codes) for level, codes in zip(quantizer.levels, before, strict=True))
 
 
-def test_an_unused_code_stays_and_evaluation_stays_pure() -> None:
-    z = vectors(4)
-    quantizer = trained(vectors())
-    before = [level.codes() for level in quantizer.levels]
-    used = quantizer.encode(z)
-    svq.refine_residual(quantizer, z, rounds=1)
-    for level, (codes, own) in enumerate(zip(before, used.T, strict=True)):
-        idle = torch.ones(8, dtype=torch.bool)
-        idle[own] = False
-        assert torch.equal(quantizer.levels[level].codes()[idle], codes[idle])
+def test_an_idle_code_takes_the_worst_served_vector() -> None:
+    """One level. Code 0 is the mean 2 of 0, 1 and 5, which serves 5 worst: the idle code goes there."""
+    quantizer = svq.ResidualQuantizer(1, [svq.VectorQuantizer(1, svq.Codebook(2))])
+    quantizer.levels[0].set_codes(torch.tensor([[2.0], [100.0]]))
+    errors = svq.refine_residual(quantizer, torch.tensor([[0.0], [1.0], [5.0]]), rounds=1, sweeps=1)
+    assert quantizer.levels[0].codes().flatten().tolist() == [2.0, 5.0]
+    assert errors == pytest.approx([14 / 3, 5 / 3])
+
+
+def test_where_nothing_is_left_idle_codes_stay() -> None:
+    z = vectors(2)
+    quantizer = svq.ResidualQuantizer(5, [svq.VectorQuantizer(5, svq.Codebook(4)) for _ in range(2)])
+    table = torch.cat([z, 9 + z])
+    quantizer.levels[0].set_codes(table)
+    quantizer.levels[1].set_codes(torch.tensor([[0.0], [7.0], [8.0], [9.0]]).expand(4, 5))
+    assert svq.refine_residual(quantizer, z, rounds=2) == [0, 0, 0]
+    assert torch.equal(quantizer.levels[0].codes(), table)
 
 
 def test_it_draws_nothing_and_is_the_same_in_both_modes() -> None:
