@@ -25,7 +25,7 @@ def fixed(array: np.ndarray) -> pa.Array:
 
 def opened(path: Path | str, **kwargs: Any) -> Vectors:
     data = Vectors(str(path), **{"batch_size": 4, **kwargs})
-    data.setup()
+    data.setup("fit")
     return data
 
 
@@ -285,6 +285,15 @@ def test_a_checkpoint_brings_its_own_scaling_and_its_width(tmp_path: Path) -> No
     np.save(other, RANDOM.normal(size=(10, 4)))
     with pytest.raises(ValueError, match="must have 3 numbers, as those that the checkpoint was trained on"):
         opened(other).load_state_dict(first.state_dict())
+
+
+def test_a_single_vector_can_be_read_with_a_checkpoint(tmp_path: Path) -> None:
+    first = opened(file_of(tmp_path, RANDOM.normal(size=(30, 3)) * 7), components=2)
+    np.save(tmp_path / "one.npy", np.ones((1, 3)))
+    one = Vectors(str(tmp_path / "one.npy"), components=2)
+    one.setup("predict")
+    one.load_state_dict(first.state_dict())
+    torch.testing.assert_close(one.standard.apply(one.vectors), first.standard.apply(torch.ones(1, 3)))
 
 
 # --- batches

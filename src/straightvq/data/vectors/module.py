@@ -122,7 +122,7 @@ class Vectors(lightning.LightningDataModule):
     # --- what there is ------------------------------------------------------------------------------------------
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads and checks the vectors, divides the rows, and learns the scaling unless a checkpoint gave it."""
+        """Reads and checks the vectors and divides the rows; to "fit", also learns the scaling."""
         if self._table is None:
             is_embedded = self.source == "digits"
             table = digits() if is_embedded else read(Path(self.source).expanduser(), self.column, self.item)
@@ -134,9 +134,15 @@ class Vectors(lightning.LightningDataModule):
             if not held.any():
                 self._rows["validation"] = everything
             self._table = table
-        if self._standard is None:
-            self._standard = learn(self._table.vectors[self._rows["train"].numpy()], self.scaling, self.components)
-        self._check_width(self._standard)
+        if self._standard is not None:
+            self._check_width(self._standard)
+        elif stage == "fit":
+            self._learn()
+
+    def _learn(self) -> Standard:
+        # Not before it is needed: a checkpoint that is read may bring one, and few vectors teach none.
+        self._standard = learn(self.train_vectors.numpy(), self.scaling, self.components)
+        return self._standard
 
     def _check_width(self, standard: Standard) -> None:
         width = self.vectors.shape[1]
@@ -161,12 +167,10 @@ class Vectors(lightning.LightningDataModule):
 
     @property
     def standard(self) -> Standard:
-        self._read()
-        assert self._standard is not None
-        return self._standard
+        return self._learn() if self._standard is None else self._standard
 
     def _read(self) -> Table:
-        if self._table is None or self._standard is None:
+        if self._table is None:
             self.setup()
         assert self._table is not None
         return self._table

@@ -41,13 +41,13 @@ def id_picture(report: IdReport, *, title: str | None = None) -> "Figure":
         linewidth=1.8,
     )
     for at in errors:
-        error.annotate(f"{at[1]:.3f}", at, (0, 8), textcoords="offset points", ha="center", color=panels.INK)
+        error.annotate(f"{at[1]:.3f}", at, (5, 5), textcoords="offset points", color=panels.INK)
     error.set(
         ylim=(0, 1.18 * max([value for _, value in errors if value] or [1.0])),
         xlabel="codes of the ID",
         ylabel="squared error / variance",
     )
-    error.margins(x=0.12)
+    error.margins(x=0.16)
     panels.finish(error, {}, "Error of a prefix")
     shared = [(name, value) for name, value in zip(names, report.cosine, strict=True) if value is not None]
     any_two = [] if report.cosine_random is None else [("any two", report.cosine_random)]
