@@ -248,9 +248,9 @@ def main() -> None:
         "Error: squared distance of the items from what their first codes give, over that from their mean. Cosine: of "
         f"two items that share so many first codes; of any two items it is {random:.3f}. Codes used: means over seeds. "
         "Assigned: the last codes of items that shared an ID chosen anew (`assign_last`), so that four are enough. "
-        f"Alone: {Arm('', gradient).steps} steps of all vectors, EMA {ARMS['soundstream_alone'].steps}; in a network with one "
-        f"hidden layer of {NETWORK['hidden'][0]}: {NETWORK['steps']:,} steps of {NETWORK['batch_size']:,}, AdamW at "
-        "2e-3. Seconds are those of a busy machine.\n"
+        f"Alone: {Arm('', gradient).steps} steps of all vectors, EMA {ARMS['soundstream_alone'].steps}; in a network "
+        f"with one hidden layer of {NETWORK['hidden'][0]}: {NETWORK['steps']:,} steps of {NETWORK['batch_size']:,}, AdamW "
+        "at 2e-3. Seconds are those of a busy machine.\n"
         "\n" + table(wanted, args.arms) + "\n"
     )
     if args.out:
