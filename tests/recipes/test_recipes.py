@@ -31,6 +31,7 @@ OVERLAYS = ("ema", "plain_vq", "vq_ste_pp")
 SHRINKING, SHRINKING_MASKED = "tiny", "tiny_maskgit"
 # `tiny_steps` is below the ones that shrink; tests/recipes/test_classifiers.py has the classifiers.
 OTHERS = ("tiny_steps", "unconditional", "features", "classify_digits", "classify_folder", "tiny_classify")
+IDS = ("semantic_ids", "semantic_ids_ema", "semantic_ids_network")  # tests/unit/training/test_semantic_ids.py
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def logged(folder: Path) -> list[dict[str, str]]:
 
 
 def test_every_recipe_is_tested() -> None:
-    assert sorted([*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, *OTHERS]) == recipe_names()
+    assert sorted([*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, *OTHERS, *IDS]) == recipe_names()
 
 
 @pytest.mark.parametrize("name", recipe_names())

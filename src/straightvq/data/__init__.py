@@ -4,5 +4,6 @@ from straightvq.data.decode import UnreadableImageError
 from straightvq.data.loader import EpochSampler
 from straightvq.data.module import Images
 from straightvq.data.tokens import Tokens
+from straightvq.data.vectors.module import Vectors
 
-__all__ = ["EpochSampler", "Images", "Tokens", "UnreadableImageError"]
+__all__ = ["EpochSampler", "Images", "Tokens", "UnreadableImageError", "Vectors"]

@@ -4,6 +4,7 @@ from straightvq.models.alexnet import AlexNet
 from straightvq.models.autoencoder import Autoencoder
 from straightvq.models.base import AutoencoderBase, AutoencoderOutput, ClassifierBase, ClassifierOutput
 from straightvq.models.maskgit import MaskGIT
+from straightvq.models.mlp import MLPAutoencoder
 from straightvq.models.resnet import ResNet18
 from straightvq.models.sqvae import SQVAENet
 from straightvq.models.vit import ViT
@@ -17,6 +18,7 @@ __all__ = [
     "AutoencoderOutput",
     "ClassifierBase",
     "ClassifierOutput",
+    "MLPAutoencoder",
     "MaskGIT",
     "ResNet18",
     "SQVAENet",

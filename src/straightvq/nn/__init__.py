@@ -6,6 +6,7 @@ from straightvq.nn.families.binary import BinarySphericalQuantizer, LookupFreeQu
 from straightvq.nn.families.finite_scalar import FiniteScalarQuantizer
 from straightvq.nn.families.product import ProductQuantizer
 from straightvq.nn.families.random_projection import RandomProjectionQuantizer
+from straightvq.nn.families.refine import refine_residual
 from straightvq.nn.families.residual import ResidualQuantizer
 from straightvq.nn.optimizers import attach_optimizer, parameter_groups
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
@@ -77,6 +78,7 @@ __all__ = [
     "attach_optimizer",
     "bypass",
     "parameter_groups",
+    "refine_residual",
     "resize_codebooks",
     "reste_power",
 ]

@@ -9,7 +9,22 @@ from straightvq.training.finite import NonFiniteError, StopOnNonFinite
 from straightvq.training.monitor import CodebookMonitor, CodebookWarning
 from straightvq.training.reconstruction import Reconstruction
 from straightvq.training.resume import ExactResume
+from straightvq.training.semantic_ids import SemanticIds
+from straightvq.training.vectors import VectorReconstruction
 
-__all__ = ["Alternation", "Classification", "CodebookMonitor", "CodebookWarning", "ExactResume", "HasHead"]
-__all__ += ["LastCheckpoint", "NonFiniteError", "OptimizerSettings", "Reconstruction", "StopOnNonFinite"]
-__all__ += ["alternated_step"]
+__all__ = [
+    "Alternation",
+    "Classification",
+    "CodebookMonitor",
+    "CodebookWarning",
+    "ExactResume",
+    "HasHead",
+    "LastCheckpoint",
+    "NonFiniteError",
+    "OptimizerSettings",
+    "Reconstruction",
+    "SemanticIds",
+    "StopOnNonFinite",
+    "VectorReconstruction",
+    "alternated_step",
+]
