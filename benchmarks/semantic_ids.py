@@ -249,8 +249,8 @@ def main() -> None:
         f"two items that share so many first codes; of any two items it is {random:.3f}. Codes used: means over seeds. "
         "Assigned: the last codes of items that shared an ID chosen anew (`assign_last`), so that four are enough. "
         f"Alone: {Arm('', gradient).steps} steps of all vectors, EMA {ARMS['soundstream_alone'].steps}; in a network "
-        f"with one hidden layer of {NETWORK['hidden'][0]}: {NETWORK['steps']:,} steps of {NETWORK['batch_size']:,}, AdamW "
-        "at 2e-3. Seconds are those of a busy machine.\n"
+        f"with one hidden layer of {NETWORK['hidden'][0]}: {NETWORK['steps']:,} steps of {NETWORK['batch_size']:,}, "
+        "AdamW at 2e-3. Seconds are those of a busy machine.\n"
         "\n" + table(wanted, args.arms) + "\n"
     )
     if args.out:
