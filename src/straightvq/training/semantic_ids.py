@@ -74,9 +74,7 @@ class SemanticIds(Callback):
         # In the last step and not behind it: its validation and its checkpoints follow.
         if self.refine and trainer.global_step >= trainer.estimated_stepping_batches:
             model, data = _parts(trainer, pl_module)
-            with torch.no_grad(), evaluating(model) as still:
-                x = data.standard.apply(data.train_vectors.to(pl_module.device))
-                z = torch.cat([still.encode(part) for part in x.split(_ROWS)])
+            z = _encoded(model, data, data.train_vectors)
             refine_residual(cast(ResidualQuantizer, model.quantizer), z, rounds=self.refine)
 
     def on_fit_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -99,9 +97,8 @@ def make_ids(model: MLPAutoencoder, data: Vectors, unique: Unique = "number") ->
 
     By the evaluation rule; no state changes.
     """
-    device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    z = _encoded(model, data, data.vectors)
     with torch.no_grad(), evaluating(model) as still:
-        z = torch.cat([still.encode(data.standard.apply(part.to(device))) for part in data.vectors.split(_ROWS)])
         codes = torch.cat([still.quantizer.encode(part) for part in z.split(_ROWS)])
         codes = codes if still.quantizer.is_composite else codes[:, None]
         prefixes = [_decoded(still, data, codes[:, : level + 1]) for level in range(codes.shape[1])]
@@ -112,12 +109,26 @@ def make_ids(model: MLPAutoencoder, data: Vectors, unique: Unique = "number") ->
     return codes, ids, report_ids(data.vectors, codes, ids, prefixes, sizes, from_ids)
 
 
+def _encoded(model: MLPAutoencoder, data: Vectors, vectors: Tensor) -> Tensor:
+    """Embeddings Float (n, dim) of vectors in their own units, by the evaluation rule, on the model's device."""
+    device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+    dtype = next((parameter.dtype for parameter in model.encoder_parameters()), torch.float32)
+    with torch.no_grad(), evaluating(model) as still:
+        parts = (data.standard.apply(part.to(device)).to(dtype) for part in vectors.split(_ROWS))
+        return torch.cat([still.encode(part) for part in parts])
+
+
 def _decoded(model: MLPAutoencoder, data: Vectors, codes: Tensor) -> Tensor:
     """Vectors in their own units on the CPU, from the first codes of each item."""
     parts = codes.split(_ROWS)
     if not model.quantizer.is_composite:
         parts = tuple(part[:, 0] for part in parts)
-    return torch.cat([data.standard.undo(model.detokenize(part).float()).cpu() for part in parts])
+    return torch.cat([data.standard.undo(_detokenized(model, part)).cpu() for part in parts])
+
+
+def _detokenized(model: MLPAutoencoder, codes: Tensor) -> Tensor:
+    dtype = next((parameter.dtype for parameter in model.decoder.parameters()), torch.float32)
+    return model.decode(model.quantizer.decode(codes).to(dtype)).float()
 
 
 def _made_unique(model: MLPAutoencoder, z: Tensor, codes: Tensor, unique: Unique) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanSquaredError
 
+from straightvq.errors import InvalidValueError
 from straightvq.models import MLPAutoencoder
 from straightvq.models.base import AutoencoderOutput
 from straightvq.nn.part import check_part
@@ -63,6 +64,16 @@ class VectorReconstruction(QuantizedTask):
         # Lightning counts the optimizer's steps: where nothing is trained by gradient it gets a number that stays 0.
         self._nothing = torch.zeros((), requires_grad=True)
 
+    def setup(self, stage: str) -> None:
+        if stage == "fit" and self.trainer.world_size > 1 and not self._has_gradient():
+            raise InvalidValueError(
+                "`VectorReconstruction`: several processes need something that is trained by gradient: pass "
+                f"--trainer.devices 1, or give the network layers. Got {self.trainer.world_size} processes."
+            )
+
+    def _has_gradient(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.model.parameters())
+
     def error(self, output: Tensor, batch: Batch) -> Tensor:
         return F.mse_loss(output, batch["vector"])
 
@@ -84,7 +95,7 @@ class VectorReconstruction(QuantizedTask):
         return loss if loss.requires_grad else loss + 0 * self._nothing
 
     def configure_optimizers(self) -> Any:
-        if any(parameter.requires_grad for parameter in self.model.parameters()):
+        if self._has_gradient():
             return super().configure_optimizers()
         return torch.optim.SGD([self._nothing], lr=1.0)
 

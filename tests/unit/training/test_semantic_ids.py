@@ -204,6 +204,20 @@ def test_other_items_get_the_scale_of_the_training(tmp_path: Path) -> None:
     assert [row["codes"] for row in read(tmp_path / "semantic_ids")[1]] == [row["codes"] for row in rows[:50]]
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_ids_are_made_in_other_precisions_too(precision: str, tmp_path: Path) -> None:
+    options = ["--model.model.hidden", "[8]", "--trainer.precision", precision]
+    assert command("fit", tmp_path, *options) == 0
+    assert read(tmp_path / "semantic_ids")[0]["unique"][1] == 1
+
+
+def test_several_processes_need_a_gradient(items: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lightning.Trainer, "world_size", property(lambda self: 2))
+    task = VectorReconstruction(MLPAutoencoder(quantizer()))
+    with pytest.raises(ValueError, match="several processes need something that is trained by gradient"):
+        trainer(1).fit(task, datamodule=Vectors(str(items)))
+
+
 def test_going_on_within_an_epoch_is_exact(tmp_path: Path) -> None:
     """Three batches make an epoch; the checkpoint of step 4 is one batch into the second."""
     options = ["--data.batch_size", "700", "--keep_every", "4", "--trainer.callbacks.refine", "2"]
@@ -234,6 +248,7 @@ def test_without_a_logger_nothing_is_written(items: Path, tmp_path: Path, monkey
         (["--data.source", "nowhere.parquet"], "`source` 'nowhere.parquet' does not exist"),
         (["--data.components", "null"], "`x` must have the shape (*batch, 32). Got (1797, 64)"),
         (["--trainer.callbacks.unique", "no"], "unique"),
+        (["--trainer.devices", "2"], "`refine` needs one process: pass --trainer.devices 1. Got 2"),
         (["--model.model.quantizer", "straightvq.presets.fsq"], "straightvq.presets"),
     ],
 )
