@@ -32,6 +32,7 @@ SHRINKING, SHRINKING_MASKED = "tiny", "tiny_maskgit"
 # `tiny_steps` is below the ones that shrink; tests/recipes/test_classifiers.py has the classifiers.
 OTHERS = ("tiny_steps", "unconditional", "features", "classify_digits", "classify_folder", "tiny_classify")
 IDS = ("semantic_ids", "semantic_ids_ema", "semantic_ids_network")  # tests/unit/training/test_semantic_ids.py
+SPEECH = ("speech", "soundstream", "dac", "tiny_speech")  # tests/recipes/test_speech.py
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,8 @@ def logged(folder: Path) -> list[dict[str, str]]:
 
 
 def test_every_recipe_is_tested() -> None:
-    assert sorted([*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, *OTHERS, *IDS]) == recipe_names()
+    tested = [*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, *OTHERS, *IDS, *SPEECH]
+    assert sorted(tested) == recipe_names()
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -3,8 +3,9 @@
 import mimetypes
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,19 @@ SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validatio
 _KINDS = mimetypes.MimeTypes().types_map  # by suffix; Python's own tables, since those of the machine differ elsewhere
 
 
+def read_bytes(path: Path) -> bytes:
+    """What is in a plain file of a size that a picture or a clip may have; raises `UnreadableImageError`."""
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe or a device might never end
+            raise UnreadableImageError("not a plain file")
+        if found.st_size > FILE_LIMIT:
+            raise UnreadableImageError(f"{found.st_size:,} bytes, more than the limit of {FILE_LIMIT:,}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(error.strerror or str(error)) from error
+
+
 class ImageFiles(Records):
     """Image files below one folder; ``paths`` are relative to it, with forward slashes."""
 
@@ -27,18 +41,8 @@ class ImageFiles(Records):
     def key(self, i: int) -> str:
         return self.paths[i]
 
-    def decode(self, i: int, size: int, channels: int) -> NDArray[np.uint8]:
-        path = self.root / self.paths[i]
-        try:
-            found = path.stat()
-            if not stat.S_ISREG(found.st_mode):  # a pipe or a device might never end
-                raise UnreadableImageError("not a plain file")
-            if found.st_size > FILE_LIMIT:
-                raise UnreadableImageError(f"{found.st_size:,} bytes, more than the limit of {FILE_LIMIT:,}")
-            data = path.read_bytes()
-        except OSError as error:
-            raise UnreadableImageError(error.strerror or str(error)) from error
-        return decode_image(data, size, channels)
+    def decode(self, i: int, size: int, channels: int) -> NDArray[Any]:
+        return decode_image(read_bytes(self.root / self.paths[i]), size, channels)
 
 
 def local(path: Path, memory_limit: int) -> Source:
@@ -46,7 +50,7 @@ def local(path: Path, memory_limit: int) -> Source:
 
     Parquet splits whose files are larger than ``memory_limit`` bytes are memory-mapped by `datasets`.
     """
-    names = [path.name] if path.is_file() else list(_walk(path))
+    names = [path.name] if path.is_file() else list(walk(path))
     root = path.parent if path.is_file() else path
     tables = [root / name for name in names if name.lower().endswith(".parquet")]
     if tables:
@@ -55,10 +59,14 @@ def local(path: Path, memory_limit: int) -> Source:
         return read_parquet(tables, memory_limit)
     if path.is_file():
         raise InvalidValueError(f"`Images`: `source` must be a folder or a .parquet file. Got the file {str(path)!r}.")
-    return _image_folder(path, names)
+    images = [Path(name) for name in names if _claims_to_be_image(path / name)]
+    if not images:
+        seen = f"{len(names)} other file(s): {', '.join(names[:5])}" if names else "no file at all"
+        raise InvalidValueError(f"`Images`: the folder {str(path)!r} holds no image or Parquet file, but {seen}.")
+    return folder_source(path, images, ImageFiles, "Images")
 
 
-def _walk(root: Path) -> Iterator[str]:
+def walk(root: Path) -> Iterator[str]:
     """Files below ``root``, relative, sorted; hidden ones left out, linked folders followed once."""
     seen: set[str] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
@@ -73,18 +81,18 @@ def _walk(root: Path) -> Iterator[str]:
                 yield (Path(folder) / name).relative_to(root).as_posix()
 
 
-def _image_folder(root: Path, names: list[str]) -> Source:
-    """The image files among ``names``; the class is the first subfolder, below the split's if there are splits."""
-    images = [Path(name) for name in names if _claims_to_be_image(root / name)]
-    if not images:
-        seen = f"{len(names)} other file(s): {', '.join(names[:5])}" if names else "no file at all"
-        raise InvalidValueError(f"`Images`: the folder {str(root)!r} holds no image or Parquet file, but {seen}.")
+def folder_source(
+    root: Path, images: list[Path], records: Callable[[Path, list[str], list[int]], Records], owner: str
+) -> Source:
+    """Files below ``root`` by split and class: the class is the first subfolder, below the split's if there are any."""
     found = {image.parts[0] for image in images if len(image.parts) > 1} & SPLIT_FOLDERS.keys()
     if found and "train" not in found:
         present = ", ".join(sorted(found))
-        raise InvalidValueError(f"`Images`: {str(root)!r} has the split folder(s) {present} but no images in train.")
+        raise InvalidValueError(
+            f"`{owner}`: {str(root)!r} has the split folder(s) {present} but no {owner.lower()} in train."
+        )
     if {"train", "val", "validation"} <= found:
-        raise InvalidValueError(f"`Images`: {str(root)!r} has both val and validation; keep one of them.")
+        raise InvalidValueError(f"`{owner}`: {str(root)!r} has both val and validation; keep one of them.")
     by_split: dict[str, list[Path]] = {}
     for image in images:
         if not found or image.parts[0] in found:  # anything beside the split folders belongs to no split
@@ -96,8 +104,8 @@ def _image_folder(root: Path, names: list[str]) -> Source:
     splits: dict[str, Records] = {}
     for split, files in by_split.items():
         labels = [number[class_of[image]] if image in class_of else -1 for image in files]
-        splits[split] = ImageFiles(root, [image.as_posix() for image in files], labels)
-    return Source(splits, classes or None)
+        splits[split] = records(root, [image.as_posix() for image in files], labels)
+    return Source(splits, classes or None, owner)
 
 
 def _claims_to_be_image(path: Path) -> bool:

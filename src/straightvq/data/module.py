@@ -1,17 +1,15 @@
 """The Lightning data module: a source of pictures in, batches out."""
 
 import math
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import lightning
 import torch
-from torch.utils.data import DataLoader
 
 from straightvq.data.augment import Augmentation
+from straightvq.data.base import Splits
 from straightvq.data.files import local
-from straightvq.data.loader import EpochSampler, TrainLoader, eval_loader, train_loader
 from straightvq.data.photos import digits, photos
 from straightvq.data.sets import SOURCES, Batch, ImageStream, Records, Source, TensorSet
 from straightvq.data.split import divide
@@ -19,16 +17,9 @@ from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.nn.part import check_bool, check_choice, check_float, check_int
 
 EMBEDDED = ("photos", "digits")
-_STAGES: dict[str | None, tuple[str, ...]] = {
-    "fit": ("train", "validation"),
-    "validate": ("validation",),
-    "test": ("test",),
-    "predict": ("test",),
-    None: ("train", "validation", "test"),
-}
 
 
-class Images(lightning.LightningDataModule):
+class Images(Splits):
     """Square pictures in batches ``{"image": Float (B, C, H, W) in [0, 1], "label": Int64 (B)}``.
 
     Pictures stay bytes until they are on the device; `on_after_batch_transfer`, which the Trainer calls, makes them
@@ -75,6 +66,9 @@ class Images(lightning.LightningDataModule):
         (torch.Size([16, 1, 8, 8]), torch.float32, 10)
     """
 
+    owner = "Images"
+    noun = "picture"
+
     def __init__(
         self,
         source: str = "photos",
@@ -92,7 +86,7 @@ class Images(lightning.LightningDataModule):
         crop_padding: int = 0,
     ) -> None:
         super().__init__()
-        self.source = _check_source(self, source)
+        self.source = check_source(self, source)
         self.size = check_int(self, "size", size, 4)
         self.batch_size = check_int(self, "batch_size", batch_size, 1)
         self.num_train = None if num_train is None else check_int(self, "num_train", num_train, 1)
@@ -109,7 +103,6 @@ class Images(lightning.LightningDataModule):
         self.crop_padding = check_int(self, "crop_padding", crop_padding, 0)
         self._source: Source | None = None
         self._records: dict[str, Records] = {}
-        self._sets: dict[str, TensorSet | ImageStream] = {}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -123,33 +116,10 @@ class Images(lightning.LightningDataModule):
     def num_classes(self) -> int:
         return self._open().num_classes
 
-    @property
-    def unreadable(self) -> dict[str, str]:
-        return {name: why for images in self._sets.values() for name, why in images.unreadable.items()}
-
     def prepare_data(self) -> None:
         """Fetches a Hub data set, in one process per machine."""
-        if _is_hub_name(self.source):
+        if is_hub_name(self.source):
             self._open()
-
-    def setup(self, stage: str | None = None) -> None:
-        """Finds the pictures and decodes the splits of ``stage`` ("fit", "validate", "test", "predict", None: all),
-        unless they are too large to keep. What is there already is not read again."""
-        self._open()
-        wanted = [split for split in _STAGES[stage] if split not in self._sets]
-        self._sets |= {split: self._load(split) for split in wanted}
-        bad = {name: why for split in wanted for name, why in self._sets[split].unreadable.items()}
-        if bad:
-            named = "; ".join(f"{name} ({why})" for name, why in list(bad.items())[:5])
-            more = f"; and {len(bad) - 5} more, in `Images.unreadable`" if len(bad) > 5 else ""
-            warnings.warn(f"`Images`: skipped {len(bad)} unreadable file(s): {named}{more}.", stacklevel=2)
-        empty = [split for split in wanted if len(self._sets[split]) == 0]
-        if "train" in empty:
-            raise InvalidValueError(f"`Images`: none of the training files of {self.source!r} can be read.")
-        if "validation" in empty and self.val_fraction:
-            share = f"(val_fraction={self.val_fraction})"
-            said = f"no picture of {self.source!r} falls into the validation split {share}: there will be no validation"
-            warnings.warn(f"`Images`: {said}.", stacklevel=2)
 
     def _open(self) -> Source:
         """The source, looked through once; nothing is decoded."""
@@ -160,7 +130,7 @@ class Images(lightning.LightningDataModule):
                 num_train = None  # crops are made, not left out
             elif self.source == "digits":
                 source = digits()
-            elif _is_hub_name(self.source):
+            elif is_hub_name(self.source):
                 from straightvq.data.hub import hub
 
                 source = hub(self.source)
@@ -176,36 +146,6 @@ class Images(lightning.LightningDataModule):
         if sum(map(len, self._records.values())) * math.prod(self.shape) > self.memory_limit_mb << 20:
             return stream
         return stream.decode_all(split)
-
-    def train_dataloader(self) -> TrainLoader:
-        return self._train_loader(self._set("train", "fit"), self.num_workers)
-
-    def _train_loader(self, dataset: Any, num_workers: int) -> TrainLoader:
-        sampler = EpochSampler(dataset, self.seed, **self._ranks())
-        loader = train_loader(dataset, self.batch_size, sampler, num_workers)
-        if self.trainer is not None:
-            # Between epochs Lightning loads no loader state, but knows how many there were.
-            progress: Any = self.trainer.fit_loop.epoch_progress.current
-            loader.epoch = progress.processed - 1
-            limit = self.trainer.limit_train_batches
-            loader.limit = int(limit * len(loader)) if isinstance(limit, float) else limit
-        return loader
-
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        dataset = self._set("validation", "validate")
-        # Lightning takes an empty list as "no validation", with a warning of its own.
-        return eval_loader(dataset, self.batch_size, self.num_workers) if len(dataset) else []
-
-    def test_dataloader(self) -> DataLoader[Batch]:
-        dataset = self._set("test", "test")
-        if len(dataset) == 0:
-            raise InvalidValueError(
-                f"`Images`: {self.source!r} has no test pictures. Give it a test split, or a larger `val_fraction` (a "
-                f"missing split gets that share). Got {self.val_fraction}."
-            )
-        return eval_loader(dataset, self.batch_size, self.num_workers)
-
-    predict_dataloader = test_dataloader
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Bytes to floating point in [0, 1]; shifts and flips in training.
@@ -227,33 +167,19 @@ class Images(lightning.LightningDataModule):
             return cast(Batch, self.trainer.precision_plugin.convert_input(result))
         return result
 
-    def _set(self, split: str, stage: str) -> TensorSet | ImageStream:
-        if split not in self._sets:
-            self.setup(stage)
-        return self._sets[split]
 
-    def _ranks(self) -> dict[str, int]:
-        """Number and place of this process among those that share the data."""
-        if self.trainer is not None:
-            # Of the strategy and not of the world: ranks of tensor parallelism read the same batch.
-            return dict(self.trainer.distributed_sampler_kwargs or {})
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return {"num_replicas": torch.distributed.get_world_size(), "rank": torch.distributed.get_rank()}
-        return {}
-
-
-def _check_source(owner: Images, source: Any) -> str:
-    name = type(owner).__name__
+def check_source(owner: Splits, source: Any, embedded: Sequence[str] = EMBEDDED, sources: str = SOURCES) -> str:
+    """The argument ``source`` of a data module, which may also be one of the names ``embedded``."""
     if not isinstance(source, str):
-        raise InvalidTypeError(f"`{name}`: `source` must be a string. Got {source!r}.")
-    if source not in EMBEDDED and not Path(source).expanduser().exists() and not _is_hub_name(source):
-        raise InvalidValueError(f"`{name}`: `source` {source!r} does not exist. {SOURCES}")
+        raise InvalidTypeError(f"`{type(owner).__name__}`: `source` must be a string. Got {source!r}.")
+    if source not in embedded and not Path(source).expanduser().exists() and not is_hub_name(source, embedded):
+        raise InvalidValueError(f"`{type(owner).__name__}`: `source` {source!r} does not exist. {sources}")
     return source
 
 
-def _is_hub_name(source: str) -> bool:
+def is_hub_name(source: str, embedded: Sequence[str] = EMBEDDED) -> bool:
     """Whether this could be owner/name: one slash, nothing that only a path has, and no such path here."""
-    if source in EMBEDDED or Path(source).expanduser().exists():
+    if source in embedded or Path(source).expanduser().exists():
         return False
     owner, slash, name = source.partition("/")
     plain = owner[:1] not in (".", "~", "") and "/" not in name and "\\" not in source

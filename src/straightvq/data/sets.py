@@ -42,7 +42,7 @@ class Records(ABC):
         """Name of record ``i``: for messages, and the same on every machine, since it decides the split."""
 
     @abstractmethod
-    def decode(self, i: int, size: int, channels: int) -> NDArray[np.uint8]:
+    def decode(self, i: int, size: int, channels: int) -> NDArray[Any]:
         """Record ``i`` as UInt8 ``(channels, size, size)``; raises `UnreadableImageError`."""
 
 
@@ -55,7 +55,7 @@ class Selection(Records):
     def key(self, i: int) -> str:
         return self.records.key(int(self.rows[i]))
 
-    def decode(self, i: int, size: int, channels: int) -> NDArray[np.uint8]:
+    def decode(self, i: int, size: int, channels: int) -> NDArray[Any]:
         return self.records.decode(int(self.rows[i]), size, channels)
 
 
@@ -69,6 +69,7 @@ class Source:
 
     splits: dict[str, Records]
     class_names: list[str] | None = None
+    owner: str = "Images"  # in messages
 
     def __post_init__(self) -> None:
         for split, records in self.splits.items():
@@ -76,7 +77,8 @@ class Source:
             if low < -1 or high >= self.num_classes:
                 names = ">= 0" if self.class_names is None else f"[0, {self.num_classes}), one for each class name"
                 raise InvalidValueError(
-                    f"`Images`: the labels of split {split!r} must be {names}, or -1 for none. Got {low} to {high}."
+                    f"`{self.owner}`: the labels of split {split!r} must be {names}, or -1 for none. "
+                    f"Got {low} to {high}."
                 )
 
     @property

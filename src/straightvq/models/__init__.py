@@ -6,6 +6,7 @@ from straightvq.models.base import AutoencoderBase, AutoencoderOutput, Classifie
 from straightvq.models.maskgit import MaskGIT
 from straightvq.models.mlp import MLPAutoencoder
 from straightvq.models.resnet import ResNet18
+from straightvq.models.sound.codec import AudioCodec
 from straightvq.models.sqvae import SQVAENet
 from straightvq.models.vit import ViT
 from straightvq.models.vqgan import VQGANNet
@@ -13,6 +14,7 @@ from straightvq.models.vqvae import VQVAENet
 
 __all__ = [
     "AlexNet",
+    "AudioCodec",
     "Autoencoder",
     "AutoencoderBase",
     "AutoencoderOutput",

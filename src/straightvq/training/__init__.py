@@ -3,6 +3,7 @@
 from straightvq.checkpoints import LastCheckpoint
 from straightvq.diagnostics.task import HasHead
 from straightvq.training.alternated import alternated_step
+from straightvq.training.audio import AudioReconstruction
 from straightvq.training.base import Alternation, OptimizerSettings
 from straightvq.training.classification import Classification
 from straightvq.training.finite import NonFiniteError, StopOnNonFinite
@@ -14,6 +15,7 @@ from straightvq.training.vectors import VectorReconstruction
 
 __all__ = [
     "Alternation",
+    "AudioReconstruction",
     "Classification",
     "CodebookMonitor",
     "CodebookWarning",

@@ -194,6 +194,7 @@ class QuantizedTask(MeasuredTask, ABC):
 
     model: QuantizedNet
     error_name: ClassVar[str]  # under which the task's error is logged
+    input_name: ClassVar[str] = "image"  # of what the network gets, in a batch
 
     def __init__(
         self,
@@ -257,19 +258,19 @@ class QuantizedTask(MeasuredTask, ABC):
 
     def compute(self, batch: Batch) -> Pass:
         """The task's error for a prepared batch, and the quantizer's output."""
-        out = self(batch["image"])
+        out = self(batch[self.input_name])
         return self.error(out[0], batch), out.quantizer
 
     def latent(self, batch: Batch) -> Tensor:
         """The embeddings of a batch as the quantizer gets them, (B, dim, h, w) or (B, tokens, dim)."""
-        return self.model.encode(self.normalize(batch["image"]))
+        return self.model.encode(self.normalize(batch[self.input_name]))
 
     def head_loss(self, latent: Tensor, batch: Batch) -> Tensor:
         """The task's part of the loss, a scalar, if ``latent`` were the quantizer's output."""
         return self.loss_weight * self.error(self.model.head(latent), batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        batch, size = self.prepare(batch), len(batch["image"])
+        batch, size = self.prepare(batch), len(batch[self.input_name])
         error, out = self.compute(batch) if self.alternate is None else self._alternated_step(batch, self.alternate)
         loss, values = self.loss_weight * error, {self.error_name: error}
         if out is not None:

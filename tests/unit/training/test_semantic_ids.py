@@ -249,7 +249,7 @@ def test_without_a_logger_nothing_is_written(items: Path, tmp_path: Path, monkey
         (["--data.components", "null"], "`x` must have the shape (*batch, 32). Got (1797, 64)"),
         (["--trainer.callbacks.unique", "no"], "unique"),
         (["--trainer.devices", "2"], "`refine` needs one process: pass --trainer.devices 1. Got 2"),
-        (["--model.model.quantizer", "straightvq.presets.fsq"], "straightvq.presets"),
+        (["--model.model.quantizer", "straightvq.presets.nothing"], "straightvq.presets"),
     ],
 )
 def test_mistakes_are_explained(
