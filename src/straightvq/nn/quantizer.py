@@ -195,6 +195,8 @@ class Quantizer(nn.Module, ABC):
         Returns:
             a handle; ``handle.remove()`` takes the hook away.
         """
+        if not callable(hook):
+            raise InvalidTypeError(f"`{type(self).__name__}`: `hook` must be callable. Got {hook!r}.")
         if self._step_hooks is None:
             self._step_hooks = OrderedDict()  # a plain dict cannot be referred to weakly
         handle = RemovableHandle(self._step_hooks)

@@ -13,7 +13,7 @@ from straightvq.nn.families.composite import Composite, add_up, columns, rows_of
 from straightvq.nn.part import check_choice, check_int, setting
 from straightvq.nn.quantizer import Quantizer, Step, where_valid
 from straightvq.nn.slots.assigners import Nearest
-from straightvq.nn.slots.estimators import Estimator
+from straightvq.nn.slots.estimators import Estimator, StraightThrough
 from straightvq.nn.slots.transforms import Transform
 from straightvq.nn.vector_quantizer import VectorQuantizer
 
@@ -106,6 +106,7 @@ class ResidualQuantizer(Composite):
         )
         self.gradient = gradient
         self.beam = beam
+        self._check_estimators()
 
     def _check_widths(self, width: int) -> None:
         for number, level in enumerate(self._serving()):
@@ -113,6 +114,23 @@ class ResidualQuantizer(Composite):
                 raise InvalidValueError(
                     f"`ResidualQuantizer`: every level must have the width {width}. "
                     f"Got {level.dim} at level {number}; a transform of the level may narrow its codes."
+                )
+
+        first = self._serving()[0]
+        if self.is_shared and first.codebooks() and not isinstance(first, VectorQuantizer):
+            raise InvalidValueError(
+                "`ResidualQuantizer`: a quantizer that all levels share must be a VectorQuantizer or have no codebook, "
+                f"because its codes may change once per forward. Got {type(first).__name__}."
+            )
+
+    def _check_estimators(self) -> None:
+        for number, level in enumerate(self._serving()):
+            is_plain = isinstance(level.estimator, StraightThrough) or _carries_gradient(level)
+            if self.gradient == "once" and not is_plain:
+                raise InvalidValueError(
+                    f"`ResidualQuantizer`: with gradient='once' the estimator {type(level.estimator).__name__} of "
+                    f"level {number} would do nothing. Give it to the residual quantizer as `estimator`, or pass "
+                    "gradient='per_level'."
                 )
 
     @property
