@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -93,14 +94,14 @@ def report(rows: pd.DataFrame, path: Path, command: str) -> None:
         names = {"bits_per_second", "si_sdr", "mel"}
         curves[arm] = [
             {name: mine[f"{name}_{level}"].mean() for name in names}
-            | {f"{name}_std": mine[f"{name}_{level}"].std(ddof=0) for name in names}
+            | {f"{name}_std": np.nan_to_num(mine[f"{name}_{level}"].std()) for name in names}
             for level in levels
         ]
     first = rows.iloc[0]
     seeds = ", ".join(str(seed) for seed in sorted(rows["seed"].unique()))
     head = (
-        f"# Residual quantizers in a codec for sound\n\n{rows['date'].max()}, {first['hardware']}, {first['threads']} "
-        f"thread(s), torch {first['torch']}; `{command}`. {len(levels)} levels of {first['codebook_size']} codes, "
+        f"# Residual quantizers in a codec for sound\n\n{rows['date'].max()}, {first['hardware']}, "
+        f"torch {first['torch']}; `{command}`. {len(levels)} levels of {first['codebook_size']} codes, "
         f"{first['steps']} steps, seeds {seeds}; "
         "mean ± standard deviation over seeds, on the test clips at the last step. The networks of one seed start from "
         "different draws, because the quantizer is built first. SI-SDR in dB (more is better), mel distance in factors "
