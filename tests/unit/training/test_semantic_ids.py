@@ -248,7 +248,6 @@ def test_without_a_logger_nothing_is_written(items: Path, tmp_path: Path, monkey
         (["--data.source", "nowhere.parquet"], "`source` 'nowhere.parquet' does not exist"),
         (["--data.components", "null"], "`x` must have the shape (*batch, 32). Got (1797, 64)"),
         (["--trainer.callbacks.unique", "no"], "unique"),
-        (["--trainer.devices", "2"], "`refine` needs one process: pass --trainer.devices 1. Got 2"),
         (["--model.model.quantizer", "straightvq.presets.nothing"], "straightvq.presets"),
     ],
 )
@@ -259,6 +258,13 @@ def test_mistakes_are_explained(
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
+
+
+def test_refinement_in_several_processes_is_refused(items: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = trainer(1, callbacks=[SemanticIds(refine=1)])
+    monkeypatch.setattr(lightning.Trainer, "world_size", 2)
+    with pytest.raises(ValueError, match=r"needs one process: pass --trainer\.devices 1\. Got 2"):
+        made.fit(VectorReconstruction(MLPAutoencoder(quantizer())), datamodule=Vectors(str(items)))
 
 
 def test_what_makes_no_ids_is_refused(items: Path) -> None:
