@@ -55,6 +55,8 @@ MAPS, OPTIMIZERS, BATCH, DRAWS = (
     "functional/draws.py",
 )
 PART = "nn/part.py"
+RESIDUAL, PRODUCT, COMPOSITE = (f"nn/families/{name}.py" for name in ("residual", "product", "composite"))
+FAMILIES = f"{NN}/families"
 EXTENSIONS, OTHERS = "tests/contracts/test_extensions.py", f"{NN}/test_other_programs.py"
 
 FAULTS = [
@@ -484,8 +486,8 @@ FAULTS = [
     Fault(
         "the worst checkpoint as the best",
         "training/command_line.py",
-        '"checkpoint.mode": "min"',
-        '"checkpoint.mode": "max"',
+        '"mode": "min"',
+        '"mode": "max"',
         "tests/recipes/test_recipes.py",
     ),
     Fault(
@@ -510,6 +512,56 @@ FAULTS = [
         "tests/unit/studies",
     ),
     Fault("cosine of unnormalised codes", "functional/points.py", "points = _unit(codes)", "points = codes", KNOWN),
+    Fault(
+        "levels send the gradient again",
+        RESIDUAL,
+        "rest = rest - (rows.detach() if is_once else rows)",
+        "rest = step.z - rows",
+        FAMILIES,
+    ),
+    Fault(
+        "one level too many kept",
+        RESIDUAL,
+        "kept > number if valid is None",
+        "kept >= number if valid is None",
+        FAMILIES,
+    ),
+    Fault(
+        "levels left out still decode",
+        COMPOSITE,
+        "return torch.where((indices >= 0).any(1, keepdim=True), rows, 0)",
+        "return rows",
+        FAMILIES,
+    ),
+    Fault(
+        "beam worse than greedy",
+        RESIDUAL,
+        "torch.where(is_better, paths[:, 0]",
+        "torch.where(is_better | True, paths[:, 1]",
+        FAMILIES,
+    ),
+    Fault(
+        "levels of a product in another order",
+        PRODUCT,
+        "[columns(own) for own in indices], 2)",
+        "[columns(own) for own in indices], 1)",
+        FAMILIES,
+    ),
+    Fault(
+        "losses of groups added up",
+        PRODUCT,
+        "[width / x.shape[1] for width in each]",
+        "[1.0 for width in each]",
+        FAMILIES,
+    ),
+    Fault(
+        "residual levels start scaled",
+        "nn/slots/transforms.py",
+        'if self.start == "scaled":',
+        "if self.start:",
+        FAMILIES,
+    ),
+    Fault("a hook misses the levels", RESIDUAL, "level.tell(step)", "pass", FAMILIES),
 ]
 
 

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from benchmarks.speed.methods import METHODS, Kind, Problem
 from benchmarks.speed.report import CODES as K
-from benchmarks.speed.report import QUERY, SHARE_OF, START, write_report
+from benchmarks.speed.report import PRODUCT, QUERY, RESIDUAL, SHARE_OF, START, write_report
 from benchmarks.speed.report import VECTORS as N
 from benchmarks.speed.report import WIDTH as D
 from tqdm import tqdm
@@ -160,7 +160,10 @@ def main() -> None:
     if options.full:
         sizes = list(itertools.product(VECTORS, CODES, WIDTHS))
     # Kinds that are measured at a size of their own.
-    own = {"query": QUERY, "start": START, "growth": (N, K, D), "share": SHARE_OF[options.device]}
+    own = {
+        "query": QUERY, "residual": RESIDUAL, "product": PRODUCT, "start": START, "growth": (N, K, D),
+        "share": SHARE_OF[options.device],
+    }  # fmt: skip
     todo: list[tuple[Kind, Problem]] = [
         (kind, Problem(*size, options.device))
         for kind in options.kinds

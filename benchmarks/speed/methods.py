@@ -11,7 +11,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["search", "query", "sums", "step", "start", "growth", "share"]
+Kind = Literal["search", "query", "sums", "step", "residual", "product", "start", "growth", "share"]
+
+# Levels of the residual quantizers, groups of the product quantizers.
+LEVELS = 8
 
 
 class Problem(NamedTuple):
@@ -190,6 +193,47 @@ def _peer_step(problem: Problem) -> Once:
     return _step(layer, problem, call)
 
 
+# --- several codes per vector -----------------------------------------------------------------------------------------
+
+
+def _composite_step(family: str, preset: str, **options: Any) -> Callable[[Problem], Once]:
+    def make(problem: Problem) -> Once:
+        import straightvq as svq
+
+        width = problem.width // LEVELS if family == "ProductQuantizer" else problem.width
+        parts = [getattr(svq.presets, preset)(width, problem.codes, **options) for _ in range(LEVELS)]
+        return _step_of(getattr(svq, family)(problem.width, parts), problem)
+
+    return make
+
+
+def _peer_residual(problem: Problem) -> Once:
+    from vector_quantize_pytorch import ResidualVQ
+
+    layer = ResidualVQ(dim=problem.width, num_quantizers=LEVELS, codebook_size=problem.codes)
+
+    def call(z: Tensor) -> tuple[Tensor, Tensor]:
+        quantized, _, loss = layer(z[None])
+        return quantized, loss
+
+    return _step(layer, problem, call)
+
+
+def _peer_product(problem: Problem) -> Once:
+    """A loop over its layers, which is what its users write for separate codebooks."""
+    from vector_quantize_pytorch import VectorQuantize
+
+    layers = nn.ModuleList(
+        VectorQuantize(dim=problem.width // LEVELS, codebook_size=problem.codes) for _ in range(LEVELS)
+    )
+
+    def call(z: Tensor) -> tuple[Tensor, Tensor]:
+        outs = [layer(part[None]) for layer, part in zip(layers, z.chunk(LEVELS, 1), strict=True)]
+        return torch.cat([out[0] for out in outs], 2), torch.stack([out[2].sum() for out in outs])
+
+    return _step(layers, problem, call)
+
+
 # --- the quantizer's share of a whole network's step ------------------------------------------------------------------
 
 
@@ -314,6 +358,16 @@ METHODS: dict[Kind, dict[str, Method]] = {
         "straightvq, gradient": Method(_our_step("GradientUpdate")),
         "straightvq, alternated": Method(_our_step("AlternatedUpdate")),
         "vector-quantize-pytorch": Method(_peer_step, package="vector-quantize-pytorch"),
+    },
+    "residual": {
+        "straightvq, EMA": Method(_composite_step("ResidualQuantizer", "ema")),
+        "straightvq, alternated": Method(_composite_step("ResidualQuantizer", "straight", codebook_dim=None)),
+        "vector-quantize-pytorch": Method(_peer_residual),
+    },
+    "product": {
+        "straightvq, EMA": Method(_composite_step("ProductQuantizer", "ema")),
+        "straightvq, alternated": Method(_composite_step("ProductQuantizer", "straight", codebook_dim=None)),
+        "vector-quantize-pytorch": Method(_peer_product),
     },
     "start": {
         "straightvq, EMA": Method(_our_step("EMAUpdate"), devices=("cpu",)),

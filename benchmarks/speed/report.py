@@ -15,12 +15,16 @@ VECTORS, CODES, WIDTH = 16384, 8192, 64  # the middle of the grid
 # What the quantizer of the autoencoder step gets: the recipe's 64 images of 8 x 8 vectors, or 8 of 16 x 16.
 SHARE_OF: dict[str, Size] = {"cpu": (4096, 512, 8), "cuda": (2048, 8192, 8)}
 QUERY: Size = (1, 65536, 64)
+RESIDUAL: Size = (16384, 1024, 128)
+PRODUCT: Size = (16384, 256, 128)
 START: Size = (256, 8192, 64)  # a batch is a small part of the codebook
 TITLES = {
     "search": "The search alone",
     "query": "The search for one vector",
     "sums": "Counts and sums per code",
     "step": "A training step of the layer: forward, loss, backward",
+    "residual": "A training step of 8 residual levels",
+    "product": "A training step of 8 groups of channels",
     "start": "A training step of a layer whose batches are smaller than its codebook",
     "growth": "One, two and four times the work, `straightvq` and EMA",
     "share": "A training step of an autoencoder, and the quantizer's part of it",
@@ -90,6 +94,11 @@ def promises(rows: Rows) -> Iterator[tuple[str, str, float | None, str]]:
     for name in ("EMA", "gradient", "alternated"):
         extra = rows.number("step", f"straightvq, {name}", (65536, 262144, 32), "extra_mb")
         yield f"step, 65,536 vectors, 262,144 codes, width 32, {name}: MB", "400", extra, "<="
+    for what, size, least in (("residual", RESIDUAL, "8"), ("product", PRODUCT, "10")):
+        speedup = rows.ratio(what, "vector-quantize-pytorch", "straightvq, EMA", size)
+        yield f"{what}, 8 x {size[1]:,} codes, EMA: speed-up over vector-quantize-pytorch", least, speedup, ">="
+        memory = rows.ratio(what, "vector-quantize-pytorch", "straightvq, EMA", size, "extra_mb")
+        yield f"{what}, 8 x {size[1]:,} codes, EMA: its peak memory over ours", "10", memory, ">="
     start = rows.ratio("start", "straightvq, EMA, during k-means init", "straightvq, EMA", START)
     yield "step, 256 vectors, 8,192 codes, during k-means init: time over a later one", "3", start, "<="
     for what in ("search", "step"):

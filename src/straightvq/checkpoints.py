@@ -1,6 +1,6 @@
-"""Checkpoints of a run: their names, the callbacks that write them, and the one way to read them."""
+"""Checkpoints of a run: their names, the callbacks that write them, and how they are read."""
 
-from abc import ABC, abstractmethod
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from straightvq.nn.part import check_int
 
 BEST, LAST = "best", "last"
 """Names of a run's checkpoints, as ``--ckpt_path`` takes them."""
-KEPT = "checkpoints"
-"""Subfolder of the checkpoints that ``--keep_every`` writes."""
+KEPT, STEP = "checkpoints", "step-{step}"
+"""Subfolder and names of the checkpoints that ``--keep_every`` writes."""
 
 
 def checkpoint_file(folder: Path, name: str) -> Path:
@@ -32,30 +32,24 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return sorted([*folder.glob("*.ckpt"), *folder.glob(f"{KEPT}/*.ckpt")])
 
 
-# --- writing ------------------------------------------------------------------------------------------------------
+class StepCheckpoint(CheckpointCallback):
+    """Writes the state of every so many optimizer steps.
 
-
-class StepCheckpoint(CheckpointCallback, ABC):
-    """Writes the state of every so many optimizer steps, together with all that belongs to the step.
-
-    A checkpoint says that a step is done, and a resumed run logs nothing of it again. Therefore the step's values are
-    in the logs before the checkpoint is written, and a validation that follows on the step comes first.
+    A resumed run repeats nothing of the checkpoint's step. Therefore the step's values are in the logs before the
+    checkpoint is written, and a validation that follows on the step comes first.
 
     Args:
+        path: the file; ``{step}`` in its name becomes the number of steps, so that all files are kept.
         every_n_steps: optimizer steps between two writes, at least 1.
     """
 
-    def __init__(self, every_n_steps: int) -> None:
-        self.every_n_steps = check_int(self, "every_n_steps", every_n_steps, 1)
+    def __init__(self, path: Path, every_n_steps: int) -> None:
+        self.path, self.every_n_steps = path, check_int(self, "every_n_steps", every_n_steps, 1)
         self._saved = 0
         self._waits = False  # for the end of the validation
 
-    @abstractmethod
-    def file(self, step: int) -> Path:
-        """Where the state after ``step`` optimizer steps is written."""
-
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        # Resumed between two micro-batches of a step there is nothing to save: their gradients would be lost.
+        # Nothing is saved between two micro-batches of a step: their gradients would be lost.
         self._saved, self._waits = trainer.global_step, False
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
@@ -75,56 +69,32 @@ class StepCheckpoint(CheckpointCallback, ABC):
             self.save(trainer)
 
     def save(self, trainer: lightning.Trainer) -> None:
-        """Writes the state of this step, unless it is written."""
+        """Writes the state of this step, unless it has been written."""
         if trainer.global_step != self._saved and not getattr(trainer, "fast_dev_run", False):
             self._saved = trainer.global_step
-            trainer.save_checkpoint(self.file(self._saved))
+            name = self.path.name.replace("{step}", f"{self._saved:08d}")
+            trainer.save_checkpoint(self.path.with_name(name))
 
 
 class LastCheckpoint(StepCheckpoint):
     """Keeps the newest state in one file: every so many steps, and when training ends.
 
-    Lightning's own "last" is written when the best one is, so never without validation. Put this callback behind all
-    others: a checkpoint that is still to be written when the training is killed would be missing for good, because
-    whoever goes on from the last one repeats nothing of its step.
+    Lightning's own "last" needs a validation. Put this callback behind all others: a resumed run repeats nothing of
+    the step, so what other checkpoints had not yet written when the training was killed would be missing for good.
 
     Args:
         path: the file, overwritten each time.
         every_n_steps: optimizer steps between two writes, at least 1.
     """
 
-    def __init__(self, path: Path, every_n_steps: int) -> None:
-        super().__init__(every_n_steps)
-        self.path = path
-
-    def file(self, step: int) -> Path:
-        return self.path
-
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.save(trainer)
 
 
-class KeptCheckpoints(StepCheckpoint):
-    """Keeps the state of every so many steps in a file of its own, for what looks back at the training.
-
-    Args:
-        folder: where ``step-00000500.ckpt`` and the like are written.
-        every_n_steps: optimizer steps between two files, at least 1.
-    """
-
-    def __init__(self, folder: Path, every_n_steps: int) -> None:
-        super().__init__(every_n_steps)
-        self.folder = folder
-
-    def file(self, step: int) -> Path:
-        return checkpoint_file(self.folder, f"step-{step:08d}")
-
-
 class WholeFiles(TorchCheckpointIO):
-    """Writes checkpoints as `straightvq.io.replacing` does; what a killed process left unfinished is removed.
+    """Writes checkpoints as `straightvq.io.replacing` does, and removes what a killed process left unfinished.
 
-    (Lightning writes into the folder for temporary files first; where that is another file system, its "move" is a
-    copy that can be cut.)
+    Lightning's own writer moves a file from the folder for temporary files: a copy, if that is another file system.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -136,18 +106,9 @@ class WholeFiles(TorchCheckpointIO):
             torch.save(checkpoint, file)
 
 
-# --- reading ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Checkpoint:
-    """One state of the training.
-
-    Attributes:
-        path: its file.
-        names: all files of the run that hold this step, without suffix.
-        step: optimizer steps done.
-    """
+    """One state of the training: its file, the names of all files with this step, and the optimizer steps done."""
 
     path: Path
     names: tuple[str, ...]
@@ -155,19 +116,14 @@ class Checkpoint:
 
     @classmethod
     def at(cls, path: Path, owner: str = "analyze") -> "Checkpoint":
-        """The one in that file; raises as `read_checkpoint` does."""
+        """The checkpoint in that file; raises as `read_checkpoint` does."""
         return cls(path, (path.stem,), read_checkpoint(path, owner)["global_step"])
 
 
 def read_checkpoint(file: Path, owner: str = "analyze") -> dict[str, Any]:
     """Reads a checkpoint of Lightning's and runs no code of the file. Tensors stay on the disk until they are used.
 
-    Args:
-        file: the checkpoint.
-        owner: who asks, for messages.
-
-    Raises:
-        ValueError: if it is damaged, holds other objects than tensors and plain values, or is no checkpoint.
+    A ValueError refuses damaged files, objects other than tensors and plain values, and files of another kind.
     """
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
@@ -183,22 +139,16 @@ def read_checkpoint(file: Path, owner: str = "analyze") -> dict[str, Any]:
 
 
 def find_sound(folder: Path, *, other_than: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run's folder that can be read, leaving one out."""
+    """The newest readable checkpoint of a run's folder, leaving one out."""
     sound = []
     for file in checkpoint_files(folder):
-        try:
+        with contextlib.suppress(InvalidValueError):
             sound += [Checkpoint.at(file)] if file != other_than else []
-        except InvalidValueError:
-            continue
     return max(sound, key=lambda checkpoint: checkpoint.step, default=None)
 
 
 def load_weights(task: lightning.LightningModule, checkpoint: Checkpoint, owner: str = "analyze") -> None:
-    """Loads the network's weights strictly.
-
-    Raises:
-        ValueError: if the checkpoint is of another network than the configuration's.
-    """
+    """Loads the network's weights strictly; a ValueError refuses those of another network than the configuration's."""
     state = read_checkpoint(checkpoint.path, owner)["state_dict"]
     if found := differences(task, state):
         raise InvalidValueError(
@@ -209,7 +159,7 @@ def load_weights(task: lightning.LightningModule, checkpoint: Checkpoint, owner:
 
 
 def differences(task: lightning.LightningModule, state: dict[str, Any]) -> str:
-    """Says in which names and shapes a state is not one of this task; "" if in none."""
+    """Says how names and shapes of a state differ from the task's; "" if they do not."""
     own = task.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     other = sorted(key for key in own.keys() & state.keys() if own[key].shape != getattr(state[key], "shape", None))
@@ -219,7 +169,7 @@ def differences(task: lightning.LightningModule, state: dict[str, Any]) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """The first three of them, and how many more there are, for messages."""
+    """The first three, and how many more there are, for messages."""
     shown = ", ".join(names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 

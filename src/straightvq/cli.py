@@ -1,4 +1,4 @@
-"""The command `straightvq`: finds what a command line asks for, and explains mistakes in one sentence."""
+"""The command `straightvq`: runs what a command line asks for, and explains mistakes in one sentence."""
 
 import os
 import sys
@@ -37,14 +37,10 @@ VERBOSE = "--verbose_errors"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command.
+    """Runs one command; without ``argv``, that of the process.
 
-    Args:
-        argv: arguments without the program's name; None takes those of the process.
-
-    Returns:
-        Exit status: 0; 2 for a mistake on the command line or in a configuration, which is explained on the
-        standard error stream; 130 when stopped by Ctrl-C.
+    Returns the exit status: 0; 2 for a mistake on the command line or in a configuration, explained on the standard
+    error stream; 130 after Ctrl-C.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     is_verbose, args = VERBOSE in args, [arg for arg in args if arg != VERBOSE]
@@ -53,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         sys.stderr.write(f"straightvq: {str(stop) or 'stopped'}\n")
         return 130
-    except BrokenPipeError:  # who reads along has seen enough, such as `head`
+    except BrokenPipeError:  # the reader has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         sentence = _sentence(error)
@@ -79,8 +75,8 @@ def _dispatch(args: list[str]) -> None:
     elif command in OTHERS:
         getattr(commands, command)(args[1:])
     else:
-        known = [*TRAINING, *OTHERS]
-        raise InvalidValueError(f"there is no command {command!r}.{did_you_mean(command, known)}\n{_help()}")
+        hint = did_you_mean(command, [*TRAINING, *OTHERS])
+        raise InvalidValueError(f"there is no command {command!r}.{hint}\n{_help()}")
 
 
 def _help() -> str:
@@ -90,7 +86,7 @@ def _help() -> str:
 
 
 def _sentence(error: Exception) -> str | None:
-    """What a user is told of an error; None for a fault of ours, which needs its traceback."""
+    """The sentence for the user; None for a fault of ours, which needs its traceback."""
     more = f"\nAdd {VERBOSE} to see the whole message."
     if isinstance(error, ModuleNotFoundError):
         return f'{error}. `pip install "straightvq[train]"` brings what this command needs.'

@@ -1,8 +1,9 @@
-"""What each command of `straightvq` takes, and the function behind it, which is imported when it is called."""
+"""The options of each command of `straightvq`; the function behind it is imported when it is called."""
 
 import shlex
 import sys
 from argparse import SUPPRESS, ArgumentParser
+from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,7 +12,7 @@ from straightvq.recipes import config_names, recipe_names, recipe_path
 
 
 class _Parser(ArgumentParser):
-    """Leaves out what is not given, so that each default stands in one place, behind the command."""
+    """Leaves out options that are not given: the function behind the command has the defaults."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(prog=f"straightvq {command}", description=description, argument_default=SUPPRESS)
@@ -37,13 +38,13 @@ def train(command: str, args: list[str]) -> None:
     names = config_names(args)
     asks_only = any(arg in ("-h", "--help") or arg.startswith(("--help.", "--print_config")) for arg in args)
     if not names and not asks_only:
+        known = ", ".join(recipe_names())
         raise InvalidValueError(
-            f"`straightvq {command}` needs a configuration: --config NAME or FILE. "
-            f"Packaged: {', '.join(recipe_names())}."
+            f"`straightvq {command}` needs a configuration: --config NAME or FILE. Packaged: {known}."
         )
     from straightvq.training.command_line import TrainingCLI, quiet
 
-    # The run is called `photos` after photos, photos.yaml, and the config.yaml of a run of that name.
+    # photos, photos.yaml and runs/photos/config.yaml all make runs called `photos`.
     paths = [Path(name) for name in names]
     stems = [path.parent.name if path.name == "config.yaml" and path.parent.name else path.stem for path in paths]
     with quiet():
@@ -52,12 +53,11 @@ def train(command: str, args: list[str]) -> None:
 
 
 def demo(args: list[str]) -> None:
-    about = "Trains plain VQ and our recommendation from one seed on two photographs, and compares them."
-    parser = _Parser("demo", about)
+    parser = _Parser("demo", "Compares plain VQ and our recommendation, trained from one seed on two photographs.")
     parser.add_argument("--out", type=Path, default="runs/demo", help="folder of the results (default: runs/demo)")
     parser.add_argument("--steps", type=int, help="training steps of each arm")
     parser.add_argument("--codebook-size", type=int, help="codes of each arm")
-    parser.add_argument("--seed", type=int, help="random seed of weights, codes and data (default: 0)")
+    parser.add_argument("--seed", type=int, help="random seed (default: 0)")
     options = vars(parser.parse_args(args))
     from straightvq.demo import DemoSettings, run_demo
 
@@ -66,18 +66,15 @@ def demo(args: list[str]) -> None:
 
 def analyze(args: list[str]) -> None:
     about = (
-        "Measures the checkpoints of a run on a fixed part of its test split: usage, divergence of embeddings and "
-        "codes, gradients, update delay. Writes numbers, pictures and a one-page report; of several runs also a table "
-        "and a picture with all of them."
+        "Measures a run's checkpoints on a fixed part of its test split: usage, divergence of embeddings and codes, "
+        "gradients, update delay. Writes numbers, pictures and a one-page report; several runs also share a table."
     )
     parser = _Parser("analyze", about)
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="folder that `straightvq fit` made")
     parser.add_argument("--num-images", type=int, help="test examples to measure on (default: 512)")
-    parser.add_argument(
-        "--out", type=Path, help="folder of the results (default: analysis in the run's; of several, comparison)"
-    )
+    parser.add_argument("--out", type=Path, help="folder of the results (default: RUN/analysis, or comparison)")
     parser.add_argument("--device", help="auto, cpu, cuda or mps (default: auto)")
-    parser.add_argument("--seed", type=int, help="random seed of the vectors shown and of the t-SNE (default: 0)")
+    parser.add_argument("--seed", type=int, help="random seed of shown vectors and t-SNE (default: 0)")
     options = vars(parser.parse_args(args))
     from straightvq.analysis.analyze import analyze as analyze_one
     from straightvq.analysis.comparison import compare
@@ -90,8 +87,7 @@ def analyze(args: list[str]) -> None:
 
 
 def generate(args: list[str]) -> None:
-    about = "Draws pictures from a run that trained a generation task, or fills a region of a picture."
-    parser = _Parser("generate", about)
+    parser = _Parser("generate", "Draws pictures from a trained generation run, or fills a region of a picture.")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, such as runs/maskgit_digits")
     parser.add_argument("--inpaint", type=Path, metavar="IMAGE", help="picture of which a region is filled")
     parser.add_argument("--box", metavar="X0,Y0,X1,Y1", help="the region, in pixels as the network sees")
@@ -99,14 +95,12 @@ def generate(args: list[str]) -> None:
     parser.add_argument("--tokenizer", help="the tokenizer's run, if it is no longer where it was in training")
     parser.add_argument("--out", type=Path, help="folder of the results (default: samples in the run's)")
     parser.add_argument("--device", help="auto, cpu or cuda (default: auto)")
-    drawn = [
-        parser.add_argument("--num", type=int, help="number of pictures (default: 64)"),
-        parser.add_argument("--classes", help="names or numbers, such as 3,5, or any (default: all)"),
-        parser.add_argument("--steps", type=int, help="steps of decoding (default: the run's)"),
-        parser.add_argument("--temperature", type=float, help="more is more varied (default: the run's)"),
-        parser.add_argument("--guidance", type=float, help="more is truer to the class (default: the run's)"),
-        parser.add_argument("--seed", type=int, help="random seed (default: 0)"),
-    ]
+    parser.add_argument("--num", type=int, help="number of pictures (default: 64)")
+    parser.add_argument("--classes", help="names or numbers, such as 3,5, or any (default: all)")
+    parser.add_argument("--steps", type=int, help="steps of decoding (default: the run's)")
+    parser.add_argument("--temperature", type=float, help="more is more varied (default: the run's)")
+    parser.add_argument("--guidance", type=float, help="more is truer to the class (default: the run's)")
+    parser.add_argument("--seed", type=int, help="random seed (default: 0)")
     options = vars(parser.parse_args(args))
     if "classes" in options:
         options["classes"] = options["classes"].split(",")
@@ -114,8 +108,8 @@ def generate(args: list[str]) -> None:
         options["box"] = _box(options["box"])
     from straightvq.generation import generate as room
 
-    sampling = room.Sampling(**{action.dest: options.pop(action.dest) for action in drawn if action.dest in options})
-    room.generate(options.pop("run"), sampling, **options)
+    drawn = {field.name: options.pop(field.name) for field in fields(room.Sampling) if field.name in options}
+    room.generate(options.pop("run"), room.Sampling(**drawn), **options)
 
 
 def _box(text: str) -> list[int]:
@@ -126,11 +120,8 @@ def _box(text: str) -> list[int]:
 
 
 def reproduce(args: list[str]) -> None:
-    about = (
-        "Runs what is missing of a study (methods x networks x sets x seeds) and writes its tables and figures. "
-        "Finished runs are not repeated; a stopped one goes on where it was."
-    )
-    parser = _Parser("reproduce", about)
+    about = "Runs what is missing of a study (methods x networks x sets x seeds) and writes its tables and figures. "
+    parser = _Parser("reproduce", f"{about}Finished runs are not repeated; a stopped one resumes.")
     parser.add_argument("study", help="a packaged study (classification, autoencoder, maskgit, toy), or a YAML file")
     parser.add_argument("--size", help="small, paper or tiny (default: small)")
     parser.add_argument("--out", type=Path, help="folder of the results (default: studies/NAME-SIZE)")
@@ -139,11 +130,8 @@ def reproduce(args: list[str]) -> None:
     parser.add_argument("--models", nargs="+", help="networks to run (default: all)")
     parser.add_argument("--rows", nargs="+", help="methods to run (default: all)")
     parser.add_argument("--seeds", type=int, help="number of seeds (default: that of the size)")
-    parser.add_argument(
-        "--precision",
-        choices=["32-true", "bf16-mixed"],
-        help="floating-point precision of the training (default: that of the size, else 32-true)",
-    )
+    precision = "floating-point precision of the training (default: that of the size, else 32-true)"
+    parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], help=precision)
     parser.add_argument("--dry-run", action="store_true", help="list the runs and estimate the time")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished runs")
     parser.add_argument("--rerun", action="store_true", help="repeat runs that failed or have other settings")

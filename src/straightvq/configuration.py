@@ -1,11 +1,12 @@
 """What a configuration may say: parts of networks, data and training. A mistake in it becomes one sentence."""
 
 import contextlib
+import dataclasses
 import inspect
 import sys
 from argparse import ArgumentError
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, get_args
 
 from jsonargparse import set_parsing_settings
 
@@ -14,10 +15,10 @@ from straightvq.recipes import read_recipe
 
 
 def deny_foreign_code() -> None:
-    """Configurations may name parts of networks, data and training; nothing that runs code, reads or writes files.
+    """Keeps configurations, in this whole process, from naming anything that runs code, reads or writes files.
 
     jsonargparse checks that a class fits its slot. Its list of denied modules (os, subprocess, pickle, functools, ...)
-    also covers slots for functions, but only warns unless it is switched on. Holds for the whole process.
+    covers slots for functions too, but only warns unless it is switched on.
     """
     set_parsing_settings(
         import_path_denylist=["torch.hub", "torch.serialization", "torch.jit"], instantiate_subclass_spec_in_any=False
@@ -25,19 +26,19 @@ def deny_foreign_code() -> None:
 
 
 @contextlib.contextmanager
-def explained(*trees: Any) -> Iterator[None]:
-    """Turns jsonargparse's nested message about a configuration into one sentence.
+def explained(*trees: Any, options: Iterable[str] = ()) -> Iterator[None]:
+    """Turns jsonargparse's nested message about a configuration into a ValueError of one sentence.
+
+    It says what is wrong and where, and for a misspelt option what is accepted.
 
     Args:
         trees: the configuration as nested dictionaries, later ones laid over earlier ones.
-
-    Raises:
-        ValueError: saying what is wrong and where; for a misspelt option also what is accepted.
+        options: dotted names of the parser's own options; those of classes are found.
     """
     try:
         yield
     except ArgumentError as error:
-        raise InvalidValueError(_misspelt(trees) or innermost(error)) from error
+        raise InvalidValueError(_misspelt(trees, options) or innermost(error)) from error
 
 
 def trees_of(words: Sequence[str]) -> list[Any]:
@@ -49,14 +50,14 @@ def trees_of(words: Sequence[str]) -> list[Any]:
             trees.append(read_recipe(following))
         elif word.startswith("--"):
             tree: Any = value or following
-            for key in reversed(option.removeprefix("--").split(".")):
+            for key in reversed(option.removeprefix("--").removesuffix("+").split(".")):
                 tree = {key: tree}
             trees.append(tree)
     return trees
 
 
 def innermost(error: BaseException) -> str:
-    """What is wrong, which is the innermost of jsonargparse's nested errors, behind the innermost that names a key."""
+    """The innermost of jsonargparse's nested errors, behind the innermost that names a key."""
     place, what = "", error
     while True:
         if isinstance(what, ArgumentError):
@@ -69,9 +70,10 @@ def innermost(error: BaseException) -> str:
         what = below
 
 
-def _misspelt(trees: Sequence[Any]) -> str | None:
-    """A sentence on the first option that its class does not accept."""
-    classes: dict[tuple[str, ...], str] = {}
+def _misspelt(trees: Sequence[Any], options: Iterable[str]) -> str | None:
+    """A sentence on the first option that the parser, or the class at its place, does not accept."""
+    own = [tuple(option.split(".")) for option in options]
+    classes: dict[tuple[str, ...], str] = {}  # named by the configuration, or the dataclass of a slot
 
     def look(node: Any, place: tuple[str, ...]) -> str | None:
         if isinstance(node, str) and place in classes:  # short for a class_path
@@ -84,12 +86,18 @@ def _misspelt(trees: Sequence[Any]) -> str | None:
             inner = node.get("init_args")
             node = {key: value for key, value in node.items() if key not in ("class_path", "init_args")}
             node |= inner if isinstance(inner, dict) else {}
-        accepted = _parameters(classes.get(place, ""))
+            accepted = _parameters(classes[place])
+        else:
+            depth = len(place)
+            accepted = {name[depth]: None for name in own if name[:depth] == place and len(name) > depth}
         for key, value in node.items():
-            if accepted and key not in accepted:
-                where = f"in {' > '.join(map(str, place))}, {classes[place]}"
-                hint = did_you_mean(str(key), accepted)
-                return f"Option {key!r} is not accepted ({where}).{hint} It accepts {', '.join(accepted)}."
+            if accepted and key not in (*accepted, "help", "print_config"):
+                where = f"in {' > '.join(map(str, place))}" if place else "at the top level"
+                owner = f", {classes[place]}" if place in classes else ""
+                hint = did_you_mean(str(key), list(accepted))
+                return f"Option {key!r} is not accepted ({where}{owner}).{hint} It accepts {', '.join(accepted)}."
+            if kind := accepted.get(key):
+                classes[*place, key] = f"{kind.__module__}.{kind.__qualname__}"
             if found := look(value, (*place, key)):
                 return found
         return None
@@ -97,11 +105,20 @@ def _misspelt(trees: Sequence[Any]) -> str | None:
     return next((found for tree in trees if (found := look(tree, ()))), None)
 
 
-def _parameters(class_path: str) -> list[str]:
-    """Names that a class accepts; none if it takes any. Nothing is imported: whatever is allowed was by the parser."""
+def _parameters(class_path: str) -> dict[str, type | None]:
+    """What a class accepts, by name, with the dataclass that a slot takes, if it takes one; empty if it takes anything.
+
+    Nothing is imported: what is allowed was, by the parser.
+    """
     module, _, name = class_path.rpartition(".")
-    kind = getattr(sys.modules.get(module), name, None)
-    if not callable(kind):
-        return []
-    parameters = inspect.signature(kind).parameters.values()
-    return [] if any(p.kind is p.VAR_KEYWORD for p in parameters) else [p.name for p in parameters]
+    called = getattr(sys.modules.get(module), name, None)
+    if not callable(called):
+        return {}
+    parameters = inspect.signature(called).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return {}
+    slots = {p.name: [p.annotation, *get_args(p.annotation)] for p in parameters}
+    return {
+        name: next((kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)), None)
+        for name, kinds in slots.items()
+    }

@@ -25,13 +25,19 @@ from straightvq.training.command_line import quiet
 from straightvq.training.monitor import CodebookMonitor, CodebookWarning
 from straightvq.training.reconstruction import Reconstruction
 
-# Name in the pictures, name of the checkpoint, what makes the quantizer.
-ARMS: tuple[tuple[str, str, Callable[..., VectorQuantizer]], ...] = (
+Preset = Callable[..., VectorQuantizer]
+
+# Name in the pictures, name of the checkpoint, and what makes the quantizer.
+ARMS: tuple[tuple[str, str, Preset], ...] = (
     ("plain VQ", "plain", presets.vq_vae),
     ("straight", "straight", presets.straight),
 )
 COLUMNS = ["arm", "split", "step", "loss", "mse", "psnr", "usage", "codes_used", "perplexity"]
 COLUMNS += ["quantization_error", "seconds"]
+# Columns, and what the callback and the test call their values.
+READ = {"usage": "usage", "perplexity": "perplexity", "quantization_error": "error"}
+TESTED = {"mse": "mse", "psnr": "psnr", "usage": "codebook/usage", "codes_used": "codes_used"}
+TESTED |= {"perplexity": "perplexity", "quantization_error": "codebook/error"}
 SHOWN = 10  # images in the picture
 
 FILES = """\
@@ -46,7 +52,7 @@ Next:
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What both arms have in common; network and task are those of the recipe `photos`.
+    """The settings of both arms; network and task are those of the recipe `photos`.
 
     Args:
         steps: optimizer steps of each arm, at least 2.
@@ -60,10 +66,6 @@ class DemoSettings:
         num_test: test crops, from another region of the photographs.
         window: steps over which usage in training is counted.
         seed: random seed of weights, codes, crops and order, the same for both arms.
-
-    Example:
-        >>> DemoSettings(steps=10).codebook_size
-        512
     """
 
     steps: int = 500
@@ -85,7 +87,7 @@ class DemoSettings:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One trained arm: what the picture shows, seconds of training alone, rows of ``metrics.csv``."""
+    """One trained arm: its place in the picture, its seconds of training, and its rows of ``metrics.csv``."""
 
     arm: Arm
     seconds: float
@@ -93,18 +95,11 @@ class ArmResult:
 
 
 def run_demo(out: Path, settings: DemoSettings | None = None, console: Console | None = None) -> list[ArmResult]:
-    """Trains both arms, writes checkpoints, metrics and the picture into ``out``, and shows a table.
+    """Trains both arms, writes checkpoints, metrics and the picture into ``out``, and shows a table on the console.
 
-    Args:
-        out: folder of the results; made if missing, files of an earlier demo are replaced.
-        settings: of both arms; None takes the defaults.
-        console: shows progress and table; None takes the terminal.
-
-    Returns:
-        One result per arm, the baseline first.
+    Makes the folder, and replaces the files of an earlier demo. Returns one result per arm, the baseline first.
     """
-    settings = settings or DemoSettings()
-    console = console or Console()
+    settings, console = settings or DemoSettings(), console or Console()
     out.mkdir(parents=True, exist_ok=True)
     console.print(
         f"Two quantizers with {settings.codebook_size} codes of {settings.dim} channels in the same autoencoder, "
@@ -126,7 +121,7 @@ def run_demo(out: Path, settings: DemoSettings | None = None, console: Console |
 
 
 class _Demo:
-    """What the arms share: settings, data, test images, and where results and progress go."""
+    """What the arms share."""
 
     def __init__(self, settings: DemoSettings, out: Path, progress: Progress) -> None:
         self.settings, self.out, self.progress = settings, out, progress
@@ -135,11 +130,11 @@ class _Demo:
         self.data.setup("test")
         batches = [self.data.on_after_batch_transfer(batch, 0) for batch in self.data.test_dataloader()]
         self.images = torch.cat([batch["image"] for batch in batches])
-        # In the picture: the busier half, in even steps. Most of the others are bare sky or blur.
+        # The picture shows the busier half, in even steps: most of the others are bare sky or blur.
         order = self.images.flatten(1).std(1).argsort()
         self.shown = order[torch.linspace(len(order) // 2, len(order) - 1, min(SHOWN, len(order))).long()]
 
-    def run(self, name: str, file: str, preset: Callable[..., VectorQuantizer]) -> ArmResult:
+    def run(self, name: str, file: str, preset: Preset) -> ArmResult:
         """Trains and measures one arm, and saves its checkpoint."""
         settings = self.settings
         # Seeded twice: the networks start alike, however many numbers the quantizer draws for its codes.
@@ -151,37 +146,21 @@ class _Demo:
         monitor = CodebookMonitor(every_n_steps=settings.window, pictures_every=0)
         watch = _Watch(name, settings, monitor, self.progress)
         trainer = lightning.Trainer(
-            accelerator="cpu",
-            max_steps=settings.steps,
-            max_epochs=-1,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[monitor, watch],
-        )
+            accelerator="cpu", max_steps=settings.steps, max_epochs=-1, limit_val_batches=0, callbacks=[monitor, watch],
+            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
         trainer.fit(task, datamodule=self.data)
         trainer.save_checkpoint(self.out / f"{file}.ckpt")
         (measured,) = trainer.test(task, datamodule=self.data, verbose=False)
-        test = {
-            "arm": name,
-            "split": "test",
-            "step": settings.steps,
-            "mse": measured["test/mse"],
-            "psnr": measured["test/psnr"],
-            "usage": measured["test/codebook/usage"],
-            "codes_used": int(measured["test/codes_used"]),
-            "perplexity": measured["test/perplexity"],
-            "quantization_error": measured["test/codebook/error"],
-            "seconds": round(watch.seconds, 2),
-        }
-        windows = [row for row in watch.rows if row["usage"] is not None]
-        return ArmResult(self._arm(model.eval(), windows, test), watch.seconds, [*watch.rows, test])
+        test = {column: measured[f"test/{value}"] for column, value in TESTED.items()}
+        test["codes_used"] = int(test["codes_used"])
+        last = _row(name, "test", settings.steps, watch.seconds, **test)
+        windows = [row for row in watch.rows if "usage" in row]
+        return ArmResult(self._arm(model.eval(), windows, last), watch.seconds, [*watch.rows, last])
 
     @torch.no_grad()
     def _arm(self, model: Autoencoder, windows: list[dict[str, Any]], test: dict[str, Any]) -> Arm:
-        """What the picture shows; reconstructions, vectors and counts come from a pass over the test images."""
+        """Reconstructions, vectors and counts for the picture come from a pass over the test images."""
         parts = [model(batch) for batch in self.images.split(128)]
         quantizer = cast(VectorQuantizer, model.quantizer)
         return Arm(
@@ -201,7 +180,7 @@ class _Demo:
 
 
 class _Watch(lightning.Callback):
-    """Shows the progress of one arm and keeps the rows of its training; stands behind its monitor."""
+    """Shows the progress of one arm and keeps the rows of its training; comes after its monitor."""
 
     def __init__(self, name: str, settings: DemoSettings, monitor: CodebookMonitor, progress: Progress) -> None:
         self.name, self.window, self.monitor, self.progress = name, settings.window, monitor, progress
@@ -222,19 +201,12 @@ class _Watch(lightning.Callback):
         self.progress.update(self.bar, loss=f"pixel error {mse:.4f}")
         # A last window that is not full has no reading.
         reading = {} if step % self.window else self.monitor.history[-1]
-        self.rows.append(
-            {
-                "arm": self.name,
-                "split": "train",
-                "step": step,
-                "loss": loss,
-                "mse": mse,
-                "usage": reading.get("usage"),
-                "perplexity": reading.get("perplexity"),
-                "quantization_error": reading.get("error"),
-                "seconds": round(self.seconds, 2),
-            }
-        )
+        values = {column: reading[name] for column, name in READ.items() if name in reading}
+        self.rows.append(_row(self.name, "train", step, self.seconds, loss=loss, mse=mse, **values))
+
+
+def _row(arm: str, split: str, step: int, seconds: float, **values: float) -> dict[str, Any]:
+    return {"arm": arm, "split": split, "step": step, **values, "seconds": round(seconds, 2)}
 
 
 def _table(results: list[ArmResult]) -> Table:

@@ -25,21 +25,21 @@ def logged_step(trainer: Any) -> int:
 
 
 def validation_follows(trainer: Any) -> bool:
-    """Whether the Trainer validates between this batch and the next. It decides behind the callbacks of the batch."""
+    """Whether the Trainer validates between this batch and the next; it decides after the batch's callbacks."""
     loop = trainer.fit_loop.epoch_loop
     return bool(loop._should_check_val_fx(trainer.fit_loop._data_fetcher)) and sum(trainer.num_val_batches) > 0
 
 
 def log_step(trainer: Any) -> None:
-    """Hands the values of this step to the loggers now. Lightning does so behind the callbacks of the batch."""
+    """Hands the values of this step to the loggers now; Lightning does so after the batch's callbacks."""
     trainer._logger_connector.update_train_step_metrics()
 
 
 def restore_loader(trainer: Any) -> None:
     """Gives the training loader its state if Lightning has not.
 
-    A schedule over ``max_epochs`` asks for the number of batches (``Trainer.estimated_stepping_batches``). The loader
-    is then made before the checkpoint is read, and Lightning 2.6 loads the states of new loaders only.
+    A schedule over ``max_epochs`` asks for the number of batches, which makes the loader before the checkpoint is read,
+    and Lightning 2.6 loads the states of new loaders only.
     """
     loop = trainer.fit_loop
     states, loader = loop._combined_loader_states_to_load, loop._combined_loader

@@ -11,15 +11,14 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives another name in the same folder; what is written there takes the place of ``path`` when the block ends.
+    """Gives another name in the same folder; the file written there replaces ``path`` when the block ends.
 
-    The folder is made if it is missing. The file is flushed to the disk before it is renamed, and a rename within one
-    file system is atomic: whoever is killed meanwhile leaves the previous file untouched. If the block raises, the
-    previous file stays and the unfinished one is removed.
+    The folder is made if it is missing. The file is flushed to the disk, then renamed, which is atomic: a process that
+    is killed leaves the previous file untouched. If the block raises, the previous file stays and the unfinished one
+    is removed.
 
     Raises:
-        OSError: naming ``path``, if the disk refuses it; also where the writer turned the refusal into a
-            `RuntimeError`, as `torch.save` does.
+        OSError: naming ``path``, if the disk refuses it, even as a `RuntimeError` of the writer, as `torch.save` does.
 
     Example:
         >>> file = Path(tempfile.mkdtemp()) / "new" / "a.txt"
@@ -52,14 +51,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_unfinished(path: Path) -> None:
-    """Removes what writers of ``path`` left when they were killed; only for files that one process at a time writes."""
+    """Removes what killed writers of ``path`` left; only for files that one process at a time writes."""
     for file in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def results_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder for the results of the block; it is removed if the block raises before it wrote any.
+    """Makes a folder for the results of the block, and removes it if the block raises before it wrote any.
 
     Raises:
         OSError: before the block, if nothing can be written there.

@@ -27,6 +27,7 @@ from straightvq.io import write_text
 CONFIG = "config.yaml"
 LOGS = "metrics"
 """Subfolder of the CSV logs; each start of the training writes one, in ``version_0`` and so on."""
+_HINT = "Pass a folder that `straightvq fit` made, such as runs/photos."
 
 
 def run_directory(runs: Path, name: str, *, is_new: bool) -> Path:
@@ -36,34 +37,23 @@ def run_directory(runs: Path, name: str, *, is_new: bool) -> Path:
         >>> run_directory(Path("nowhere"), "photos", is_new=True).name
         'photos'
     """
-    newest, number = runs / name, 1
-    taken = newest.exists()
+    number = 1
     while (runs / f"{name}-{number + 1}").exists():
-        number, taken = number + 1, True
-        newest = runs / f"{name}-{number}"
-    return runs / f"{name}-{number + 1}" if is_new and taken else newest
+        number += 1
+    newest = runs / (name if number == 1 else f"{name}-{number}")
+    return runs / f"{name}-{number + 1}" if is_new and newest.exists() else newest
 
 
 class RunFolder:
-    """What is in a run's folder.
+    """A run's folder, with ``config.yaml``, read as ``config``, and a checkpoint, in it or in ``checkpoints/``.
 
-    Args:
-        folder: the folder, with ``config.yaml`` and at least one checkpoint, in it or in ``checkpoints/``.
-        owner: who asks, for messages.
-
-    Attributes:
-        config: the configuration of the training, all defaults included.
-
-    Raises:
-        ValueError: if it is no such folder.
+    A ValueError refuses other folders in the name of the ``owner``.
     """
 
     def __init__(self, folder: Path, owner: str = "analyze") -> None:
         self.folder, self.owner = folder, owner
         if not folder.is_dir():
-            raise InvalidValueError(
-                f"`{owner}`: there is no folder {str(folder)!r}. Pass the one that `straightvq fit` made."
-            )
+            raise InvalidValueError(f"`{owner}`: there is no folder {str(folder)!r}. {_HINT}")
         self.config = self._read_config()
         self._files = checkpoint_files(folder)
         if not self._files:
@@ -74,25 +64,20 @@ class RunFolder:
 
     def _read_config(self) -> dict[str, Any]:
         file = self.folder / CONFIG
-        hint = "Pass a folder that `straightvq fit` made, such as runs/photos."
         if not file.is_file():
             here = f"{str(self.folder)!r} is not a run's folder"
-            raise InvalidValueError(f"`{self.owner}`: {here}: it has no {CONFIG}. {hint}")
+            raise InvalidValueError(f"`{self.owner}`: {here}: it has no {CONFIG}. {_HINT}")
         try:
             config = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InvalidValueError(f"`{self.owner}`: {str(file)!r} is not readable as YAML. {hint}") from error
+            raise InvalidValueError(f"`{self.owner}`: {str(file)!r} is not readable as YAML. {_HINT}") from error
         if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("model", "data")):
-            raise InvalidValueError(f"`{self.owner}`: {str(file)!r} configures no model and data. {hint}")
+            raise InvalidValueError(f"`{self.owner}`: {str(file)!r} configures no model and data. {_HINT}")
         return config
 
     @functools.cached_property
     def checkpoints(self) -> list[Checkpoint]:
-        """All of them in the order of training, one per step.
-
-        Raises:
-            ValueError: if one cannot be read.
-        """
+        """All of them in the order of training, one per step. Raises a `ValueError` if one cannot be read."""
         by_step: dict[int, Checkpoint] = {}
         for found in (Checkpoint.at(file, self.owner) for file in self._files):
             known = by_step.setdefault(found.step, replace(found, names=()))
@@ -100,10 +85,9 @@ class RunFolder:
         return [by_step[step] for step in sorted(by_step)]
 
     def checkpoint(self, name: str | None = None) -> Checkpoint:
-        """The one of that file name, without suffix; None takes the best, or else the last. No other one is read.
+        """The one of that file name, without suffix; None takes the best, or else the last. Reads no other one.
 
-        Raises:
-            ValueError: if there is none of that name, or it cannot be read.
+        A ValueError says that there is none of that name, or that it cannot be read.
         """
         for wanted in (BEST, LAST) if name is None else (name,):
             for file in self._files:
@@ -115,15 +99,15 @@ class RunFolder:
         raise InvalidValueError(f"`{self.owner}`: {str(self.folder)!r} has no checkpoint {name!r}. It has {known}.")
 
     def build(self) -> tuple[lightning.LightningModule, lightning.LightningDataModule]:
-        """Task and data as the configuration describes them, the weights still those of a new network."""
-        built = self._built({"model": lightning.LightningModule, "data": lightning.LightningDataModule})
+        """Task and data of the configuration, with the weights of a new network."""
+        built = self._built(model=lightning.LightningModule, data=lightning.LightningDataModule)
         return built.model, built.data
 
     def build_task(self) -> lightning.LightningModule:
         """The task alone; the data may be gone."""
-        return cast(lightning.LightningModule, self._built({"model": lightning.LightningModule}).model)
+        return cast(lightning.LightningModule, self._built(model=lightning.LightningModule).model)
 
-    def _built(self, kinds: dict[str, type]) -> Any:
+    def _built(self, **kinds: type) -> Any:
         deny_foreign_code()
         parser = LightningArgumentParser(exit_on_error=False)
         for key, kind in kinds.items():
@@ -133,22 +117,18 @@ class RunFolder:
             return parser.instantiate_classes(parser.parse_object(described))
 
     def log(self, name: str) -> tuple[list[int], list[float]]:
-        """Steps and values of one column of the run's log; see `read_log`."""
+        """One column of the run's log; see `read_log`."""
         return read_log(self.folder, name)
 
 
 class MetricsLog(CSVLogger):
-    """Lightning's ``metrics.csv``, with two differences.
-
-    A new column rewrites the table aside, so that a kill at that moment leaves the old one; and a row that repeats the
-    one before, as a checkpoint makes it (see `StepCheckpoint`), is written once.
-    """
+    """Lightning's ``metrics.csv``, which a kill leaves whole when a column is added, and without repeated rows."""
 
     _latest: tuple[int | None, dict[str, Any]] | None = None
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         row = (step, dict(metrics))
-        if row != self._latest:
+        if row != self._latest:  # `StepCheckpoint` logs a step early, Lightning once more
             super().log_metrics(metrics, step)
         self._latest = row
 
@@ -170,15 +150,14 @@ class MetricsLog(CSVLogger):
 
 
 def read_log(folder: Path, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one column of a run's CSV logs, resumed parts included; empty if there is none."""
-    values = {
-        int(step): value
-        for row in log_rows(folder)
-        if (step := _number(row.get("step"))) is not None and (value := _number(row.get(name))) is not None
-    }
+    """Steps and values of one column of a run's CSV logs, with those of resumed parts; empty if there is none."""
+    values = {}
+    for row in log_rows(folder):
+        step, value = _number(row.get("step")), _number(row.get(name))
+        if step is not None and value is not None:
+            values[int(step) + 1] = value  # the loggers count steps from 0, the checkpoints from 1
     steps = sorted(values)
-    # The loggers count a step from 0, the checkpoints from 1.
-    return [step + 1 for step in steps], [values[step] for step in steps]
+    return steps, [values[step] for step in steps]
 
 
 def write_log(folder: Path, name: str, steps: list[int], values: list[float]) -> None:
@@ -188,7 +167,7 @@ def write_log(folder: Path, name: str, steps: list[int], values: list[float]) ->
 
 
 def log_rows(folder: Path) -> Iterator[dict[str, str]]:
-    """The rows of a run's CSV logs as they were written, text by column."""
+    """The rows of a run's CSV logs in the order of writing, text by column."""
     files = folder.glob(f"{LOGS}/version_*/metrics.csv")
     for file in sorted(files, key=lambda f: (len(f.parent.name), f.parent.name)):
         with file.open(newline="", encoding="utf-8") as lines:
@@ -203,15 +182,9 @@ def _number(text: str | None) -> float | None:
 
 
 def pick_device(owner: str, name: str, kinds: Sequence[str]) -> torch.device:
-    """The device of that name; "auto" takes the GPU where there is one of Nvidia's.
+    """The device called ``name``, one of the ``kinds`` that the owner can use; "auto" takes CUDA where it is present.
 
-    Args:
-        owner: who asks, for messages.
-        name: "auto", or one of ``kinds``.
-        kinds: of devices that the owner can use.
-
-    Raises:
-        ValueError: if there is no such device here.
+    A ValueError names the devices that are here.
     """
     is_here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     present = [kind for kind in kinds if is_here[kind]]

@@ -1,7 +1,8 @@
 """The table of quantizers that every law is tested on: all presets, and every part in some combination.
 
 Each factory takes ``channel_dim``, makes a layer of width ``DIM`` with ``SIZE`` codes, and draws its start from torch's
-global generator. ``EXCEPTIONS`` is the table's column of laws that say nothing about a case, or are not kept by it.
+global generator. ``FREE`` are the quantizers without a codebook, of that width and some number of codes.
+``EXCEPTIONS`` is the table's column of laws that say nothing about a case, or are not kept by it.
 """
 
 from collections.abc import Callable
@@ -129,6 +130,16 @@ CASES: dict[str, Factory] = PRESETS | {
     "gradient+affine+sync_alone": lambda channel_dim=-1: _layer(
         channel_dim, parametrization=svq.Affine(groups=4), losses=[svq.CommitmentLoss()], sync=1.0
     ),
+    "gradient+entropy": lambda channel_dim=-1: _layer(
+        channel_dim, losses=[svq.CommitmentLoss(), svq.CodebookLoss(), svq.EntropyLoss()]
+    ),
+    "ema+entropy": lambda channel_dim=-1: _layer(
+        channel_dim,
+        init=svq.KMeansInit(),
+        update=svq.EMAUpdate(),
+        reset=svq.DeadCodeReset(3),
+        losses=[svq.CommitmentLoss(), svq.EntropyLoss(0.3, diversity=2.0, temperature=5.0)],
+    ),
     "gradient+codebook_alone": lambda channel_dim=-1: _layer(
         channel_dim,
         init=svq.KMeansInit(0),
@@ -161,10 +172,58 @@ CASES: dict[str, Factory] = PRESETS | {
     ),
 }
 
+FREE_PRESETS: dict[str, Callable[..., svq.Quantizer]] = {
+    "fsq": lambda channel_dim=-1: svq.presets.fsq(DIM, [4, 4], channel_dim=channel_dim),
+    "lfq": lambda channel_dim=-1: svq.presets.lfq(DIM, 4, channel_dim=channel_dim),
+    "bsq": lambda channel_dim=-1: svq.presets.bsq(DIM, DIM, channel_dim=channel_dim),
+    "best_rq": lambda channel_dim=-1: svq.presets.best_rq(DIM, SIZE, channel_dim=channel_dim),
+}
+
+FREE: dict[str, Callable[..., svq.Quantizer]] = FREE_PRESETS | {
+    "finite+symmetric+clamp": lambda channel_dim=-1: svq.FiniteScalarQuantizer(
+        DIM, [2, 3, 2, 2, 3, 2], form="symmetric", clamp=True, scale=15.0, channel_dim=channel_dim
+    ),
+    "finite+paper+clamp": lambda channel_dim=-1: svq.FiniteScalarQuantizer(
+        DIM, [2, 3, 2, 2, 3, 2], clamp=True, scale=15.0, channel_dim=channel_dim
+    ),
+    "finite+noise": lambda channel_dim=-1: svq.FiniteScalarQuantizer(
+        DIM, [2, 3, 2, 2, 3, 2], noise=0.5, scale=2.0, losses=[svq.CommitmentLoss()], channel_dim=channel_dim
+    ),
+    "signs+reste": lambda channel_dim=-1: svq.LookupFreeQuantizer(
+        DIM, DIM, scale=0.5, estimator=svq.ReSTE(2.0, limit=60.0), channel_dim=channel_dim
+    ),
+    "signs+groups": lambda channel_dim=-1: svq.LookupFreeQuantizer(
+        DIM, DIM, losses=[svq.EntropyLoss(diversity=0.5, group_bits=4)], channel_dim=channel_dim
+    ),
+    "random_projection+codebooks": lambda channel_dim=-1: svq.RandomProjectionQuantizer(
+        DIM, SIZE, 4, num_codebooks=2, normalize=False, channel_dim=channel_dim
+    ),
+}
+
+# Laws about tables of codes: they say nothing about ``FREE``.
+OF_TABLES = (
+    "codes_quantize_to_themselves",
+    "far_from_the_origin_the_nearest_code_is_found",
+    "freezing_is_saved",
+    "frozen_codebook_stays_to_the_bit_under_adamw",
+    "no_init_overwrites_codes_that_somebody_set",
+    "no_matrix_of_vectors_times_codes_is_made",
+    "ranks_do_what_one_process_does",  # for them: test_codebook_free.py
+    "set_codes_writes_effective_codes",
+    "training_moves_the_codebook",
+    "unfrozen_codebook_moves_again",
+)
+
 _PROJECTION = {"codes_quantize_to_themselves": "a projection does not return to its argument"}
+
+_NOISE = "in training a share of the vectors gets noise in place of a code"
 
 # case -> law -> reason
 EXCEPTIONS: dict[str, dict[str, str]] = {
+    "finite+noise": {
+        "training_forward_returns_rows_of_the_table_it_leaves_behind": _NOISE,
+        "double_input_to_a_float32_layer": _NOISE,
+    },
     "straight-narrow": _PROJECTION,
     "gradient+uniform+projection": _PROJECTION,
     "ema+unit_norm+projection": _PROJECTION,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import straightvq as svq
-from tests.contracts.cases import CASES, DIM, SIZE
+from tests.contracts.cases import CASES, DIM, FREE_PRESETS, SIZE
 
 INF, NAN = float("inf"), float("nan")
 
@@ -76,6 +76,9 @@ def slot(
 
 def quantizer(**slots: Any) -> svq.VectorQuantizer:
     return svq.VectorQuantizer(4, svq.Codebook(8), **slots)
+
+
+WITH_CODEBOOK = [name for name in svq.presets.__all__ if name not in FREE_PRESETS]
 
 
 def preset_rows(name: str) -> list[Row]:
@@ -149,6 +152,79 @@ def composite_rows(name: str, make: Callable[..., Any], parts: str, number: str)
 
 
 TWO = torch.ones(2, 3)
+
+
+def free_rows(target: str, **base: Any) -> list[Row]:
+    """What the quantizers without a codebook have in common."""
+    make = resolve(target)
+    rows = [*integer(target, "dim", 1, **{name: value for name, value in base.items() if name != "dim"})]
+    rows.append(Row(target, "channel_dim", [1.0, "last", None], TypeError, "`channel_dim` must be an integer", base))
+    if "estimator" in inspect.signature(make).parameters:
+        rows += slot(target, "transform", svq.Transform, svq.Identity, of=lambda v: make(**base, transform=v))
+        rows += slot(target, "estimator", svq.Estimator, svq.StraightThrough, of=lambda v: make(**base, estimator=v))
+        rows.append(Row(target, "losses", [3, svq.CommitmentLoss()], TypeError, "`losses` must be a list", base))
+    return rows
+
+
+def bits_rows(target: str) -> list[Row]:
+    return [
+        *integer(target, "bits", 1, dim=4),
+        Row(target, "bits", [63, 100], ValueError, "`bits` must give at most 2^62 codes", {"dim": 4}),
+    ]
+
+
+SIGNS: dict[str, Any] = {"dim": 4, "bits": 4}
+LEVELS: dict[str, Any] = {"dim": 2, "levels": [5, 4]}
+RANDOM: dict[str, Any] = {"dim": 4, "codebook_size": 8}
+CODEBOOK_FREE: list[Row] = [
+    *free_rows("FiniteScalarQuantizer", **LEVELS),
+    *free_rows("LookupFreeQuantizer", **SIGNS),
+    *free_rows("BinarySphericalQuantizer", **SIGNS),
+    *free_rows("RandomProjectionQuantizer", **RANDOM),
+    *free_rows("presets.fsq", **LEVELS),
+    *free_rows("presets.lfq", **SIGNS),
+    *free_rows("presets.bsq", **SIGNS),
+    *free_rows("presets.best_rq", **RANDOM),
+    *(
+        row
+        for target in ("FiniteScalarQuantizer", "presets.fsq")
+        for row in (
+            Row(target, "levels", [5, None, "55", {5, 4}], TypeError, "`levels` must be a list of", {"dim": 2}),
+            Row(target, "levels", [[5, 2.5], [5, "4"], [True, 3]], TypeError, "must be an integer >= 2", {"dim": 2}),
+            Row(target, "levels", [[], [5, 1], [0, 3]], ValueError, ">= 2", {"dim": 2}),
+            Row(target, "levels", [[1 << 40, 1 << 40]], ValueError, "at most 2^62 codes", {"dim": 2}),
+        )
+    ),
+    Row("FiniteScalarQuantizer", "levels", [[5], [5, 5, 5]], ValueError, "one entry for each of the 2 channels",
+        {"dim": 2}),
+    Row("FiniteScalarQuantizer", "form", ["even", None, 1], ValueError, "one of 'paper', 'symmetric'", LEVELS),
+    *number("FiniteScalarQuantizer", "noise", [-0.1, 1.1], **LEVELS),
+    *number("FiniteScalarQuantizer", "scale", [0.0, -1.0], **LEVELS),
+    Row("FiniteScalarQuantizer", "clamp", [1, "no", None], TypeError, "`clamp` must be True or False", LEVELS),
+    *(row for name in ("LookupFreeQuantizer", "BinarySphericalQuantizer", "presets.lfq", "presets.bsq")
+      for row in bits_rows(name)),
+    Row("LookupFreeQuantizer", "bits", [3, 5], ValueError, "one entry for each of the 4 channels", {"dim": 4}),
+    *number("LookupFreeQuantizer", "scale", [0.0, -1.0], **SIGNS),
+    *integer("RandomProjectionQuantizer", "codebook_size", 2, dim=4),
+    *integer("presets.best_rq", "codebook_size", 2, dim=4),
+    *integer("RandomProjectionQuantizer", "codebook_dim", 1, **RANDOM),
+    *integer("RandomProjectionQuantizer", "num_codebooks", 1, **RANDOM),
+    *integer("RandomProjectionQuantizer", "seed", 0, **RANDOM),
+    Row("RandomProjectionQuantizer", "normalize", [1, "no", None], TypeError, "`normalize` must be True or False",
+        RANDOM),
+    *number("EntropyLoss", "weight", [-0.1]),
+    *number("EntropyLoss", "diversity", [-0.1]),
+    *number("EntropyLoss", "temperature", [0.0, -0.1]),
+    *integer("EntropyLoss", "group_bits", 1),
+    Row("EntropyLoss", "group_bits", [25, 62], ValueError, "`group_bits` must be at most 24"),
+    *number("ReSTE", "power", [0.5, 0.0, -1.0]),
+    *number("ReSTE", "limit", [0.0, -1.0]),
+    *number("ReSTE", "clip", [0.0, -0.1]),
+    Row("ReSTE", "secant", ["theirs", None], ValueError, "one of 'continuous', 'authors'"),
+    *number("reste_power", "progress", [-0.1, 1.1], progress=0.5),
+    *number("reste_power", "end", [0.5, -1.0], progress=0.5),
+]  # fmt: skip
+
 CONSTRUCTORS: list[Row] = [
     *integer("VectorQuantizer", "dim", 1, codebook=None),
     *slot("VectorQuantizer", "codebook", svq.Codebook, svq.Codebook, of=lambda v: svq.VectorQuantizer(4, v)),
@@ -214,7 +290,8 @@ CONSTRUCTORS: list[Row] = [
         lambda v: residual(beam=v)),
     *composite_rows("ProductQuantizer", product, "groups", "num_groups"),
     Row("Projection", "start", ["random", None, 2], ValueError, "one of 'scaled', 'orthonormal'", {"codebook_dim": 4}),
-    *(row for name in svq.presets.__all__ for row in preset_rows(name)),
+    *(row for name in WITH_CODEBOOK for row in preset_rows(name)),
+    *CODEBOOK_FREE,
 ]  # fmt: skip
 
 NET = nn.Sequential(nn.Linear(4, 4), svq.presets.vq_vae(4, 8))
@@ -223,8 +300,17 @@ NEAREST: dict[str, Any] = {"z": TWO, "codes": TWO}
 FEW: dict[str, Any] = NEAREST | {"few": 1}
 SUMS: dict[str, Any] = {"z": TWO, "indices": torch.tensor([0, 1]), "num_codes": 2}
 KMEANS: dict[str, Any] = {"z": TWO, "num_codes": 2, "iterations": 1}
+REFINE: dict[str, Any] = {"quantizer": residual(), "z": torch.ones(2, 4)}
 RESIZE: dict[str, Any] = {"state_dict": NET.state_dict(), "module": NET}
+REFINE: dict[str, Any] = {"quantizer": svq.presets.straight_residual(4, 8, num_quantizers=2), "z": torch.ones(2, 4)}
 FUNCTIONS: list[Row] = [
+    Row("refine_residual", "quantizer", [3, None, NET], TypeError, "`quantizer` must be an instance of", REFINE),
+    Row("refine_residual", "quantizer", [svq.presets.rq_vae(4, 8)], ValueError, "levels of their own", REFINE),
+    Row("refine_residual", "z", [None, torch.ones(2, 4).long()], TypeError, "`z` must be a floating-point", REFINE),
+    Row("refine_residual", "z", [torch.ones(2, 3), torch.ones(0, 4), torch.ones(4)], ValueError, "(n, 4)", REFINE),
+    Row("refine_residual", "z", [torch.full((2, 4), NAN)], ValueError, "`z` must be finite", REFINE),
+    *integer("refine_residual", "rounds", 1, **REFINE),
+    *integer("refine_residual", "sweeps", 1, **REFINE),
     Row("parameter_groups", "module", [3, None, [NET]], TypeError, "`module` must be", GROUPS),
     *number("parameter_groups", "lr", [-0.1], **GROUPS),
     *number("parameter_groups", "weight_decay", [-0.1], **GROUPS),
@@ -241,6 +327,11 @@ FUNCTIONS: list[Row] = [
     Row("resize_codebooks", "module", [nn.Linear(2, 2)], ValueError, "`module` must hold a codebook", RESIZE),
     Row("resize_codebooks", "module", [svq.Codebook(8)], ValueError, "no vectors before a quantizer", RESIZE),
     *number("resize_codebooks", "noise", [0.0, -0.1], **RESIZE),
+    Row("refine_residual", "quantizer", [3, None, quantizer], TypeError, "`quantizer` must be", REFINE),
+    Row("refine_residual", "z", [None, [[1.0]]], TypeError, "`z` must", REFINE),
+    Row("refine_residual", "z", [TWO, TWO[:, :0]], ValueError, "`z` must", REFINE),
+    *integer("refine_residual", "rounds", 1, **REFINE),
+    *integer("refine_residual", "sweeps", 1, **REFINE),
     Row("bypass", "module", [3, None], TypeError, "`module` must be", {}, lambda v: svq.bypass(v).__enter__()),
     Row("functional.nearest_code", "z", [TWO[0], TWO[:, :2], TWO[None]], ValueError, "`z` must be (n, d)", NEAREST),
     Row("functional.nearest_code", "z", [[[1.0]], None], TypeError, "`z` must be", NEAREST),

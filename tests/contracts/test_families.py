@@ -37,6 +37,15 @@ CASES: dict[str, Callable[[], svq.Quantizer]] = {
     "residual of products": lambda: svq.ResidualQuantizer(
         DIM, [svq.ProductQuantizer(DIM, [_ema(3) for _ in range(2)]) for _ in range(2)]
     ),
+    "residual of finer and finer grids": lambda: svq.ResidualQuantizer(
+        DIM,
+        [svq.FiniteScalarQuantizer(DIM, [5] * DIM)]
+        + [svq.FiniteScalarQuantizer(DIM, [5] * DIM, scale=5.0**-level, clamp=True) for level in (1, 2)],
+    ),
+    "residual of signs": lambda: svq.ResidualQuantizer(DIM, [svq.LookupFreeQuantizer(DIM, DIM) for _ in range(2)]),
+    "product of signs on spheres": lambda: svq.ProductQuantizer(
+        DIM, [svq.BinarySphericalQuantizer(3, 3) for _ in range(2)]
+    ),
     "projected product of a shared residual": lambda: svq.ProductQuantizer(
         2 * DIM, _residual(3), num_groups=2, transform=svq.Projection(DIM)
     ),
@@ -48,6 +57,7 @@ SLOW = {
     "residual of products",
     "projected product of a shared residual",
     "soundstream",
+    "residual of signs",
 }
 
 

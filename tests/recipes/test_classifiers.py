@@ -72,8 +72,7 @@ def test_run_of_a_classifier_is_analysed(tmp_path: Path) -> None:
     assert {"report.md", "divergence.png", "tsne.png", "curves.png"} <= {path.name for path in folder.iterdir()}
     checkpoints = json.loads((folder / "analysis.json").read_text())["checkpoints"]
     assert len(checkpoints) > 1
-    for checkpoint in checkpoints:
-        values = checkpoint["values"]
+    for values in (checkpoint["values"] for checkpoint in checkpoints):
         assert {"gradient_gap", "usage", "error", "update_delay", "codes_moved"} <= values.keys()
         assert all(math.isfinite(value) for value in values.values())
 
@@ -89,15 +88,16 @@ def test_overlays_change_the_quantizer_of_a_classifier_too(overlay: str, tmp_pat
 
 def test_two_phase_step_and_resume_from_the_command_line(tmp_path: Path) -> None:
     """Going on from the middle gives the same bits as never having stopped."""
-    options = ("--model.alternate.phase", "codebook_and_encoder", "--model.init_args.mixup", 0.2)
-    options += ("--data.num_train", 36, "--trainer.max_steps", -1, "--trainer.max_epochs", 2)
-    options += ("--trainer.val_check_interval", 1.0, "--trainer.check_val_every_n_epoch", 1)
-    options += ("--save_every", 3, "--keep_every", 3)
-    assert run("fit", "classify_digits", *options, runs=tmp_path, overlays=("plain_vq",)) == 0
-    whole = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    words = "--model.alternate.phase codebook_and_encoder --model.init_args.mixup 0.2 --data.num_train 36 "
+    words += "--trainer.max_steps -1 --trainer.max_epochs 2 --trainer.val_check_interval 1.0 "
+    words += "--trainer.check_val_every_n_epoch 1 --save_every 3 --keep_every 3"
     stopped = tmp_path / "run" / "checkpoints" / "step-00000003.ckpt"
-    assert run("fit", "classify_digits", *options, "--ckpt_path", stopped, runs=tmp_path, overlays=("plain_vq",)) == 0
-    resumed = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    ends = []
+    for more in ((), ("--ckpt_path", stopped)):
+        options = (*words.split(), *more)
+        assert run("fit", "classify_digits", *options, runs=tmp_path, overlays=("plain_vq",)) == 0
+        ends.append(torch.load(tmp_path / "run" / "last.ckpt", weights_only=True))
+    whole, resumed = ends
     assert whole["global_step"] == resumed["global_step"] > 3
     assert [n for n, value in whole["state_dict"].items() if not torch.equal(value, resumed["state_dict"][n])] == []
 

@@ -41,15 +41,21 @@ def command(runs: Path, *options: str) -> list[str]:
     return ["fit", *recipes, "--runs", str(runs), "--trainer.precision", "64-true", "--data.num_train", "72", *options]
 
 
-def test_two_processes_train_a_recipe_like_one_with_the_doubled_batch(tmp_path: Path) -> None:
+def launch(words: list[str]) -> str:
+    """What a command says, in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    typed = [sys.executable, "-m", "straightvq", *command(tmp_path / "two", "--data.batch_size", "8", *TWO)]
+    typed = [sys.executable, "-m", "straightvq", *words]
     done = subprocess.run(typed, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_two_processes_train_a_recipe_like_one_with_the_doubled_batch(tmp_path: Path) -> None:
+    said = launch(command(tmp_path / "two", "--data.batch_size", "8", *TWO))
     assert main(command(tmp_path / "one", "--data.batch_size", "16")) == 0
     name = "digits-plain_vq-tiny"
     assert [folder.name for folder in (tmp_path / "two").iterdir()] == [name], "one folder for all processes"
-    assert done.stdout.count("last.ckpt") == 1, "the first process says where everything is"
+    assert said.count("last.ckpt") == 1, "the first process says where everything is"
     two, one = (torch.load(tmp_path / runs / name / "last.ckpt", weights_only=True) for runs in ("two", "one"))
     assert two["global_step"] == one["global_step"] == 8
     for key, value in one["state_dict"].items():
@@ -59,14 +65,7 @@ def test_two_processes_train_a_recipe_like_one_with_the_doubled_batch(tmp_path: 
 
 def test_two_processes_train_without_quantization(tmp_path: Path) -> None:
     """No parameter of a bypassed layer may leave the wrapper waiting for its gradient."""
-    options = ("--data.batch_size", "8", "--model.quantize", "false", *TWO)
-    typed = [sys.executable, "-m", "straightvq", *command(tmp_path, *options)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(typed, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-
-
-# --- what each of two processes ends with ---------------------------------------------------------------------------
+    launch(command(tmp_path, "--data.batch_size", "8", "--model.quantize", "false", *TWO))
 
 
 def _everything(rank: int, join: Callable[[], None], runs: str) -> dict[str, Any]:
@@ -114,11 +113,8 @@ def _sharded(rank: int) -> dict[str, Any]:
     with quiet():
         trainer.fit(task, Images(source="digits", channels=1, size=16, batch_size=8, num_train=64, num_test=16))
     state = task.model.state_dict()
-    return {
-        "is_sharded": isinstance(state["encoder.0.weight"], DTensor),
-        "quantizer": quantizer.state_dict(),
-        "written": written,
-    }
+    is_sharded = isinstance(state["encoder.0.weight"], DTensor)
+    return {"is_sharded": is_sharded, "quantizer": quantizer.state_dict(), "written": written}
 
 
 @pytest.fixture(scope="module")

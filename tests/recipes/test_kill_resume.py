@@ -12,12 +12,8 @@ SCRIPT = Path(__file__).parents[1] / "kill_resume.py"
 
 def endings(*options: str) -> str:
     """What the script says; it fails if an ending is different."""
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(SCRIPT), *options], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -28,13 +28,11 @@ BASES = ("digits", "fashion", "folder", "photos")
 MASKED = {"maskgit_digits": "digits", "maskgit_fashion": "fashion"}
 FROM_A_FOLDER = ("fashion", "folder")
 OVERLAYS = ("ema", "plain_vq", "vq_ste_pp")
-SHRINKING = "tiny"
-SHRINKING_MASKED = "tiny_maskgit"
-STEPS = "tiny_steps"  # below the ones that shrink
-UNCONDITIONAL = "unconditional"
-FEATURES = "features"
+SHRINKING, SHRINKING_MASKED = "tiny", "tiny_maskgit"
+# `tiny_steps` is below the ones that shrink; tests/recipes/test_classifiers.py has the classifiers.
+OTHERS = ("tiny_steps", "unconditional", "features", "classify_digits", "classify_folder", "tiny_classify")
+IDS = ("semantic_ids", "semantic_ids_ema", "semantic_ids_network")  # tests/unit/training/test_semantic_ids.py
 SPEECH = ("speech", "soundstream", "dac", "tiny_speech")  # tests/recipes/test_speech.py
-CLASSIFIERS = ("classify_digits", "classify_folder", "tiny_classify")  # tests/recipes/test_classifiers.py
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +56,12 @@ def load(path: Path) -> dict[str, Any]:
     return torch.load(path, weights_only=True)
 
 
+def logged(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "metrics" / "version_0" / "metrics.csv").read_text().splitlines()))
+
+
 def test_every_recipe_is_tested() -> None:
-    tested = [*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, STEPS, UNCONDITIONAL, FEATURES]
-    tested += [*CLASSIFIERS, *SPEECH]
+    tested = [*BASES, *MASKED, *OVERLAYS, SHRINKING, SHRINKING_MASKED, *OTHERS, *IDS, *SPEECH]
     assert sorted(tested) == recipe_names()
 
 
@@ -83,8 +84,7 @@ def test_recipe_trains(names: tuple[str, ...], pictures: Path, tmp_path: Path) -
     assert kept["state_dict"]["model.quantizer.codebook.raw"].shape == (16, 4)
     resolved = yaml.safe_load((folder / "config.yaml").read_text())
     assert resolved["seed_everything"] == 0
-    rows = list(csv.DictReader((folder / "metrics" / "version_0" / "metrics.csv").read_text().splitlines()))
-    assert {"train/loss", "val/mse", "val/psnr", "val/perplexity", "val/codes_used"} <= set(rows[0])
+    assert {"train/loss", "val/mse", "val/psnr", "val/perplexity", "val/codes_used"} <= set(logged(folder)[0])
 
 
 @pytest.mark.parametrize("name", MASKED)
@@ -96,16 +96,15 @@ def test_recipe_of_a_masked_model_trains_on_its_tokenizer(name: str, pictures: P
     assert run("fit", [name], *options, runs=tmp_path, shrinking=SHRINKING_MASKED) == 0
     folder = tmp_path / f"{name}-{SHRINKING_MASKED}"
     assert {path.name for path in folder.glob("*.ckpt")} == {"best.ckpt", "last.ckpt"}
-    rows = list(csv.DictReader((folder / "metrics" / "version_0" / "metrics.csv").read_text().splitlines()))
-    assert {"train/loss", "val/cross_entropy", "val/accuracy"} <= set(rows[0])
-    assert {"val/mse"}.isdisjoint(rows[0])
+    columns = set(logged(folder)[0])
+    assert {"train/loss", "val/cross_entropy", "val/accuracy"} <= columns
+    assert "val/mse" not in columns
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_error(tmp_path: Path) -> None:
     assert run("fit", ["digits"], "--name", "run", "--model.optimizer.lr", 1e-2, runs=tmp_path) == 0
     folder = tmp_path / "run"
-    table = csv.DictReader((folder / "metrics" / "version_0" / "metrics.csv").read_text().splitlines())
-    errors = {int(row["step"]) + 1: float(row["val/mse"]) for row in table if row["val/mse"]}
+    errors = {int(row["step"]) + 1: float(row["val/mse"]) for row in logged(folder) if row["val/mse"]}
     assert len(set(errors.values())) == 2
     assert load(folder / "best.ckpt")["global_step"] == min(errors, key=lambda step: errors[step])
 
@@ -113,7 +112,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_error(tmp_path: Pa
 def test_masked_model_without_classes(tmp_path: Path) -> None:
     assert run("fit", ["digits"], runs=tmp_path) == 0
     options = ("--model.init_args.tokenizer", str(tmp_path / "digits-tiny"), "--name", "run")
-    assert run("fit", ["maskgit_digits", UNCONDITIONAL], *options, runs=tmp_path, shrinking=SHRINKING_MASKED) == 0
+    assert run("fit", ["maskgit_digits", "unconditional"], *options, runs=tmp_path, shrinking=SHRINKING_MASKED) == 0
     assert main(["generate", "--run", str(tmp_path / "run"), "--num", "2"]) == 0
 
 
@@ -129,17 +128,9 @@ def test_a_resume_that_is_refused_leaves_the_run_as_it_is(tmp_path: Path, capsys
         assert (tmp_path / "run" / name).read_bytes() == before[name]
 
 
-def test_prediction_in_several_processes_is_refused(
+def test_a_trained_model_is_measured_and_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("fit", ["digits"], "--name", "run", runs=tmp_path) == 0
-    monkeypatch.setattr(lightning.Trainer, "world_size", property(lambda self: 2))
-    assert run("predict", ["digits"], "--name", "run", "--ckpt_path", "best", runs=tmp_path) == 2
-    assert "pass --trainer.devices 1. Got 2 processes." in capsys.readouterr().err
-    assert not (tmp_path / "run" / "predictions.safetensors").exists()
-
-
-def test_a_trained_model_is_measured_and_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole chain: fit, go on, validate, test, predict, and the saved configuration alone."""
     digits = ("digits",)
     assert run("fit", digits, runs=tmp_path) == 0
@@ -162,6 +153,10 @@ def test_a_trained_model_is_measured_and_used(tmp_path: Path, capsys: pytest.Cap
     assert main(["test", "--config", str(folder / "config.yaml"), "--ckpt_path", "last"]) == 0
     assert run("fit", digits, runs=tmp_path) == 0  # a new training does not touch the old one
     assert (tmp_path / "digits-tiny-2" / "last.ckpt").is_file()
+    monkeypatch.setattr(lightning.Trainer, "world_size", property(lambda self: 2))
+    assert run("predict", digits, "--ckpt_path", "best", runs=tmp_path) == 2
+    assert "pass --trainer.devices 1. Got 2 processes." in capsys.readouterr().err
+    assert not (tmp_path / "digits-tiny-2" / "predictions.safetensors").exists()
 
 
 @pytest.mark.parametrize("overlay", ["vq_ste_pp", "plain_vq"])
@@ -191,39 +186,40 @@ def identical(a: Any, b: Any) -> bool:
 
 
 # Arguments after the command, and what the message must say.
+PHOTOS = "fit --config photos"
 MISTAKES = {
-    "unknown command": (["fitt"], ["no command 'fitt'", "Did you mean 'fit'?"]),
-    "unknown recipe": (["fit", "--config", "phots"], ["no recipe 'phots'", "Did you mean 'photos'?", "Packaged:"]),
-    "missing file": (["fit", "--config", "nowhere/mine.yaml"], ["no file 'nowhere/mine.yaml'"]),
-    "no configuration": (["fit"], ["needs a configuration", "photos"]),
+    "unknown command": ("fitt", ["no command 'fitt'", "Did you mean 'fit'?"]),
+    "unknown recipe": ("fit --config phots", ["no recipe 'phots'", "Did you mean 'photos'?", "Packaged:"]),
+    "missing file": ("fit --config nowhere/mine.yaml", ["no file 'nowhere/mine.yaml'"]),
+    "no configuration": ("fit", ["needs a configuration", "photos"]),
     "misspelt key": (
-        ["fit", "--config", "photos", "--model.model.quantizer.codebok_size", "3"],
+        f"{PHOTOS} --model.model.quantizer.codebok_size 3",
         ["straightvq: Option 'codebok_size' is not accepted (in model > model > quantizer", "'codebook_size'?"],
     ),
-    "misspelt section": (["fit", "--config", "photos", "--trainr.max_steps", "3"], ["trainr"]),
+    "misspelt section": (f"{PHOTOS} --trainr.max_steps 3", ["'trainr' is not accepted", "mean 'trainer'?"]),
     "wrong type": (
-        ["fit", "--config", "photos", "--model.model.quantizer.codebook_size", "many"],
+        f"{PHOTOS} --model.model.quantizer.codebook_size many",
         ["Expected a <class 'int'>. Got value: many", "codebook_size"],
     ),
     "wrong preset": (
-        ["fit", "--config", "photos", "--model.model.quantizer", "straightvq.presets.nothing"],
+        f"{PHOTOS} --model.model.quantizer straightvq.presets.nothing",
         ["module 'straightvq.presets' has no attribute 'nothing'"],
     ),
-    "base as an option": (["fit", "--config", "photos", "--base", "digits"], ["`--base` belongs in a recipe"]),
-    "missing folder": (["fit", "--config", "folder"], ["`Images`: `source` 'path/to/your/images' does not exist"]),
+    "base as an option": (f"{PHOTOS} --base digits", ["`--base` belongs in a recipe"]),
+    "missing folder": ("fit --config folder", ["`Images`: `source` 'path/to/your/images' does not exist"]),
     "impossible value": (
-        ["fit", "--config", "photos", "--model.model.downsample", "3"],
+        f"{PHOTOS} --model.model.downsample 3",
         ["`Autoencoder`: `downsample` must be a power of two. Got 3."],
     ),
     "contradiction": (
-        ["fit", "--config", "photos", "--model.alternate.phase", "codebook"],
+        f"{PHOTOS} --model.alternate.phase codebook",
         ["`Reconstruction`: `alternate`", "AlternatedUpdate"],
     ),
-    "no checkpoint": (["test", "--config", "photos"], ["needs a trained model", "--ckpt_path best"]),
-    "nothing trained": (["test", "--config", "photos", "--ckpt_path", "best"], ["there is no", "Train first"]),
-    "missing checkpoint": (["test", "--config", "photos", "--ckpt_path", "a.ckpt"], ["there is no file 'a.ckpt'"]),
-    "demo of no steps": (["demo", "--steps", "0"], ["`DemoSettings`: `steps` must be an integer >= 2. Got 0."]),
-    "unknown recipe to show": (["recipes", "--show", "tinny"], ["Did you mean 'tiny'?"]),
+    "no checkpoint": ("test --config photos", ["needs a trained model", "--ckpt_path best"]),
+    "nothing trained": ("test --config photos --ckpt_path best", ["there is no", "Train first"]),
+    "missing checkpoint": ("test --config photos --ckpt_path a.ckpt", ["there is no file 'a.ckpt'"]),
+    "demo of no steps": ("demo --steps 0", ["`DemoSettings`: `steps` must be an integer >= 2. Got 0."]),
+    "unknown recipe to show": ("recipes --show tinny", ["Did you mean 'tiny'?"]),
 }
 
 
@@ -233,7 +229,7 @@ def test_mistakes_are_explained(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     arguments, messages = MISTAKES[mistake]
-    assert main(arguments) == 2
+    assert main(arguments.split()) == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said
     for message in messages:
@@ -247,19 +243,18 @@ def test_misspelt_key_in_a_file_leads_with_the_innermost_line(
     mine = tmp_path / "mine.yaml"
     mine.write_text("model:\n  init_args:\n    model:\n      init_args:\n        hiden: 8\n")
     assert main(["fit", "--config", "photos", "--config", str(mine)]) == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith("straightvq: Option 'hiden' is not accepted")
-    assert first.endswith(
-        "(in model > model, straightvq.models.Autoencoder). Did you mean 'hidden'? It accepts quantizer, in_channels, "
-        "hidden, downsample, blocks."
-    )
-    assert second == "Add --verbose_errors to see the whole message."
+    where = "in model > model, straightvq.models.Autoencoder"
+    assert capsys.readouterr().err.splitlines() == [
+        f"straightvq: Option 'hiden' is not accepted ({where}). Did you mean 'hidden'? It accepts quantizer, "
+        "in_channels, hidden, downsample, blocks.",
+        "Add --verbose_errors to see the whole message.",
+    ]
     assert main(["fit", "--config", "photos", "--config", str(mine), "--verbose_errors"]) == 2
     assert "Given value:" in capsys.readouterr().err
 
 
 def test_a_recipe_lies_on_another(tmp_path: Path) -> None:
-    """Packaged ones by name, others by a path from its own folder; a copy of a packaged one is as good as it."""
+    """Packaged ones by name, others by a path from its own folder."""
     (tmp_path / "far").mkdir()
     below, mine = tmp_path / "far" / "below.yaml", tmp_path / "mine.yaml"
     below.write_text("base: digits\ntrainer: {max_steps: 7}\n")
@@ -292,18 +287,18 @@ def test_a_base_that_is_none_is_explained(
 
 def test_a_copied_template_is_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "--show", "folder"]) == 0
-    (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert shown == Path(recipe_path("folder")).read_text()
+    (tmp_path / "mine.yaml").write_text(shown)
     words = [resolve(["--config", name]) for name in ("folder", str(tmp_path / "mine.yaml"))]
     assert words[0][:-1] == words[1][:-1]
     assert read_recipe(words[0][-1]) == read_recipe(words[1][-1])
 
 
-def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in recipe_names())
-    assert main(["recipes", "--show", "photos"]) == 0
-    assert capsys.readouterr().out == Path(recipe_path("photos")).read_text()
 
 
 def test_help_and_version_need_nothing_heavy() -> None:
@@ -322,9 +317,8 @@ def test_demo_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[st
     names = {path.name for path in (tmp_path / "demo").iterdir()}
     assert names == {"comparison.png", "metrics.csv", "plain.ckpt", "straight.ckpt"}
     rows = list(csv.DictReader((tmp_path / "demo" / "metrics.csv").read_text().splitlines()))
-    assert {(row["arm"], row["split"]) for row in rows} == {
-        (arm, split) for arm in ("plain VQ", "straight") for split in ("train", "test")
-    }
+    splits = [(arm, split) for arm in ("plain VQ", "straight") for split in ("train", "test")]
+    assert [(row["arm"], row["split"]) for row in rows] == splits
     columns = "arm split step loss mse psnr usage codes_used perplexity quantization_error seconds"
     assert list(rows[0]) == columns.split()
     assert [row["step"] for row in rows] == ["4"] * 4  # fewer than a window: the last step alone
@@ -338,9 +332,8 @@ def test_progress_names_no_last_epoch_where_there_is_none_and_no_version_of_a_lo
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shown = ("--trainer.enable_progress_bar", "true")
-    for number, options in enumerate(
-        (("--trainer.max_steps", 2), ("--trainer.max_steps", -1, "--trainer.max_epochs", 1))
-    ):
+    lengths = (("--trainer.max_steps", 2), ("--trainer.max_steps", -1, "--trainer.max_epochs", 1))
+    for number, options in enumerate(lengths):
         assert run("fit", ["digits"], *options, *shown, "--name", f"run{number}", runs=tmp_path) == 0
     said = capfd.readouterr().out
     assert "Epoch 0  " in said

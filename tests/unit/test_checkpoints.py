@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from straightvq.checkpoints import KeptCheckpoints, LastCheckpoint, WholeFiles, find_sound
+from straightvq.checkpoints import LastCheckpoint, StepCheckpoint, WholeFiles, find_sound
 from straightvq.data.loader import EpochSampler, train_loader
 from straightvq.runs import MetricsLog
 
 
 def test_what_is_written_takes_its_place_only_when_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "deep" / "last.ckpt"
+    # A rename is atomic within one file system; the folder for temporary files may be on another.
+    monkeypatch.setattr(tempfile, "mkstemp", lambda *_, **__: pytest.fail("wrote elsewhere"))
+    target.parent.mkdir()
+    (target.parent / ".last.ckpt.0123.tmp").write_text("half")  # what a killed writer left
     WholeFiles().save_checkpoint({"step": torch.tensor(1)}, target)
 
     def breaks_off(content: Any, file: Any) -> None:
@@ -30,13 +34,6 @@ def test_what_is_written_takes_its_place_only_when_complete(tmp_path: Path, monk
         WholeFiles().save_checkpoint({"step": torch.tensor(2)}, target)
     assert torch.load(target, weights_only=True)["step"] == 1
     assert list(target.parent.iterdir()) == [target]
-
-
-def test_no_other_folder_takes_part_in_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rename is atomic within one file system; the folder for temporary files may be on another."""
-    monkeypatch.setattr(tempfile, "mkstemp", lambda *_, **__: pytest.fail("wrote elsewhere"))
-    WholeFiles().save_checkpoint({}, tmp_path / "last.ckpt")
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True) == {}
 
 
 class Numbers(Dataset[Any]):
@@ -80,6 +77,10 @@ def counted(folder: Path, *callbacks: Any, steps: int = 6, ckpt: Path | None = N
     return task
 
 
+def last(folder: Path, every: int = 100) -> LastCheckpoint:
+    return LastCheckpoint(folder / "last.ckpt", every)
+
+
 def rows(folder: Path) -> list[dict[str, str]]:
     (file,) = folder.glob("metrics/version_0/metrics.csv")
     table = csv.DictReader(file.read_text().splitlines())
@@ -107,11 +108,11 @@ def test_the_log_has_all_of_a_step_before_its_checkpoint_is_written(tmp_path: Pa
 
 
 def test_every_step_is_logged_once_when_resumed_at_a_validation(tmp_path: Path) -> None:
-    counted(tmp_path / "whole", LastCheckpoint(tmp_path / "whole" / "last.ckpt", 100))
-    first = LastCheckpoint(tmp_path / "a" / "last.ckpt", 4)
+    counted(tmp_path / "whole", last(tmp_path / "whole"))
+    first = last(tmp_path / "a", 4)
     counted(tmp_path / "a", first, steps=4)
     assert torch.load(first.path, weights_only=True)["global_step"] == 4
-    counted(tmp_path / "b", LastCheckpoint(tmp_path / "b" / "last.ckpt", 100), ckpt=first.path)
+    counted(tmp_path / "b", last(tmp_path / "b"), ckpt=first.path)
     assert [*rows(tmp_path / "a"), *rows(tmp_path / "b")] == rows(tmp_path / "whole")
 
 
@@ -123,32 +124,25 @@ class BreaksOff(lightning.Callback):
 
 
 def test_a_validation_that_was_cut_is_repeated(tmp_path: Path) -> None:
-    counted(tmp_path / "whole", LastCheckpoint(tmp_path / "whole" / "last.ckpt", 100))
-    last = LastCheckpoint(tmp_path / "a" / "last.ckpt", 2)
+    counted(tmp_path / "whole", last(tmp_path / "whole"))
+    first = last(tmp_path / "a", 2)
     with pytest.raises(RuntimeError, match="pulled the plug"):
-        counted(tmp_path / "a", last, BreaksOff())
-    counted(tmp_path / "b", LastCheckpoint(tmp_path / "b" / "last.ckpt", 100), ckpt=last.path)
-    assert [row for row in rows(tmp_path / "b") if "val/sum" in row] == [
-        row for row in rows(tmp_path / "whole") if "val/sum" in row
-    ]
+        counted(tmp_path / "a", first, BreaksOff())
+    counted(tmp_path / "b", last(tmp_path / "b"), ckpt=first.path)
+    validated, expected = ([row for row in rows(tmp_path / run) if "val/sum" in row] for run in ("b", "whole"))
+    assert validated == expected
 
 
 def test_nothing_is_saved_between_the_micro_batches_of_a_step(tmp_path: Path) -> None:
     """Their gradients are in no checkpoint, so going on from there would lose some."""
     options = {"accumulate_grad_batches": 3}
-    whole = counted(tmp_path / "whole", LastCheckpoint(tmp_path / "whole" / "last.ckpt", 1), **options)
-    first = LastCheckpoint(tmp_path / "a" / "last.ckpt", 1)
+    whole = counted(tmp_path / "whole", last(tmp_path / "whole", 1), **options)
+    first = last(tmp_path / "a", 1)
     counted(tmp_path / "a", first, steps=2, **options)
-    later = KeptCheckpoints(tmp_path / "b", 1)
+    later = StepCheckpoint(tmp_path / "b" / "step-{step}.ckpt", 1)
     resumed = counted(tmp_path / "b", later, ckpt=first.path, **options)
     assert torch.equal(resumed.weight, whole.weight)
     assert sorted(file.name for file in (tmp_path / "b").glob("*.ckpt")) == [f"step-{n:08d}.ckpt" for n in range(3, 7)]
-
-
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    (tmp_path / ".last.ckpt.0123.tmp").write_text("half")
-    WholeFiles().save_checkpoint({}, tmp_path / "last.ckpt")
-    assert [file.name for file in tmp_path.iterdir()] == ["last.ckpt"]
 
 
 def test_the_newest_sound_checkpoint_is_found(tmp_path: Path) -> None:

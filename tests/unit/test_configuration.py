@@ -19,12 +19,7 @@ def refused(*trees: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [
-        {"model": {"init_args": {"hiden": 8}}},
-        *trees_of(["--model.hiden=8"]),
-        *trees_of(["--model.init_args.hiden", "8"]),
-    ],
+    "wrong", [{"model": {"init_args": {"hiden": 8}}}, *trees_of(["--model.hiden=8", "--model.init_args.hiden", "8"])]
 )
 def test_a_misspelt_option_is_told_with_what_is_accepted(wrong: Any) -> None:
     said = refused({"model": NETWORK}, wrong)

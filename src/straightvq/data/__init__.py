@@ -5,5 +5,6 @@ from straightvq.data.loader import EpochSampler
 from straightvq.data.module import Images
 from straightvq.data.sound import Sound, UnreadableSoundError
 from straightvq.data.tokens import Tokens
+from straightvq.data.vectors.module import Vectors
 
-__all__ = ["EpochSampler", "Images", "Sound", "Tokens", "UnreadableImageError", "UnreadableSoundError"]
+__all__ = ["EpochSampler", "Images", "Sound", "Tokens", "UnreadableImageError", "UnreadableSoundError", "Vectors"]

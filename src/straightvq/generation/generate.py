@@ -27,6 +27,7 @@ from straightvq.runs import RunFolder, load_weights, pick_device, read_checkpoin
 PathLike = str | os.PathLike[str]
 
 SETTINGS = "samples.json"
+_DECODING = ("steps", "temperature", "guidance")  # of `Sampling`, from the task by default
 _BATCH = 64  # pictures that are drawn at once
 _GRID_SIDE = 900  # pixels of the grid's longer side, about
 _GREY = 128  # what the grid shows where a region was filled
@@ -38,10 +39,10 @@ class Sampling:
 
     Args:
         num: number of pictures, at least 1.
-        classes: names or numbers of classes, taken in turn; "any" is the null class. None takes all of the network.
-        steps: decoding steps, at least 1; None takes the task's.
-        temperature: of the noise on the confidences, at least 0; None takes the task's.
-        guidance: weight of the class against the null class, at least 0; None takes the task's.
+        classes: names or numbers of classes, in turn; "any" is the null class. None takes all of the network.
+        steps: decoding steps, at least 1; None takes the task's, as for the next two.
+        temperature: of the noise on the confidences, at least 0.
+        guidance: weight of the class against the null class, at least 0.
         seed: random seed, below 2**63.
     """
 
@@ -75,19 +76,19 @@ def generate(
     device: str = "auto",
     console: Console | None = None,
 ) -> Path:
-    """Draws pictures from a trained generation run; needs none of its training data.
+    """Draws pictures from a trained generation run, without its training data.
 
-    Writes ``grid.png`` (enlarged, one column per class), each picture as ``0000.png`` and so on, and ``samples.json``
-    with all settings, in place of those of an earlier call. With ``inpaint`` the grid begins with the given picture
-    and with what was kept of it.
+    Writes ``grid.png`` (enlarged, one column per class), the pictures as ``0000.png`` and so on, and ``samples.json``
+    with all settings, over those of an earlier call. With ``inpaint`` the grid begins with the given picture and the
+    part of it that stays.
 
     Args:
-        run: folder that `straightvq fit` made with a `Generation` task; its best checkpoint is taken, or else the last.
+        run: folder of a `Generation` run; its best checkpoint is used, or else the last.
         sampling: what to draw, and how; None takes the defaults.
-        inpaint: a picture with a region to fill; it is scaled and cut as the training data were.
+        inpaint: a picture with a region to fill, scaled and cut as the training data were.
         box: the region, (x0, y0, x1, y1) in pixels of the scaled picture, x1 and y1 excluded. Tokens that it touches
             are drawn, all others stay.
-        mask: the region as a picture, white where it is to be filled; instead of ``box``.
+        mask: the region as a picture, white where new; instead of ``box``.
         tokenizer: folder or checkpoint of the tokenizer, if it has moved since the training.
         out: folder of the results; None takes ``samples`` in ``run``.
         device: "auto", "cpu" or "cuda".
@@ -106,11 +107,10 @@ def generate(
     turns = list(islice(cycle(classes), sampling.num))
     labels = torch.tensor([label for _, label in turns], device=task.device) if turns else None
     start, given = _start(task, inpaint, box, mask)
-    own = [name for name in ("steps", "temperature", "guidance") if getattr(sampling, name) is None]
-    options: dict[str, Any] = {name: getattr(task, name) for name in own}
+    options: dict[str, Any] = {name: getattr(task, name) for name in _DECODING if getattr(sampling, name) is None}
     sampling = replace(sampling, classes=[word for word, _ in turns] or None, **options)
     pictures = _draw(task, start, labels, sampling, console)
-    # One column per class if there are a few, else about a square. What is given has a row of its own.
+    # One column per class if there are a few, else about a square. The given pictures have a row of their own.
     columns = len(classes) if 2 <= len(classes) <= 20 else math.ceil(math.sqrt(sampling.num))
     blank = Image.new(pictures[0].mode, pictures[0].size, "white")
     grid = image_grid([*given, *[blank] * (-len(given) % columns), *pictures], columns)
@@ -123,7 +123,7 @@ def generate(
 
 
 def _load(run: RunFolder, tokenizer: str | None, device: str) -> tuple[Generation, list[str], int]:
-    """The trained task, the names of its classes, and the number of training steps."""
+    """The trained task, the names of its classes, and its training steps."""
     place = pick_device("generate", device, ("cpu", "cuda"))
     arguments = run.config["model"].get("init_args") or {}
     if tokenizer is not None and "tokenizer" in arguments:
@@ -146,17 +146,14 @@ def _load(run: RunFolder, tokenizer: str | None, device: str) -> tuple[Generatio
 def chosen_classes(words: Sequence[str] | None, number: int | None, names: Sequence[str]) -> list[tuple[str, int]]:
     """The classes to draw in turn, each a word and its label; none in a network without classes.
 
-    A word is one of the ``names``, a number in [0, ``number``), or "any", whose label is -1. Names come before numbers:
-    a class may be called 10 and be the second one. Without words all classes are chosen.
-
-    Raises:
-        ValueError: for a word that is no class, and for words where there are no classes.
+    A word is one of the ``names``, a number in [0, ``number``), or "any", whose label is -1. A name wins over a number:
+    a class may be called 10 and be the second one. Without words all classes are chosen. A ValueError refuses other
+    words, and words where there are no classes.
     """
     if number is None:
         if words:
-            raise InvalidValueError(
-                f"`generate`: `classes` must be left out: the network has none. Got {','.join(words)}."
-            )
+            given = ",".join(words)
+            raise InvalidValueError(f"`generate`: `classes` must be left out: the network has none. Got {given}.")
         return []
     names = names[:number]
     labels = {str(label): label for label in range(number)} | {name: label for label, name in enumerate(names)}
@@ -169,33 +166,25 @@ def chosen_classes(words: Sequence[str] | None, number: int | None, names: Seque
     return [(word, labels[word]) for word in words]
 
 
-# --- the region to fill -------------------------------------------------------------------------------------------
-
-
 def _start(
     task: Generation, file: PathLike | None, box: Sequence[int] | None, mask: PathLike | None
 ) -> tuple[Tensor, list[Picture]]:
     """The tokens (h, w) that are given, -1 elsewhere, and the pictures that show them."""
     if file is None:
         if box is not None or mask is not None:
-            raise InvalidValueError(
-                "`generate`: `box` and `mask` belong to `inpaint`. Pass a picture, or leave them out."
-            )
+            raise InvalidValueError("`generate`: `box` and `mask` belong to `inpaint`. Pass a picture, or omit them.")
         return torch.full(task.model.grid, -1, device=task.device), []
+    if (box is None) == (mask is None):
+        raise InvalidValueError("`generate`: `inpaint` needs a region: either `box` or `mask`.")
     cell = task.tokenizer.downsample
     size = cell * task.model.grid[0]
     pixels = _read(file, size, task.tokenizer.in_channels)
-    if box is not None and mask is None:
-        new = tokens_in_box(box, size, cell)
-    elif mask is not None and box is None:
-        new = _touched(_read(mask, size, 1)[0] > 127, cell)
-        if not new.any():
-            raise InvalidValueError(
-                f"`generate`: `mask` must be white where the picture is new. Got {str(mask)!r}, all dark once it is "
-                f"scaled and cut to {size} x {size} pixels as the picture is."
-            )
-    else:
-        raise InvalidValueError("`generate`: `inpaint` needs a region: either `box` or `mask`.")
+    new = _touched(_read(mask, size, 1)[0] > 127, cell) if mask is not None else tokens_in_box(box or (), size, cell)
+    if not new.any():
+        raise InvalidValueError(
+            f"`generate`: `mask` must be white where the picture is new. Got {str(mask)!r}, all dark once it is "
+            f"scaled and cut to {size} x {size} pixels as the picture is."
+        )
     tokens = task.tokenizer.encode(pixels[None].to(task.device).float() / 255)[0]
     hidden = new.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
     shown = [_as_picture(pixels), _as_picture(pixels.masked_fill(hidden, _GREY))]
@@ -205,7 +194,7 @@ def _start(
 def tokens_in_box(box: Sequence[int], size: int, cell: int) -> Tensor:
     """Which tokens the box (x0, y0, x1, y1) of pixels touches, Bool (size / cell, size / cell); x1, y1 are excluded.
 
-    ``size`` is the side of the picture in pixels, ``cell`` that of a token.
+    The side of the picture is ``size`` pixels, that of a token ``cell``.
 
     Example:
         >>> tokens_in_box((0, 0, 5, 4), size=8, cell=4)
@@ -230,24 +219,16 @@ def _touched(pixels: Tensor, cell: int) -> Tensor:
     return F.max_pool2d(pixels[None].float(), cell)[0] > 0
 
 
-# --- pictures -----------------------------------------------------------------------------------------------------
-
-
 def _draw(
     task: Generation, start: Tensor, labels: Tensor | None, sampling: Sampling, console: Console
 ) -> list[Picture]:
     """One picture per sample, each filling the grid ``start`` (h, w)."""
     generator = torch.Generator().manual_seed(sampling.seed)
+    options: dict[str, Any] = {name: getattr(sampling, name) for name in _DECODING}
     pictures = []
     for part in track(torch.arange(sampling.num).split(_BATCH), "drawing", console=console):
-        tokens = task.fill(
-            start.expand(len(part), -1, -1),
-            None if labels is None else labels[part],
-            generator=generator,
-            steps=sampling.steps,
-            temperature=sampling.temperature,
-            guidance=sampling.guidance,
-        )
+        given, classes = start.expand(len(part), -1, -1), None if labels is None else labels[part]
+        tokens = task.fill(given, classes, generator=generator, **options)
         pixels = (task.tokenizer.decode(tokens).float() * 255).round().byte().cpu()
         pictures += [_as_picture(image) for image in pixels]
     return pictures

@@ -1,7 +1,6 @@
 """Masking schedule and parallel decoding of a masked token model, as pure functions.
 
-Tokens are a grid of integers, -1 where masked. Nothing here knows a network: it comes as a function from tokens to
-logits. Source of all but the guidance: arXiv 2202.04200, sections 3.2 and 3.3.
+Tokens are a grid of integers, -1 where masked. Source of all but the guidance: arXiv 2202.04200, sections 3.2 and 3.3.
 """
 
 import math
@@ -27,12 +26,7 @@ def masked_share(progress: Tensor) -> Tensor:
 def random_mask(progress: Tensor, order: Tensor) -> Tensor:
     """Which tokens training masks: the ceil(masked_share * N) of each grid that draw the lowest numbers, at least one.
 
-    Args:
-        progress: Float (B,), one draw in [0, 1) per grid.
-        order: Float (B, h, w), one draw in [0, 1) per token.
-
-    Returns:
-        Bool (B, h, w), True where masked.
+    Shape: progress Float (B,) and order Float (B, h, w), draws in [0, 1) -> Bool (B, h, w), True where masked.
 
     Example:
         >>> random_mask(torch.tensor([0.5]), torch.tensor([[[0.9, 0.1, 0.4, 0.7]]]))   # ceil(0.707 * 4) = 3
@@ -45,8 +39,8 @@ def random_mask(progress: Tensor, order: Tensor) -> Tensor:
 def mask_counts(num_masked: int, steps: int) -> list[int]:
     """How many tokens are still masked after each decoding step; the last entry is 0.
 
-    floor(num_masked * cos(pi/2 * t/steps)) after step t, but each step decides at least one token: fewer tokens than
-    steps take as many steps as there are tokens.
+    floor(num_masked * cos(pi/2 * t/steps)) after step t, but each step decides at least one token, so that fewer tokens
+    than steps take as many steps as there are tokens.
 
     Example:
         >>> mask_counts(16, 4), mask_counts(2, 8), mask_counts(0, 8)
@@ -116,19 +110,13 @@ def _places(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_tokens(
-    predict: Callable[[Tensor], Tensor],
-    tokens: Tensor,
-    *,
-    steps: int,
-    temperature: float,
-    generator: torch.Generator,
+    predict: Callable[[Tensor], Tensor], tokens: Tensor, *, steps: int, temperature: float, generator: torch.Generator
 ) -> Tensor:
     """Fills the masked positions of token grids in a few parallel steps; given tokens stay.
 
     The cosine schedule says how many tokens are masked after each step; the temperature falls linearly to 0 at a
-    grid's last one. Each grid has random numbers of its own, from a seed that ``generator`` draws for it: it comes out
-    the same (up to the rounding of the network) whatever else is in the batch, and a batch in two halves like the
-    whole.
+    grid's last one. Each grid has random numbers from a seed of its own, so that it comes out the same (up to the
+    rounding of the network) whatever else is in the batch.
 
     Args:
         predict: tokens (B, h, w) -> logits (B, h, w, K), such as a `straightvq.models.MaskGIT` with its labels bound.
@@ -159,9 +147,8 @@ def decode_tokens(
     own_steps = numbers.clamp(min=1, max=steps)
     for step, num_masked in enumerate(counts.to(tokens.device)):
         noise = temperature * (1 - (step + 1) / own_steps).clamp(min=0)
-        tokens = decode_step(
-            predict(tokens), tokens, draws[:, step].to(tokens.device), num_masked=num_masked, temperature=noise
-        )
+        now = draws[:, step].to(tokens.device)
+        tokens = decode_step(predict(tokens), tokens, now, num_masked=num_masked, temperature=noise)
     return tokens
 
 

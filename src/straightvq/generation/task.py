@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,28 +14,28 @@ from straightvq.generation.tokenizer import Tokenizer
 from straightvq.models import MaskGIT
 from straightvq.nn.part import check_float, check_int, check_part, evaluating
 from straightvq.nn.ranks import num_ranks, rank
-from straightvq.training.base import Batch, OptimizerSettings, SetMetrics
+from straightvq.training.base import SHARE, Batch, MeasuredTask, OptimizerSettings, SetMetrics
 
 _OPTIMIZER = OptimizerSettings(betas=(0.9, 0.96), weight_decay=0.045)
 RECONSTRUCTIONS = "reconstructions"
 
 
-class Generation(lightning.LightningModule):
+class Generation(MeasuredTask):
     """Trains MaskGIT to fill in masked tokens.
 
-    In each grid a random share of the tokens, by the cosine schedule, is masked; the loss is the cross-entropy with
-    label smoothing on the masked positions alone. A class label is now and then replaced by the null class, -1, so
-    that the network also learns to do without, which guidance needs.
+    Training masks a random share of each grid, by the cosine schedule; the loss is the cross-entropy on the masked
+    positions alone, with label smoothing. Now and then the null class, -1, replaces a label, so that the network also
+    learns to do without, which guidance needs.
 
-    The tokenizer is no part of the network: it is neither trained nor written into the checkpoints, which only
-    remember its fingerprint. Batches are those of `straightvq.data.Tokens`, encoded once, or of
-    `straightvq.data.Images`, encoded in every step. Without classes in the network their labels are ignored.
+    The tokenizer is neither trained nor written into the checkpoints, which remember its fingerprint. Batches are those
+    of `straightvq.data.Tokens`, encoded once, or of `straightvq.data.Images`, encoded in every step. A network without
+    classes ignores their labels.
 
     Logged per step: ``train/loss``. Per evaluation, over the whole set: ``val/cross_entropy`` in nats per masked
     token, without smoothing, and ``val/accuracy`` in [0, 1], both at masks that are the same every time. The test logs
     both and compares images: ``test/fid`` is the mean over ``fid_seeds`` of the Fréchet distance from the test images
     to as many samples of the same classes, ``test/fid_std`` its standard deviation, ``test/rfid`` the distance to the
-    tokenizer's reconstructions, below which no sample can be expected to come.
+    tokenizer's reconstructions, a bound for all samples.
 
     Args:
         model: the network; its ``codebook_size`` and ``grid`` must be those of the tokens.
@@ -46,8 +45,7 @@ class Generation(lightning.LightningModule):
         label_smoothing: probability spread over all codes, in [0, 1).
         class_dropout: probability of replacing a label by the null class, in [0, 1).
         steps: decoding steps, for sampling and test.
-        temperature: of the noise on the confidences, for sampling and test: larger is more varied, smaller more
-            typical.
+        temperature: of the noise on the confidences, for sampling and test; larger is more varied.
         guidance: weight of the class against the null class, for sampling and test; 0 for none.
         features: for the test: folder of a classifier's run; "inception" or None for Inception v3.
         fid_seeds: for the test: number of sets of samples.
@@ -56,7 +54,7 @@ class Generation(lightning.LightningModule):
         TypeError, ValueError: for values out of range, a tokenizer that cannot be read, sizes that do not agree.
 
     Source: arXiv 2202.04200 and its code (schedule, loss, betas, weight decay); guidance as in arXiv 2301.00704.
-    Deviation: masking takes exact counts in training, as the paper says.
+        Deviation from the code: training masks exact counts, as the paper says.
 
     Example:
         >>> import straightvq as svq
@@ -94,10 +92,8 @@ class Generation(lightning.LightningModule):
                 "`Generation`: `codebook_lr` of the optimizer must be None, because the codebook is not trained. "
                 f"Got {optimizer.codebook_lr:g}."
             )
-        self.label_smoothing, self.class_dropout = (
-            check_float(self, name, share, minimum=0, maximum=1, open_maximum=True)
-            for name, share in (("label_smoothing", label_smoothing), ("class_dropout", class_dropout))
-        )
+        self.label_smoothing = check_float(self, "label_smoothing", label_smoothing, **SHARE)
+        self.class_dropout = check_float(self, "class_dropout", class_dropout, **SHARE)
         self.steps = check_int(self, "steps", steps, 1)
         self.temperature = check_float(self, "temperature", temperature, minimum=0)
         self.guidance = self._check_guidance(guidance)
@@ -105,11 +101,9 @@ class Generation(lightning.LightningModule):
         self.fid_seeds = check_int(self, "fid_seeds", fid_seeds, 1)
         self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer.load(tokenizer)
         if self.tokenizer.codebook_size != model.codebook_size:
-            raise InvalidValueError(
-                "`Generation`: `codebook_size` of the model must be the tokenizer's, "
-                f"{self.tokenizer.codebook_size}. Got {model.codebook_size}."
-            )
-        self.metrics = _TokenMetrics()
+            sizes = f"{self.tokenizer.codebook_size}. Got {model.codebook_size}."
+            raise InvalidValueError(f"`Generation`: `codebook_size` of the model must be the tokenizer's, {sizes}")
+        self.metrics = SetMetrics(None, cross_entropy=MeanMetric(), accuracy=MeanMetric())
 
     def _check_guidance(self, guidance: float) -> float:
         guidance = check_float(self, "guidance", guidance, minimum=0)
@@ -125,8 +119,6 @@ class Generation(lightning.LightningModule):
             )
         return guidance
 
-    # --- tokens -------------------------------------------------------------------------------------------------
-
     def encode_all(self, images: Tensor) -> Tensor:
         """Images, UInt8 (n, C, H, W) -> tokens, Int32 (n, h, w), remembered in the tokenizer's folder."""
         if len(images):
@@ -136,10 +128,10 @@ class Generation(lightning.LightningModule):
     def _check_size(self, images: Tensor) -> None:
         grid = tuple(side // self.tokenizer.downsample for side in images.shape[2:])
         if grid != self.model.grid:
+            (height, width), cell = images.shape[2:], self.tokenizer.downsample
             raise InvalidValueError(
-                f"`Generation`: `grid` of the model must be {grid}, because images of {images.shape[2]} x "
-                f"{images.shape[3]} pixels have a token per {self.tokenizer.downsample} x "
-                f"{self.tokenizer.downsample}. Got {self.model.grid}."
+                f"`Generation`: `grid` of the model must be {grid}, because images of {height} x {width} pixels have "
+                f"a token per {cell} x {cell}. Got {self.model.grid}."
             )
 
     def _tokens(self, batch: Batch) -> Tensor:
@@ -150,8 +142,6 @@ class Generation(lightning.LightningModule):
 
     def _labels(self, batch: Batch) -> Tensor | None:
         return None if self.model.num_classes is None else batch.get("label")
-
-    # --- training -----------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         tokens, labels = self._tokens(batch), self._labels(batch)
@@ -180,7 +170,7 @@ class Generation(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["tokenizer"] = self.tokenizer.fingerprint
-        # What is drawn from the network later can be asked for by name, wherever the images are by then.
+        # `generate` knows the classes by name, even without the images.
         checkpoint["class_names"] = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -188,13 +178,8 @@ class Generation(lightning.LightningModule):
         if checkpoint.get("tokenizer") != self.tokenizer.fingerprint:
             raise InvalidValueError(
                 "`Generation`: `tokenizer` must be the one of the training; this one has other weights, and so its "
-                "codes mean something else. Was it trained further? Pass the folder or checkpoint of then."
+                "codes mean something else. Was it trained further? Pass the checkpoint of that time."
             )
-
-    # --- evaluation ---------------------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self) -> None:
-        self.metrics.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measures loss and accuracy at masks that depend on the number of the batch alone."""
@@ -202,19 +187,18 @@ class Generation(lightning.LightningModule):
         generator = torch.Generator().manual_seed(batch_idx)
         progress, order = torch.rand(len(tokens), generator=generator), torch.rand(tokens.shape, generator=generator)
         masked = random_mask(progress, order).to(self.device)
-        logits = self.model(tokens.masked_fill(masked, -1), self._labels(batch)).float()
-        self.metrics.update(logits, tokens, masked)
+        self._measure(self.model(tokens.masked_fill(masked, -1), self._labels(batch)).float(), tokens, masked)
 
-    def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val", self.metrics.compute())
+    def _measure(self, logits: Tensor, tokens: Tensor, masked: Tensor) -> None:
+        weight = masked.sum()
+        self.metrics.own["cross_entropy"].update(masked_cross_entropy(logits, tokens, masked), weight)
+        self.metrics.own["accuracy"].update(((logits.argmax(-1) == tokens) & masked).sum() / weight, weight)
 
     def on_test_epoch_start(self) -> None:
-        self.metrics.reset()
+        super().on_test_epoch_start()
         # Ranks see different images and draw different samples.
         first = 1_000_003 * self.global_rank
-        self._generators = {
-            f"seed {number}": torch.Generator().manual_seed(first + number) for number in range(self.fid_seeds)
-        }
+        self._generators = {f"seed {n}": torch.Generator().manual_seed(first + n) for n in range(self.fid_seeds)}
         names = [*self._generators, RECONSTRUCTIONS]
         self._distances = FrechetDistances(load_features(self.features), names, self.device)
 
@@ -235,19 +219,13 @@ class Generation(lightning.LightningModule):
         values["fid"] = seeds.mean()
         if len(seeds) > 1:
             values["fid_std"] = seeds.std()
-        self._log_evaluation("test", values)
+        # Loggers of some devices take no float64.
+        self.log_set("test", {name: value.float() for name, value in values.items()})
         self.print(f"FID in the features of {self._distances.features.name}")
         del self._distances, self._generators
 
-    def _log_evaluation(self, stage: str, values: dict[str, Tensor]) -> None:
-        # Already summed over ranks. Loggers of some devices take no float64.
-        named = {f"{stage}/{name}": value.float() for name, value in values.items()}
-        self.log_dict(named, prog_bar=stage == "val", rank_zero_only=False)
-
     def predict_step(self, batch: Batch, batch_idx: int) -> None:
         raise InvalidValueError("`Generation`: samples are made by `straightvq generate --run RUN`, not by `predict`.")
-
-    # --- sampling -----------------------------------------------------------------------------------------------
 
     def sample(self, num: int, labels: Tensor | None = None, **options: Any) -> Tensor:
         """Grids from nothing: Int64 (num, h, w); options and labels as in `fill`."""
@@ -267,52 +245,28 @@ class Generation(lightning.LightningModule):
         """Decodes the masked positions of token grids; the given tokens stay.
 
         Args:
-            tokens: Int64 (B, h, w), -1 where masked.
+            tokens: Int64 (B, h, w), -1 where masked; so is the result, without -1.
             labels: classes, Int64 (B,), -1 for the null class; None for the null class everywhere.
             generator: source of all random numbers.
             steps, temperature, guidance: None takes those of the task.
-
-        Returns:
-            Int64 (B, h, w).
         """
         weight = self._check_guidance(self.guidance if guidance is None else guidance)
+        steps = self.steps if steps is None else steps
+        temperature = self.temperature if temperature is None else temperature
 
         def predict(grids: Tensor) -> Tensor:
             logits = model(grids, labels)
-            if weight == 0 or labels is None:
-                return logits
-            return guided_logits(logits, model(grids), weight)
+            is_guided = weight > 0 and labels is not None
+            return guided_logits(logits, model(grids), weight) if is_guided else logits
 
         with evaluating(self.model) as model:
-            return decode_tokens(
-                predict,
-                tokens,
-                steps=self.steps if steps is None else steps,
-                temperature=self.temperature if temperature is None else temperature,
-                generator=generator,
-            )
-
-
-class _TokenMetrics(SetMetrics):
-    """Cross-entropy and accuracy on masked tokens."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-        self.cross_entropy, self.accuracy = MeanMetric(), MeanMetric()
-
-    def update(self, logits: Tensor, tokens: Tensor, masked: Tensor) -> None:
-        weight = masked.sum()
-        self.cross_entropy.update(masked_cross_entropy(logits, tokens, masked), weight)
-        self.accuracy.update(((logits.argmax(-1) == tokens) & masked).sum() / weight, weight)
-
-    def errors(self) -> dict[str, Tensor]:
-        return {"cross_entropy": self.cross_entropy.compute(), "accuracy": self.accuracy.compute()}
+            return decode_tokens(predict, tokens, steps=steps, temperature=temperature, generator=generator)
 
 
 def masked_cross_entropy(logits: Tensor, tokens: Tensor, masked: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """The mean cross-entropy over the masked positions of all grids, in nats.
+    """The mean cross-entropy in nats over the masked positions of all grids.
 
-    Logits are Float (B, h, w, K), tokens Int64 (B, h, w), and ``masked`` Bool (B, h, w) with at least one True.
+    Shape: logits Float (B, h, w, K), tokens Int64 (B, h, w), masked Bool (B, h, w) with at least one True.
 
     Example:
         >>> logits = torch.tensor([[[[0.5, 0.5], [0.9, 0.1]]]]).log()

@@ -22,9 +22,8 @@ _BATCH = 256  # images that are encoded at once
 class Tokenizer:
     """Images to grids of tokens and back, by an autoencoder that never changes.
 
-    It is no ``nn.Module``, on purpose: a task that holds one neither trains it, nor switches it to training mode, nor
-    writes it into its checkpoints. ``fingerprint`` in a checkpoint tells whether a tokenizer is the one of the
-    training.
+    It is no ``nn.Module``, so that a task that holds one neither trains it, nor switches it to training mode, nor
+    writes it into its checkpoints; these remember its fingerprint.
 
     Args:
         model: the autoencoder; it is frozen and put into evaluation mode.
@@ -64,14 +63,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """The autoencoder of a run that `straightvq fit` made.
+        """The autoencoder of a run's folder (its best checkpoint, or else the last), or of one of its checkpoints.
 
-        Args:
-            path: the run's folder, for its best checkpoint or else its last; or one of its checkpoints. Codes are
-                remembered in the folder's ``cache``.
-
-        Raises:
-            ValueError: if there is no run, or none of an autoencoder, or its files cannot be read safely.
+        The folder's ``cache`` remembers codes. A ValueError refuses other runs, and files that cannot be read safely.
         """
         folder, name = Path(path), None
         if folder.suffix == ".ckpt":
@@ -113,8 +107,8 @@ class Tokenizer:
     def encode_all(self, images: Tensor, device: torch.device) -> Tensor:
         """Images, UInt8 (n, C, H, W) -> tokens, Int32 (n, h, w) on the CPU, encoded on ``device`` or from the cache.
 
-        The cache's key is a hash of network, weights and pixels, so that it cannot be stale. A damaged file is made
-        anew; a folder that cannot be written is done without.
+        A hash of network, weights and pixels is the cache's key, so that it cannot be stale. A damaged file is made
+        anew; a folder that cannot be written is left alone.
         """
         if len(images) == 0:
             return torch.empty(0, 0, 0, dtype=torch.int32)
@@ -133,7 +127,7 @@ class Tokenizer:
     def _cache_file(self, images: Tensor) -> Path | None:
         if self.cache is None:
             return None
-        # The weights alone do not say all: a quantizer's distance, for one, is a setting.
+        # Settings, such as the quantizer's distance, are not among the weights.
         key = hashlib.sha256(f"{self.fingerprint} {self.model} {tuple(images.shape)}".encode())
         key.update(images.contiguous().numpy().data)
         return self.cache / f"tokens-{key.hexdigest()[:32]}.safetensors"

@@ -3,9 +3,10 @@
 from straightvq.models.alexnet import AlexNet
 from straightvq.models.autoencoder import Autoencoder
 from straightvq.models.base import AutoencoderBase, AutoencoderOutput, ClassifierBase, ClassifierOutput
-from straightvq.models.codec import AudioCodec
 from straightvq.models.maskgit import MaskGIT
+from straightvq.models.mlp import MLPAutoencoder
 from straightvq.models.resnet import ResNet18
+from straightvq.models.sound.codec import AudioCodec
 from straightvq.models.sqvae import SQVAENet
 from straightvq.models.vit import ViT
 from straightvq.models.vqgan import VQGANNet
@@ -19,6 +20,7 @@ __all__ = [
     "AutoencoderOutput",
     "ClassifierBase",
     "ClassifierOutput",
+    "MLPAutoencoder",
     "MaskGIT",
     "ResNet18",
     "SQVAENet",

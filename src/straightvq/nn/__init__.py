@@ -2,12 +2,17 @@
 
 from straightvq.nn.batch import Batch, Context
 from straightvq.nn.codebook import Codebook
+from straightvq.nn.families.binary import BinarySphericalQuantizer, LookupFreeQuantizer
+from straightvq.nn.families.finite_scalar import FiniteScalarQuantizer
 from straightvq.nn.families.product import ProductQuantizer
+from straightvq.nn.families.random_projection import RandomProjectionQuantizer
+from straightvq.nn.families.refine import refine_residual
 from straightvq.nn.families.residual import ResidualQuantizer
 from straightvq.nn.optimizers import attach_optimizer, parameter_groups
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
 from straightvq.nn.resize import resize_codebooks
 from straightvq.nn.slots.assigners import Assigner, Nearest
+from straightvq.nn.slots.entropy import EntropyLoss
 from straightvq.nn.slots.estimators import Estimator, StraightThrough
 from straightvq.nn.slots.inits import Init, KMeansInit, NormalInit, SampleInit, UniformInit
 from straightvq.nn.slots.losses import CodebookLoss, CommitmentLoss, Loss
@@ -20,6 +25,7 @@ from straightvq.nn.slots.parametrizations import (
     UnitNormCodes,
 )
 from straightvq.nn.slots.resets import DeadCodeReset, Reset
+from straightvq.nn.slots.reste import ReSTE, reste_power
 from straightvq.nn.slots.transforms import Identity, Projection, Transform, UnitNorm
 from straightvq.nn.slots.updates import AlternatedUpdate, EMAUpdate, GradientUpdate, Trains, Update
 from straightvq.nn.vector_quantizer import VectorQuantizer
@@ -29,6 +35,7 @@ __all__ = [
     "AlternatedUpdate",
     "Assigner",
     "Batch",
+    "BinarySphericalQuantizer",
     "Chain",
     "Codebook",
     "CodebookLoss",
@@ -37,11 +44,14 @@ __all__ = [
     "DeadCodeReset",
     "Direct",
     "EMAUpdate",
+    "EntropyLoss",
     "Estimator",
+    "FiniteScalarQuantizer",
     "GradientUpdate",
     "Identity",
     "Init",
     "KMeansInit",
+    "LookupFreeQuantizer",
     "Loss",
     "Nearest",
     "NormalInit",
@@ -50,6 +60,8 @@ __all__ = [
     "Projection",
     "Quantizer",
     "QuantizerOutput",
+    "RandomProjectionQuantizer",
+    "ReSTE",
     "Reset",
     "ResidualQuantizer",
     "RunningAffine",
@@ -66,5 +78,7 @@ __all__ = [
     "attach_optimizer",
     "bypass",
     "parameter_groups",
+    "refine_residual",
     "resize_codebooks",
+    "reste_power",
 ]

@@ -103,14 +103,20 @@ class Context(NamedTuple):
     """The table and the assignment, for estimators and losses with the class attribute ``takes_context``.
 
     Attributes:
-        codes: effective codes (k, d), with the gradient that the part may send them.
+        codes: effective codes (k, d), with the gradient that the part may send them; no rows where codes are signs.
         indices: Int64 (n,), -1 where masked.
-        batch: the training batch, with its random draws; None in evaluation, where nothing is random.
+        batch: the training batch, with its random draws; None in evaluation, where nothing is random, and where codes
+            are signs.
+        half_width: where codes are signs, the absolute value of their coordinates: the table, which nobody holds, is
+            all combinations of it and its negative. For losses with ``takes_signs``.
+        group: without a batch, the ranks whose vectors count; False for this process's.
     """
 
     codes: Tensor
     indices: Tensor
     batch: Batch | None
+    half_width: float | None = None
+    group: Group = False
 
 
 def pool_moments(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

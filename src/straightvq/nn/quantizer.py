@@ -116,6 +116,8 @@ class Quantizer(nn.Module, ABC):
             it changes nothing, its indices are -1, and ``quantized`` and ``loss`` are NaN. Set it to False on the
             instance to switch it off.
         has_table: whether parts with ``takes_context`` can be served.
+        has_signs: whether every coordinate of a code is a number or its negative, so that parts with ``takes_signs``
+            and ``needs_signs`` can be served.
         is_composite: whether indices have an axis for its quantizers behind those of the vectors.
         num_quantizers: codes per vector, and the length of that axis.
     """
@@ -123,6 +125,7 @@ class Quantizer(nn.Module, ABC):
     codebook_size: int
     check_finite: bool = True
     has_table: bool = False
+    has_signs: bool = False
     is_composite: bool = False
     num_quantizers: int = 1
     _is_bypassed = False
@@ -147,11 +150,16 @@ class Quantizer(nn.Module, ABC):
         self.estimator: Estimator = check_part(self, "estimator", default(estimator, StraightThrough), Estimator)
         self.losses = nn.ModuleList(_check_losses(self, losses))
         for part in (self.estimator, *self._losses()):
-            if part.takes_context and not self.has_table:
+            if part.takes_context and not (self.has_table or (self.has_signs and part.takes_signs)):
                 raise InvalidValueError(
                     f"`{type(self).__name__}`: {type(part).__name__} looks at the table of codes, and there is none. "
                     "Use a part that takes vectors and codes only."
                 )
+        if self.estimator.needs_signs and not self.has_signs:
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: {type(self.estimator).__name__} stands for the derivative of a sign, and "
+                "these codes are no signs. Use it in a LookupFreeQuantizer or BinarySphericalQuantizer."
+            )
         with making_float32():
             self.transform.bind(self.dim)
 
@@ -187,6 +195,8 @@ class Quantizer(nn.Module, ABC):
         Returns:
             a handle; ``handle.remove()`` takes the hook away.
         """
+        if not callable(hook):
+            raise InvalidTypeError(f"`{type(self).__name__}`: `hook` must be callable. Got {hook!r}.")
         if self._step_hooks is None:
             self._step_hooks = OrderedDict()  # a plain dict cannot be referred to weakly
         handle = RemovableHandle(self._step_hooks)
@@ -495,7 +505,7 @@ class Quantizer(nn.Module, ABC):
         if not can_ask(inside):
             return inside
         if not inside.all():
-            low, high = (int(v) for v in indices[~inside].aminmax())
+            low, high = (int(v) for v in indices.aminmax())
             allowed = (
                 f"[0, {sizes[0]})" if len(set(sizes)) == 1 else f"[0, size) for the sizes {sizes} of its quantizers"
             )
@@ -557,7 +567,12 @@ def bypass(module: nn.Module) -> Iterator[None]:
 
 def zero_of(x: Tensor) -> Tensor:
     """A scalar 0 that is connected to ``x``, whatever that holds."""
-    return 0 * x.reshape(-1)[:0].sum()
+    # Its gradient is one 0, expanded; that of an empty slice of x would be a tensor of zeros.
+    return torch.where(torch.zeros((), dtype=torch.bool, device=x.device), x.sum(), 0) if x.requires_grad else _zero(x)
+
+
+def _zero(x: Tensor) -> Tensor:
+    return torch.zeros((), dtype=x.dtype, device=x.device)
 
 
 def where_valid(values: Tensor, valid: Tensor | None, other: int = -1) -> Tensor:

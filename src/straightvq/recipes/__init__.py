@@ -1,9 +1,7 @@
-"""Recipes for the training commands, as YAML: the packaged ones, one's own, and what each of them lies on.
+"""Recipes for the training commands, as YAML: the packaged ones, the user's, and what each of them lies on.
 
-Where a recipe may be named, its text may stand as well: what has several lines is one.
-
-A recipe whose key ``base`` names another one, or a list of them, is laid over it: packaged ones by name, others by a
-path, which is relative to the recipe's own folder.
+The text of a recipe, which has several lines, may stand in place of its name. The key ``base`` names the recipe, or a
+list of them, that this one is laid over: packaged ones by name, others by a path relative to the recipe's own folder.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,11 +24,7 @@ def recipe_names() -> list[str]:
 
 
 def recipe_path(name: str) -> str:
-    """File of a packaged recipe, or the given file itself, or the given text.
-
-    Raises:
-        ValueError: if there is neither.
-    """
+    """File of a packaged recipe, or the given file itself, or the given text; a ValueError if there is neither."""
     if _is_text(name) or Path(name).is_file():
         return name
     if name in recipe_names():
@@ -44,11 +38,7 @@ def recipe_path(name: str) -> str:
 
 
 def read_recipe(path: str) -> Any:
-    """What a recipe says, without what it lies on.
-
-    Raises:
-        ValueError: if it is no YAML, or has tags, which are not followed.
-    """
+    """The content of a recipe alone; a ValueError refuses what is no YAML, and tags."""
     import yaml
 
     try:
@@ -59,7 +49,7 @@ def read_recipe(path: str) -> Any:
 
 
 def config_names(words: Sequence[str]) -> list[str]:
-    """What the options ``--config`` of a command line name."""
+    """The names behind the options ``--config`` of a command line."""
     return [word for is_config, word in _parts(words) if is_config]
 
 

@@ -10,6 +10,8 @@ from straightvq.training.finite import NonFiniteError, StopOnNonFinite
 from straightvq.training.monitor import CodebookMonitor, CodebookWarning
 from straightvq.training.reconstruction import Reconstruction
 from straightvq.training.resume import ExactResume
+from straightvq.training.semantic_ids import SemanticIds
+from straightvq.training.vectors import VectorReconstruction
 
 __all__ = [
     "Alternation",
@@ -23,6 +25,8 @@ __all__ = [
     "NonFiniteError",
     "OptimizerSettings",
     "Reconstruction",
+    "SemanticIds",
     "StopOnNonFinite",
+    "VectorReconstruction",
     "alternated_step",
 ]

@@ -24,24 +24,24 @@ def alternated_step(
         repeat inner_steps times:  gradients <- 0;  quantizer_loss().backward();  inner.step()
                                    gradients <- 0;  task_loss().backward();       outer.step()
 
-    Each loss has a forward pass of its own, so the task sees the codes (and the encoder) that the first phase left
-    behind. A parameter may be in both optimizers, as a codebook with a synchronised estimator is: phase one gives it
-    the commitment gradient and phase two the task's, and neither is counted twice.
+    Each loss runs a forward pass of its own, so the task sees the codes (and the encoder) that the first phase left.
+    A parameter may be in both optimizers, as a codebook with a synchronised estimator is: phase one gives it the
+    commitment gradient and phase two the task's, and neither is counted twice.
 
     Args:
         quantizer_loss: runs a forward pass and returns the quantizer's loss, a scalar.
         task_loss: runs a forward pass and returns the task's loss, a scalar.
-        inner: optimizer of the first phase: it holds the codebook, or the codebook and the encoder.
+        inner: optimizer of the first phase: of the codebook, or of the codebook and the encoder.
         outer: optimizer of the second phase.
         inner_steps: steps of the first phase.
-        backward: what to call instead of ``loss.backward()``, such as Lightning's ``manual_backward``.
+        backward: called instead of ``loss.backward()``, such as Lightning's ``manual_backward``.
 
     Returns:
         The last quantizer loss and the task loss, detached.
 
-    Source: arXiv 2305.08842, alternated optimisation in its full form, with a forward pass for each phase (the
-        authors' answer in issue 5 of github.com/minyoungg/vqtorch). Their toy figure leaves the first phase's
-        gradient in place during the second; here it is cleared.
+    Source: arXiv 2305.08842, with a forward pass for each phase (the authors' answer in issue 5 of
+        github.com/minyoungg/vqtorch). Their toy figure keeps the first phase's gradient in the second; here it is
+        cleared.
 
     Example:
         >>> z = torch.nn.Parameter(torch.tensor([1.0]))
@@ -53,8 +53,7 @@ def alternated_step(
     """
 
     def phase(loss: Callable[[], Tensor], optimizer: Optimizer) -> Tensor:
-        # To None and not to zero: an optimizer skips a parameter without gradient, while a gradient of zero would
-        # still move it by momentum and weight decay.
+        # To None: a gradient of zero would still move a parameter by momentum and weight decay.
         inner.zero_grad(set_to_none=True)
         outer.zero_grad(set_to_none=True)
         value = loss()

@@ -3,7 +3,7 @@
 import importlib.util
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,18 +204,18 @@ class AudioReconstruction(QuantizedTask):
         if missing := [package for name, package in _PERCEPTUAL.items() if name not in self.perceptual.own]:
             self.print(f"Not measured, for want of {' and '.join(missing)} or of a rate that they know.")
 
-    def _log_evaluation(self, stage: str) -> None:
-        super()._log_evaluation(stage)
+    def log_set(self, stage: str, values: Mapping[str, Tensor]) -> None:
+        super().log_set(stage, values)
         rates = self.bits_per_second()
-        values = {"bits_per_second": rates[-1]} if self.quantize else {}
+        more = {"bits_per_second": rates[-1]} if self.quantize else {}
         if self.metrics.usage is not None:
             nats = self.metrics.usage.compute()["perplexity"].log().sum()
-            values["entropy_bits_per_second"] = float(nats) / math.log(2) * self.sample_rate / self.model.hop
+            more["entropy_bits_per_second"] = float(nats) / math.log(2) * self.sample_rate / self.model.hop
         if stage == "test" and self.perceptual.own:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # no clip was long enough: the value is NaN
-                values |= {name: float(value) for name, value in self.perceptual.errors().items()}
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, rank_zero_only=False)
+                more |= {name: float(value) for name, value in self.perceptual.own.compute().items()}
+        self.log_dict({f"{stage}/{name}": value for name, value in more.items()}, rank_zero_only=False)
         if self.quantize and self.curve and (stage == "test" or self.curve_clips):
             self._write_curve(stage, rates)
 
@@ -223,7 +223,7 @@ class AudioReconstruction(QuantizedTask):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a rank without clips
             rows = [
-                {"levels": level, "bits_per_second": rate, **{k: float(v) for k, v in metrics.errors().items()}}
+                {"levels": level, "bits_per_second": rate, **{k: float(v) for k, v in metrics.own.compute().items()}}
                 for level, rate, metrics in zip(self.levels, rates, self.curve, strict=True)
             ]
         folder = self.trainer.log_dir  # all ranks ask

@@ -29,14 +29,15 @@ from straightvq.nn.part import (
 from straightvq.training.alternated import alternated_step
 
 Batch = dict[str, Tensor]
+SHARE: dict[str, Any] = {"minimum": 0, "maximum": 1, "open_maximum": True}  # limits of a value in [0, 1)
 Pass = tuple[Tensor, svq.QuantizerOutput | None]  # the task's error, and the quantizer's output
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """The optimizer of a task and the course of its learning rates.
+    """The optimizer of a task and its learning rates.
 
-    In files and options, what is not named keeps the default of the task; an object made in Python has those below.
+    Files and options change single fields of the task's default; an object made in Python has the defaults below.
 
     Args:
         name: "adamw", or "sgd" with momentum.
@@ -47,12 +48,12 @@ class OptimizerSettings:
         betas: of AdamW.
         momentum: of SGD; None takes 0.9. Refused with "adamw".
         warmup_steps: optimizer steps of linear warm-up.
-        schedule: after the warm-up: "cosine" to 0 at the last step that the Trainer plans, or "constant".
+        schedule: after the warm-up: "cosine" to 0 at the Trainer's last step, or "constant".
 
     Raises:
-        TypeError, ValueError: for values out of range, and for settings that contradict each other.
+        TypeError, ValueError: for values out of range or settings that contradict each other.
 
-    Source: the defaults are those of arXiv 2305.08842, Table 8, but for ``lr`` and ``warmup_steps``.
+    Source: defaults from arXiv 2305.08842, Table 8, except ``lr`` and ``warmup_steps``.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -72,31 +73,28 @@ class OptimizerSettings:
         if len(self.betas) != 2:
             raise InvalidValueError(f"`OptimizerSettings`: `betas` must be two numbers. Got {self.betas}.")
         for beta in self.betas:
-            check_float(self, "betas", beta, minimum=0, maximum=1, open_maximum=True)
-        check_optional_float(self, "momentum", self.momentum, minimum=0, maximum=1, open_maximum=True)
+            check_float(self, "betas", beta, **SHARE)
+        check_optional_float(self, "momentum", self.momentum, **SHARE)
         if self.momentum is not None and self.name == "adamw":
-            raise InvalidValueError(
-                f'`OptimizerSettings`: `momentum` belongs to "sgd". Got {self.momentum} with "adamw", whose own are '
-                "the `betas`."
-            )
+            sentence = f'`momentum` must be None with "adamw", which has `betas`. Got {self.momentum}.'
+            raise InvalidValueError(f"`OptimizerSettings`: {sentence}")
         check_int(self, "warmup_steps", self.warmup_steps, 0)
         check_choice(self, "schedule", self.schedule, ("cosine", "constant"))
 
     def build(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """The optimizer over parameter groups, each with its own decay and, if it differs, its own rate."""
+        """The optimizer of these parameter groups; each brings its weight decay, and its rate if it differs."""
         if self.name == "sgd":
             return SGD(groups, lr=self.lr, momentum=0.9 if self.momentum is None else self.momentum)
         return AdamW(groups, lr=self.lr, betas=self.betas)
 
     def scheduler(self, optimizer: Optimizer, total_steps: float) -> LambdaLR:
-        """Warm-up and schedule for a training of ``total_steps``; constant if these are infinite."""
+        """The schedule over ``total_steps``; constant after the warm-up if they are infinite."""
         warmup = min(self.warmup_steps, total_steps)
-        is_constant = self.schedule == "constant" or math.isinf(total_steps)
 
         def factor(step: int) -> float:
             if step < warmup:
                 return (step + 1) / warmup
-            if is_constant:
+            if self.schedule == "constant" or math.isinf(total_steps):
                 return 1.0
             return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1.0, total_steps - warmup))))
 
@@ -105,12 +103,12 @@ class OptimizerSettings:
 
 @dataclass(frozen=True)
 class Alternation:
-    """The first phase of the paper's two-phase step, which trains on the quantizer's loss alone.
+    """The first phase of the paper's two-phase step, on the quantizer's loss alone.
 
-    Its optimizer is AdamW without weight decay, and follows the warm-up and the schedule of the task's.
+    Its optimizer is AdamW without weight decay, on the task's schedule.
 
     Args:
-        phase: what it moves: the "codebook", or the "codebook_and_encoder".
+        phase: what it trains: "codebook" or "codebook_and_encoder".
         steps: optimizer steps per batch.
         lr: peak learning rate; None takes the task's.
     """
@@ -130,14 +128,9 @@ MOST_COUNTED = 1 << 24
 
 
 class SetMetrics(nn.Module):
-    """Values over a whole set and all ranks, exact for any batches: codebook usage, and what a task adds.
+    """The task's ``metrics``, and the usage of the quantizer, over a whole set and all ranks, exact for any batches.
 
-    Sums keep at least 32 bits where the network is cast to fewer: in half precision they stop growing after a few
-    hundred images.
-
-    Args:
-        quantizer: whose indices are counted, if it has at most 16 million codes; None for none.
-        metrics: of the task, by name.
+    Codes are counted if a codebook has at most 16 million.
     """
 
     def __init__(self, quantizer: Quantizer | None, **metrics: Metric) -> None:
@@ -150,28 +143,23 @@ class SetMetrics(nn.Module):
                 self.usage = CodebookUsage(sizes if quantizer.is_composite else sizes[0])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # A sum in half precision stops growing after a few hundred images.
         return super()._apply(keeping_float32(fn), recurse)
 
     def count(self, out: svq.QuantizerOutput | None) -> None:
         if self.usage is not None and out is not None:
             self.usage.update(out.indices)
 
-    def errors(self) -> dict[str, Tensor]:
-        """The task's own values."""
-        return dict(self.own.compute())
-
     def compute(self) -> dict[str, Tensor]:
-        values = self.errors()
+        """The task's values, ``perplexity`` and ``codes_used``; with several levels ``perplexity_0`` and so on."""
+        values = dict(self.own.compute())
         if self.usage is None:
             return values
         usage = self.usage.compute()
         sizes = usage["dead_codes"].new_tensor(self.usage.sizes).view_as(usage["dead_codes"])
         used = (sizes - usage["dead_codes"]).float()
         for name, value in (("perplexity", usage["perplexity"]), ("codes_used", used)):
-            if value.ndim == 0:
-                values[name] = value
-            else:
-                values |= {f"{name}_{level}": one for level, one in enumerate(value)}
+            values |= {f"{name}_{level}": one for level, one in enumerate(value)} if value.ndim else {name: value}
         return values
 
     def reset(self) -> None:
@@ -179,19 +167,30 @@ class SetMetrics(nn.Module):
             cast(Any, child).reset()
 
 
-class QuantizedTask(lightning.LightningModule, ABC):
-    """Base of the tasks that train one network with a quantizer inside.
+class MeasuredTask(lightning.LightningModule):
+    """A task that logs its ``metrics`` over each validation and test set."""
 
-    A task says what its own error is, and what is measured on a set.
+    metrics: SetMetrics
 
-    Args:
-        model: the network.
-        metrics: of the task, by name.
-        optimizer: the main optimizer.
-        alternate: the first phase of the two-phase step; None trains on the sum of both losses in one phase.
-        quantize: whether the quantizer takes part.
-        loss_weight: factor of the task's error in the loss.
-    """
+    def on_validation_epoch_start(self) -> None:
+        self.metrics.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_set("val", self.metrics.compute())
+
+    def on_test_epoch_end(self) -> None:
+        self.log_set("test", self.metrics.compute())
+
+    def log_set(self, stage: str, values: Mapping[str, Tensor]) -> None:
+        """Logs values that are already summed over ranks."""
+        named = {f"{stage}/{name}": value for name, value in values.items()}
+        self.log_dict(named, prog_bar=stage == "val", rank_zero_only=False)
+
+
+class QuantizedTask(MeasuredTask, ABC):
+    """Base of the tasks that train one network with a quantizer inside; `Reconstruction` explains the arguments."""
 
     model: QuantizedNet
     error_name: ClassVar[str]  # under which the task's error is logged
@@ -216,10 +215,9 @@ class QuantizedTask(lightning.LightningModule, ABC):
         self.alternate = alternate
         self.automatic_optimization = alternate is None
         if alternate is not None:
-            self._check_alternate(check_part(self, "alternate", alternate, Alternation))
+            self._check_alternate(check_part(self, "alternate", alternate, Alternation), type(self).__name__)
 
-    def _check_alternate(self, alternate: Alternation) -> None:
-        owner = type(self).__name__
+    def _check_alternate(self, alternate: Alternation, owner: str) -> None:
         if self.model.quantizer is None or not self.quantize:
             raise InvalidValueError(f"`{owner}`: `alternate` must be None without a quantizer. Got {alternate}.")
         books = self._codebooks()
@@ -234,25 +232,21 @@ class QuantizedTask(lightning.LightningModule, ABC):
     def _codebooks(self) -> list[svq.Codebook]:
         return [m for m in self.model.modules() if isinstance(m, svq.Codebook)]
 
-    # --- what a task says ---------------------------------------------------------------------------------------
-
     @abstractmethod
     def error(self, output: Tensor, batch: Batch) -> Tensor:
-        """The task's own loss without its weight, a scalar, for what the network's head gives."""
+        """The task's own loss without its weight, a scalar, for the output of the network's head."""
 
     @abstractmethod
     def measure(self, batch: Batch) -> None:
         """Updates ``metrics`` with one batch of an evaluation."""
 
     def prepare(self, batch: Batch) -> Batch:
-        """What happens to a training batch before the network sees it."""
+        """Changes a training batch before the network sees it, as augmentation does."""
         return batch
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Pixels in [0, 1] -> what the network gets."""
+        """Pixels in [0, 1] -> the network's input."""
         return image
-
-    # --- the network --------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor) -> Any:
         """Images (B, C, H, W) in [0, 1] -> the model's output."""
@@ -275,17 +269,14 @@ class QuantizedTask(lightning.LightningModule, ABC):
         """The task's part of the loss, a scalar, if ``latent`` were the quantizer's output."""
         return self.loss_weight * self.error(self.model.head(latent), batch)
 
-    # --- training -----------------------------------------------------------------------------------------------
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
-        batch = self.prepare(batch)
+        batch, size = self.prepare(batch), len(batch[self.input_name])
         error, out = self.compute(batch) if self.alternate is None else self._alternated_step(batch, self.alternate)
         loss, values = self.loss_weight * error, {self.error_name: error}
         if out is not None:
             loss, values = loss + out.loss, values | out.terms
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch[self.input_name]))
-        logged = {f"train/{name}": value.detach() for name, value in values.items()}
-        self.log_dict(logged, batch_size=len(batch[self.input_name]))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=size)
+        self.log_dict({f"train/{name}": value.detach() for name, value in values.items()}, batch_size=size)
         if self.automatic_optimization:
             return loss
         for schedule in cast(list[LambdaLR], self.lr_schedulers()):
@@ -293,8 +284,7 @@ class QuantizedTask(lightning.LightningModule, ABC):
         return None
 
     def _alternated_step(self, batch: Batch, alternate: Alternation) -> Pass:
-        # Lightning counts the steps of the optimizers that it wraps, and `max_steps` means steps of the task: the outer
-        # one is wrapped, the inner one is not.
+        # Lightning counts the steps of the optimizers that it wraps; `max_steps` means those of the outer one.
         outer = cast(list[Optimizer], self.optimizers())[0]
         inner = cast(list[Optimizer], self.optimizers(use_pl_optimizer=False))[1]
         computed: list[Pass] = []
@@ -302,7 +292,7 @@ class QuantizedTask(lightning.LightningModule, ABC):
         def quantizer_loss() -> Tensor:
             z = self.latent(batch)
             assert self.model.quantizer is not None
-            if alternate.phase == "codebook" and not _losses_train_codes(self.model):
+            if alternate.phase == "codebook" and not self._losses_train_codes():
                 raise InvalidValueError(
                     f"`{type(self).__name__}`: `alternate` has nothing to train in its first phase: the quantizer's "
                     "loss depends on no code that takes a gradient. Give it a CodebookLoss, unfreeze its codebook, or "
@@ -314,10 +304,15 @@ class QuantizedTask(lightning.LightningModule, ABC):
             computed.append(self.compute(batch))
             return self.loss_weight * computed[0][0]
 
-        alternated_step(
-            quantizer_loss, task_loss, inner, outer, inner_steps=alternate.steps, backward=self.manual_backward
-        )
+        steps, backward = alternate.steps, self.manual_backward
+        alternated_step(quantizer_loss, task_loss, inner, outer, inner_steps=steps, backward=backward)
         return computed[0]
+
+    def _losses_train_codes(self) -> bool:
+        if not any(loss.trains_codes for loss in self.model.modules() if isinstance(loss, svq.Loss)):
+            return False
+        routes = [(book.update.loss, book.parametrization) for book in self._codebooks() if not book.is_still]
+        return any(loss.raw or (loss.parametrization and part.is_learned) for loss, part in routes)
 
     def configure_optimizers(self) -> Any:
         settings = self.optimizer
@@ -332,7 +327,6 @@ class QuantizedTask(lightning.LightningModule, ABC):
         return optimizers, schedules
 
     def _first_optimizer(self, alternate: Alternation) -> Optimizer:
-        """The optimizer of the first phase."""
         if self.trainer.precision == "16-mixed":
             raise InvalidValueError(
                 f'`{type(self).__name__}`: `alternate` cannot be combined with precision "16-mixed", whose loss '
@@ -340,41 +334,11 @@ class QuantizedTask(lightning.LightningModule, ABC):
             )
         moved = [p for book in self._codebooks() for p in book.parameters()]
         if alternate.phase == "codebook_and_encoder":
-            quantizer = cast(nn.Module, self.model.quantizer)
-            others = [p for p in quantizer.parameters() if not any(p is q for q in moved)]
-            moved += [*self.model.encoder_parameters(), *others]
+            moved += [*self.model.encoder_parameters(), *cast(nn.Module, self.model.quantizer).parameters()]
         lr = self.optimizer.lr if alternate.lr is None else alternate.lr
-        return AdamW(moved, lr=lr, betas=self.optimizer.betas, weight_decay=0.0)
-
-    # --- evaluation ---------------------------------------------------------------------------------------------
+        return AdamW(dict.fromkeys(moved), lr=lr, betas=self.optimizer.betas, weight_decay=0.0)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.measure(batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.measure(batch)
-
-    def on_validation_epoch_start(self) -> None:
-        self.metrics.reset()
-
-    def on_test_epoch_start(self) -> None:
-        self.metrics.reset()
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test")
-
-    def _log_evaluation(self, stage: str) -> None:
-        # Already summed over ranks.
-        values = {f"{stage}/{name}": value for name, value in self.metrics.compute().items()}
-        self.log_dict(values, prog_bar=stage == "val", rank_zero_only=False)
-
-
-def _losses_train_codes(module: nn.Module) -> bool:
-    if not any(loss.trains_codes for loss in module.modules() if isinstance(loss, svq.Loss)):
-        return False
-    books = [book for book in module.modules() if isinstance(book, svq.Codebook) and not book.is_still]
-    routes = [(book.update.loss, book.parametrization) for book in books]
-    return any(loss.raw or (loss.parametrization and part.is_learned) for loss, part in routes)
+    test_step = validation_step

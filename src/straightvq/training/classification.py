@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 from straightvq.errors import InvalidValueError
 from straightvq.models import ClassifierBase, ClassifierOutput
 from straightvq.nn.part import can_ask, check_float, check_part
-from straightvq.training.base import Alternation, Batch, OptimizerSettings, QuantizedTask
+from straightvq.training.base import SHARE, Alternation, Batch, OptimizerSettings, QuantizedTask
 
 _OPTIMIZER = OptimizerSettings(weight_decay=0.03)
 
@@ -22,13 +22,12 @@ class Classification(QuantizedTask):
     The loss is the cross-entropy plus the quantizer's loss. With ``alternate`` each batch takes the paper's two-phase
     step instead, as in `Reconstruction`: first on the quantizer's loss alone, then on the cross-entropy alone.
 
-    Batches are ``{"image": Float (B, C, H, W) in [0, 1], "label": Int64 (B)}``; random crops and flips are the data's
-    (`straightvq.data.Images`). Mixup and label smoothing act in training; evaluation always measures the plain
-    cross-entropy.
+    Batches are ``{"image": Float (B, C, H, W) in [0, 1], "label": Int64 (B)}``. Mixup and label smoothing act in
+    training; evaluation measures the plain cross-entropy.
 
     Logged per step: ``train/loss``, ``train/cross_entropy`` and each unweighted quantizer term. Per evaluation, over
     the whole set: ``val/accuracy`` in [0, 1], ``val/cross_entropy`` in nats, ``val/perplexity`` in codes,
-    ``val/codes_used`` (the number assigned at least once); the same for ``test/``.
+    ``val/codes_used`` (assigned at least once); the same for ``test/``.
 
     Args:
         model: the network; any of the classifiers in `straightvq.models`.
@@ -37,13 +36,12 @@ class Classification(QuantizedTask):
             itself; 0 for no mixup. 0.2 is usual.
         label_smoothing: probability spread over all classes, in [0, 1). 0.1 is usual.
         pixel_mean: subtracted from all pixels.
-        pixel_std: what the pixels are divided by afterwards. The defaults are near those of photographs.
-        alternate: the first phase of the two-phase step; None for the sum of both losses in one phase.
-        quantize: False trains and measures the network without its quantizer. Perplexity and codes used are then not
-            logged.
+        pixel_std: divides the pixels afterwards. The defaults are near those of photographs.
+        alternate: the first phase of the two-phase step; None trains on the sum of both losses in one phase.
+        quantize: False trains and measures the network without its quantizer, whose values are then not logged.
 
     Raises:
-        TypeError, ValueError: for values out of range, and for settings that contradict each other; in training and
+        TypeError, ValueError: for values out of range or settings that contradict each other; in training and
             evaluation for labels that are missing or beyond the network's classes.
 
     Source: arXiv 2305.08842, section on classification; mixup: arXiv 1710.09412; label smoothing: arXiv 1512.00567.
@@ -79,12 +77,10 @@ class Classification(QuantizedTask):
             alternate=alternate,
             quantize=quantize,
         )
-        # Only the layout in memory: convolutional networks train up to 1.4 times faster on a CPU, in bfloat16 twice.
+        # Convolutional networks train up to 1.4 times faster on a CPU, in bfloat16 twice.
         cast(Any, self.model).to(memory_format=torch.channels_last)
         self.mixup = check_float(self, "mixup", mixup, minimum=0)
-        self.label_smoothing = check_float(
-            self, "label_smoothing", label_smoothing, minimum=0, maximum=1, open_maximum=True
-        )
+        self.label_smoothing = check_float(self, "label_smoothing", label_smoothing, **SHARE)
         self.pixel_mean = check_float(self, "pixel_mean", pixel_mean)
         self.pixel_std = check_float(self, "pixel_std", pixel_std, minimum=0, open_minimum=True)
 
@@ -102,7 +98,7 @@ class Classification(QuantizedTask):
         return {"image": mixed, "label": label, "other_label": label[order], "share": share}
 
     def error(self, output: Tensor, batch: Batch) -> Tensor:
-        """The cross-entropy with label smoothing, of a mixed batch by the shares of its labels; a scalar."""
+        """The cross-entropy with label smoothing, weighted by the shares of the labels in a mixed batch; a scalar."""
         _check_labels(batch["label"], output.shape[1])
         loss = F.cross_entropy(output, batch["label"], label_smoothing=self.label_smoothing)
         if "share" not in batch:
@@ -126,16 +122,15 @@ class Classification(QuantizedTask):
 
 
 def _check_labels(label: Tensor, num_classes: int) -> None:
-    # On an accelerator torch's own assertion stops the kernel; asking here would make each step wait.
+    # On an accelerator asking would make each step wait; there torch's own assertion stops the kernel.
     if not can_ask(label) or not len(label):
         return
-    low, high = (int(value) for value in label.aminmax())
-    if low < 0:
+    if missing := int((label < 0).sum()):
         raise InvalidValueError(
-            f"`Classification`: all images must have a label. Got {int((label < 0).sum())} without one in this "
-            "batch: put the images of each class into a folder of its own, or add a column `label`."
+            f"`Classification`: all images must have a label. Got {missing} without one in this batch: put the images "
+            "of each class into a folder of its own, or add a column `label`."
         )
-    if high >= num_classes:
+    if (high := int(label.max())) >= num_classes:
         raise InvalidValueError(
             f"`Classification`: `num_classes` of the model must be at least {high + 1}, since there is a label "
             f"{high}. Got {num_classes}."

@@ -17,18 +17,8 @@ from lightning.pytorch.plugins import CheckpointIO
 from torch import Tensor
 
 import straightvq
-from straightvq.checkpoints import (
-    BEST,
-    KEPT,
-    LAST,
-    KeptCheckpoints,
-    LastCheckpoint,
-    WholeFiles,
-    checkpoint_file,
-    differences,
-    find_sound,
-    read_checkpoint,
-)
+from straightvq import checkpoints
+from straightvq.checkpoints import BEST, KEPT, LAST, STEP
 from straightvq.configuration import deny_foreign_code, explained, trees_of
 from straightvq.errors import InvalidValueError
 from straightvq.io import replacing, write_text
@@ -46,12 +36,12 @@ class TrainingCLI(LightningCLI):
 
     A run lives in ``<runs>/<name>``: ``config.yaml``, ``best.ckpt``, ``last.ckpt``, TensorBoard's files,
     ``metrics/version_*/metrics.csv``, and with ``--keep_every`` the folder ``checkpoints``. Training again without
-    ``--ckpt_path`` takes a new folder, ``<name>-2`` and so on. ``--ckpt_path last`` and ``best`` mean those of the
-    newest run of that name.
+    ``--ckpt_path`` takes a new folder, ``<name>-2`` and so on; ``--ckpt_path last`` and ``best`` mean those of the
+    newest.
 
     Args:
         args: command line, the subcommand first.
-        default_name: name of the run if ``--name`` is not given.
+        default_name: name of the run without ``--name``.
         command: what the user typed, for the header of the saved configuration.
 
     Raises:
@@ -60,14 +50,15 @@ class TrainingCLI(LightningCLI):
 
     def __init__(self, args: list[str], default_name: str, command: str) -> None:
         self.default_name = default_name
+        self.commands: list[LightningArgumentParser] = []
         deny_foreign_code()
         versions = f"torch=={torch.__version__} lightning=={lightning.__version__}"
         header = [f"straightvq=={straightvq.__version__} {versions}", command]
         kwargs: dict[str, Any] = {"exit_on_error": False, "dump_header": header}
+        kinds = lightning.LightningModule, lightning.LightningDataModule
         try:
             super().__init__(
-                lightning.LightningModule,
-                lightning.LightningDataModule,
+                *kinds,
                 subclass_mode_model=True,
                 subclass_mode_data=True,
                 args=args,
@@ -82,45 +73,33 @@ class TrainingCLI(LightningCLI):
             self._explain_other_network(error)
             raise
 
-    # --- options ----------------------------------------------------------------------------------------------------
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--name", type=str | None, default=None, help="name of the run (default: the recipe's)")
-        parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
-        parser.add_argument("--base", type=str | list[str] | None, default=None, help="in a file: what it lies on")
-        parser.add_argument("--save_every", type=int, default=500, help="steps between two writes of last.ckpt")
-        parser.add_argument(
-            "--keep_every",
-            type=int | None,
-            default=None,
-            help="steps between checkpoints that are all kept, in checkpoints/, for `straightvq analyze`",
-        )
-        parser.add_argument(
-            "--stop_on_non_finite",
-            type=bool,
-            default=True,
-            help="stop the training when the loss, a gradient or a weight is NaN or infinite",
-        )
+        options: list[tuple[str, Any, Any, str]] = [
+            ("--name", str | None, None, "name of the run (default: the recipe's)"),
+            ("--runs", str, "runs", "folder of all runs"),
+            ("--base", str | list[str] | None, None, "in a file: what it lies on"),
+            ("--save_every", int, 500, f"steps between two writes of {LAST}.ckpt"),
+            ("--keep_every", int | None, None, "steps between checkpoints that all stay, for `straightvq analyze`"),
+            ("--stop_on_non_finite", bool, True, "stop when the loss, a gradient or a weight is NaN or infinite"),
+        ]
+        self.commands.append(parser)
+        for name, kind, default, text in options:
+            parser.add_argument(name, type=kind, default=default, help=text)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(CodebookMonitor, "monitor")
-        parser.set_defaults(
-            {
-                "checkpoint.filename": BEST,
-                "checkpoint.monitor": "val/mse",
-                "checkpoint.mode": "min",
-                "checkpoint.enable_version_counter": False,
-            }
-        )
+        best = {"filename": BEST, "monitor": "val/mse", "mode": "min", "enable_version_counter": False}
+        parser.set_defaults({f"checkpoint.{name}": value for name, value in best.items()})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parses ``args`` and nothing else; Lightning would warn of what ``sys.argv`` holds."""
         if any(word.partition("=")[0] == "--base" for word in args):
             raise InvalidValueError("`--base` belongs in a recipe; on the command line, pass --config for each recipe.")
         words = resolve(args)
-        with explained(*trees_of(words)):
+        own = (name for command in self.commands for name, _ in command.get_defaults().items())
+        with explained(*trees_of(words), options=own):
             self.config = parser.parse_args(words)
         config = self.config[self.config["subcommand"]]
-        # Lightning would take settings over from the checkpoint, before anybody has looked whether it is sound.
+        # Lightning would take settings over from a checkpoint that may be damaged.
         self.ckpt_path, config["ckpt_path"] = config["ckpt_path"], None
 
     def before_instantiate_classes(self) -> None:
@@ -129,9 +108,7 @@ class TrainingCLI(LightningCLI):
         is_new = self.subcommand == "fit" and self.ckpt_path is None
         self.directory = run_directory(Path(config["runs"]), config["name"], is_new=is_new)
         if config["weights_only"] is False:
-            raise InvalidValueError(
-                "`weights_only` must be true: a checkpoint that is loaded otherwise may run any code. Got false."
-            )
+            raise InvalidValueError("`weights_only` must be true: otherwise a checkpoint may run any code. Got false.")
         config["weights_only"] = True
         if not is_new:
             self.ckpt_path = config["ckpt_path"] = str(self._checkpoint_to_read())
@@ -143,44 +120,38 @@ class TrainingCLI(LightningCLI):
             checkpoint["save_on_train_epoch_end"] = False
 
     def _checkpoint_to_read(self) -> Path:
-        """The one that ``--ckpt_path`` means. Refuses a bad file before anything is built, and names a sound one."""
+        """The file of ``--ckpt_path``. Refuses a bad one before anything is built, and names a sound one."""
         given = self.ckpt_path
         if given is None:
             raise InvalidValueError(
                 f"`straightvq {self.subcommand}` needs a trained model: --ckpt_path {BEST}, {LAST} or a file."
             )
         is_name = given in (BEST, LAST)
-        file = checkpoint_file(self.directory, given) if is_name else Path(given)
+        file = checkpoints.checkpoint_file(self.directory, given) if is_name else Path(given)
         if not file.is_file():
-            if is_name:
-                raise InvalidValueError(
-                    f"`--ckpt_path {given}`: there is no {file}. Train first, or pass a file or --name."
-                )
-            raise InvalidValueError(f"`--ckpt_path`: there is no file {given!r}.")
+            hint = " Train first, or pass a file or --name." if is_name else ""
+            raise InvalidValueError(f"`--ckpt_path {given}`: there is no file {str(file)!r}.{hint}")
         try:
-            read_checkpoint(file, "--ckpt_path")
+            checkpoints.read_checkpoint(file, "--ckpt_path")
         except InvalidValueError as error:
-            other = find_sound(file.parent, other_than=file)
-            way_out = (
-                f"Pass --ckpt_path {other.path}, the newest sound one there (step {other.step})"
-                if other
-                else "There is no other one beside it: leave --ckpt_path out to train anew"
-            )
+            way_out = "There is no other one beside it: leave --ckpt_path out to train anew"
+            if other := checkpoints.find_sound(file.parent, other_than=file):
+                way_out = f"Pass --ckpt_path {other.path}, the newest sound one there (step {other.step})"
             raise InvalidValueError(f"{error} {way_out}.") from error.__cause__
         return file
 
     def _explain_other_network(self, error: RuntimeError) -> None:
-        """Where torch could not load the checkpoint, says in what it is another network's."""
+        """Says in what the checkpoint is another network's, where torch could not load it."""
         path, model = getattr(self, "ckpt_path", None), getattr(self, "model", None)
         if path is None or model is None:
             return
-        if found := differences(model, read_checkpoint(Path(path), "--ckpt_path")["state_dict"]):
+        if found := checkpoints.differences(
+            model, checkpoints.read_checkpoint(Path(path), "--ckpt_path")["state_dict"]
+        ):
             raise InvalidValueError(
                 f"`--ckpt_path`: {path!r} is of another network than the configuration describes: it {found}. Leave "
                 "out the options that change the network, or train anew without --ckpt_path."
             ) from error
-
-    # --- parts ------------------------------------------------------------------------------------------------------
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         options = self.config_init[self.subcommand]["trainer"]
@@ -191,7 +162,7 @@ class TrainingCLI(LightningCLI):
             kwargs["enable_model_summary"] = False
         plugins = _as_list(options["plugins"])
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
-            kwargs["plugins"] = [*plugins, WholeFiles()]
+            kwargs["plugins"] = [*plugins, checkpoints.WholeFiles()]
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Callback] = cast(Any, trainer).callbacks
         if not any(isinstance(part, ProgressBar) for part in _as_list(options["callbacks"])):
@@ -204,29 +175,22 @@ class TrainingCLI(LightningCLI):
         """All callbacks of a training. Their order is a law: at the end of a step Lightning calls one after another."""
         options = self.config_init["fit"]
         every, kept = options["save_every"], options["keep_every"]
+        last, step = (checkpoints.checkpoint_file(self.directory, name) for name in (LAST, f"{KEPT}/{STEP}"))
+        # A checkpoint holds the state of all that measures, logs and remembers. `StopOnNonFinite` guards what is
+        # written. The last checkpoint stands behind all others: a resumed run repeats nothing of its step.
         return [
-            # What measures, logs and remembers: a checkpoint holds all of it.
             *(part for part in callbacks if not isinstance(part, Checkpoint)),
-            # The guard of what is written.
             *([StopOnNonFinite()] if options["stop_on_non_finite"] else []),
-            # The best checkpoint, and the kept ones.
             *(part for part in callbacks if isinstance(part, Checkpoint)),
-            *([] if kept is None else [KeptCheckpoints(self.directory / KEPT, kept)]),
-            # Behind all others: whoever is killed goes on from it and repeats nothing of its step.
-            LastCheckpoint(checkpoint_file(self.directory, LAST), every),
+            *([] if kept is None else [checkpoints.StepCheckpoint(step, kept)]),
+            checkpoints.LastCheckpoint(last, every),
         ]
 
     def predict(self, **kwargs: Any) -> None:
-        """Runs the prediction and writes ``predictions.safetensors`` into the run's folder.
-
-        Raises:
-            ValueError: on several processes, each of which would have a part of the predictions only.
-        """
+        """Writes ``predictions.safetensors`` into the run's folder. Several processes raise a ValueError."""
         if self.trainer.world_size > 1:
-            raise InvalidValueError(
-                "`straightvq predict` writes one file from one process: pass --trainer.devices 1. "
-                f"Got {self.trainer.world_size} processes."
-            )
+            how = f"pass --trainer.devices 1. Got {self.trainer.world_size} processes."
+            raise InvalidValueError(f"`straightvq predict` writes one file from one process: {how}")
         batches = cast(list[dict[str, Tensor]], self.trainer.predict(**{**kwargs, "return_predictions": True}))
         if batches:
             from safetensors.torch import save_file
@@ -235,10 +199,8 @@ class TrainingCLI(LightningCLI):
             with replacing(self.directory / PREDICTIONS) as unfinished:
                 save_file(tensors, unfinished)
 
-    # --- what the terminal shows ------------------------------------------------------------------------------------
-
     def summary(self) -> str:
-        """The values of the last validation or test, and where everything is; empty on all ranks but the first."""
+        """The values of the last validation or test, and the run's files; empty on all ranks but the first."""
         if not self.trainer.is_global_zero:
             return ""
         stage = "test/" if self.subcommand == "test" else "val/"
@@ -251,7 +213,7 @@ class TrainingCLI(LightningCLI):
 
 
 class _SavedConfig(SaveConfigCallback):
-    """Writes the configuration when the training begins: one that is refused leaves that of the run as it is."""
+    """Writes the configuration when the training begins, so that a refused one leaves the run's as it is."""
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None: ...
 
@@ -262,31 +224,25 @@ class _SavedConfig(SaveConfigCallback):
 
 
 class RunBar(RichProgressBar):
-    """Lightning's progress bar, with the values of the training only: those of a validation are a line above it."""
+    """Lightning's progress bar with the values of the training; those of a validation are a line above it."""
 
     def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
         metrics = super().get_metrics(trainer, pl_module)
         return {name: value for name, value in metrics.items() if name != "v_num" and not name.startswith("val/")}
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if trainer.max_epochs == -1:
-            self._begin_epoch(trainer)
-        else:
-            super().on_train_epoch_start(trainer, pl_module)
+        super().on_train_epoch_start(trainer, pl_module)
+        self._name_epoch(trainer)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
-        if self.train_progress_bar_id is None and trainer.max_epochs == -1:  # resumed within an epoch
-            self._begin_epoch(trainer)
         super().on_train_batch_end(trainer, *args)
+        self._name_epoch(trainer)  # a training that is resumed within an epoch has not started one
 
-    def _begin_epoch(self, trainer: lightning.Trainer) -> None:
-        """Lightning's would name a last epoch, -2, where there is none."""
-        if self.progress is not None:
-            if self.train_progress_bar_id is None:
-                self.train_progress_bar_id = self.progress.add_task("", total=self.total_train_batches)
+    def _name_epoch(self, trainer: lightning.Trainer) -> None:
+        """Without ``max_epochs`` Lightning would name a last epoch, -2."""
+        if self.progress is not None and self.train_progress_bar_id is not None and trainer.max_epochs == -1:
             name = f"Epoch {trainer.current_epoch}".ljust(len(self.validation_description))
-            self.progress.reset(self.train_progress_bar_id, total=self.total_train_batches, description=name)
-            self.refresh()
+            self.progress.update(self.train_progress_bar_id, description=name)
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
@@ -296,7 +252,7 @@ class RunBar(RichProgressBar):
 
 
 def _values(metrics: Mapping[str, Any], stage: str) -> str:
-    """Names and values of one stage; what the monitor measures beside them is in the log."""
+    """Names and values of one stage, without those of the monitor."""
     own = {name: float(value) for name, value in metrics.items() if name.startswith(stage) and name.count("/") == 1}
     return ", ".join(f"{name} {value:.4g}" for name, value in own.items())
 
@@ -305,7 +261,7 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-# What Lightning warns of and a user of these commands can neither act on nor learn from.
+# Warnings of Lightning's that a user of these commands can neither act on nor learn from.
 _NOISE = (
     "The '.*' does not have many workers",  # the sets are in memory: no workers is best
     "The number of training batches .* is smaller than the logging interval",
@@ -318,7 +274,7 @@ _NOISE = (
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """While it lasts, a warning is one line without its place, said once, and Lightning announces nothing else."""
+    """Shows each warning once, as one line without its place, and nothing else of Lightning's."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     before = [logger.level for logger in loggers], warnings.formatwarning
     said: set[str] = set()

@@ -1,7 +1,6 @@
 """A callback that follows the codebooks of any LightningModule while it trains."""
 
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,16 @@ from straightvq.nn.ranks import sum_over_ranks
 
 
 class CodebookWarning(UserWarning):
-    """A codebook that collapses, does not move or diverges while it trains."""
+    """A codebook collapses, does not move or diverges in training."""
 
 
 class CodebookMonitor(Callback):
     """Follows every `straightvq.Quantizer` inside a LightningModule: numbers, warnings, pictures, a history.
 
-    Quantizers are followed by forward hooks from the start of fitting to its end, composites part by part. A forward
-    costs a few sums on the device, which is read once per window. Nothing that training computes changes, and no random
-    number is drawn. All numbers are those of the summed counts of all ranks, without masked positions; embeddings and
-    codes are compared in the codebook's space, behind the transform. ``docs/collapse.md`` says what is normal.
+    Forward hooks follow the quantizers while fitting, composites part by part; the device is read once per window.
+    Training computes the same with and without. All numbers come from the summed counts of all ranks, without masked
+    positions; embeddings and codes are compared in the codebook's space, behind the transform. ``docs/collapse.md``
+    says what is normal.
 
     Logged per window of training, as ``codebook/...``, and per evaluation over the whole set, as
     ``val/codebook/...`` and ``test/codebook/...``; with several quantizers the path of each comes first:
@@ -47,23 +46,23 @@ class CodebookMonitor(Callback):
       unit), ``gradient_gap`` (relative to the gradient without quantizer, 0 exact) and ``gradient_cosine`` (1 exact)
       on each rank's first batch.
 
-    Under ``torch.compile`` training forwards stay in the graph and evaluation forwards break it behind the quantizer.
+    Under ``torch.compile`` evaluation forwards break the graph behind the quantizer; training forwards do not.
 
     Warns once per run and quantizer with `CodebookWarning`: of a collapse; of codes that nothing moves; of a
     commitment term that grows together with the relative error.
 
     Args:
         every_n_steps: steps per window, at least 1; None takes the Trainer's ``log_every_n_steps``.
-        collapse_usage: usage in [0, 1] below which a window counts as collapsed. Windows with fewer than four
-            vectors per code are widened until they have as many.
+        collapse_usage: usage in [0, 1] below which a window counts as collapsed. A window lasts until it has four
+            vectors per code.
         patience: number of collapsed windows in a row before the warning, at least 1.
         pictures_every: draws pictures at every so many validations, 0 for never: reconstructions of the first
             validation images (if the task has an autoencoder as ``model``), codes beside embeddings, and the
             codes' frequencies, into ``pictures`` of the Trainer's log folder and onto TensorBoard.
 
     Attributes:
-        history: one dictionary for each window and evaluation of each quantizer, in order: ``stage`` ("train",
-            "val" or "test"), ``step``, ``name`` and the logged values under the names above.
+        history: one dictionary for each window and evaluation of each quantizer, in order: ``stage`` ("train", "val"
+            or "test"), ``step``, ``name`` and the logged values under the names above.
 
     Raises:
         TypeError, ValueError: for values out of range.
@@ -85,20 +84,18 @@ class CodebookMonitor(Callback):
         self.pictures_every = check_int(self, "pictures_every", pictures_every, 0)
         self.history: list[dict[str, Any]] = []
         self._subjects: dict[str, _Subject] = {}  # by their paths in the module
-        self._totals: dict[str, Totals] = {}  # of the evaluation of the moment
+        self._totals: dict[str, Totals] = {}  # of the evaluation that runs
         self._waiting: dict[str, dict[str, Any]] = {}  # loaded, or left by an earlier fit, for the next one
-        self._stage: str | None = None  # what the forwards of the moment count for
+        self._stage: str | None = None  # what the forwards count for at present
         self._batches = 0  # of the open window
         self._validations = 0
         self._images: Tensor | None = None
         self._gap: GradientGap | None = None
 
-    # --- following ---
-
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._follow(pl_module)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, *_: Any) -> None:
         self._remove()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -123,8 +120,6 @@ class CodebookMonitor(Callback):
         elif self._stage in ("val", "test"):
             self._totals[followed.name].add(z, code, indices, followed.codes())
 
-    # --- training ---
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stage = "train"
         # The open window's sums are the first rank's alone: with several ranks the window starts again.
@@ -139,9 +134,7 @@ class CodebookMonitor(Callback):
             for subject in self._subjects.values():
                 subject.concerns.open_window()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._batches += 1
         steps = self.every_n_steps or getattr(trainer, "log_every_n_steps", 0) or 50
         if self._batches < steps * trainer.accumulate_grad_batches:
@@ -155,8 +148,7 @@ class CodebookMonitor(Callback):
         values, counts = subject.window.close()
         messages = subject.concerns.judge(values, counts, trainer.optimizers)
         if values:
-            self.history.append({"stage": "train", "step": step, "name": subject.name, **values})
-            named = subject.named(values)
+            named = self._remember("train", step, subject, values)
             # The loggers get the window when it ends, which need not be when the Trainer logs.
             pl_module.log_dict(named, on_step=True, on_epoch=False, logger=False)
             for logger in trainer.loggers:
@@ -165,7 +157,11 @@ class CodebookMonitor(Callback):
             for message in messages:
                 warnings.warn(f"`{subject.followed.name}`, step {step}: {message}", CodebookWarning, stacklevel=2)
 
-    # --- evaluation ---
+    def _remember(self, stage: str, step: int, subject: "_Subject", values: dict[str, Any]) -> dict[str, Any]:
+        """Adds a row to the history, and returns the values under the names that loggers get."""
+        self.history.append({"stage": stage, "step": step, "name": subject.name, **values})
+        place = "" if stage == "train" else f"{stage}/"
+        return {f"{place}{subject.prefix}codebook/{name}": value for name, value in values.items()}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -175,15 +171,9 @@ class CodebookMonitor(Callback):
         self._start_evaluation(trainer, pl_module, "test")
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *numbers: int
     ) -> None:
-        if self._stage != "val" or batch_idx or dataloader_idx:
+        if self._stage != "val" or any(numbers):  # of the batch, and of its loader
             return
         if self._images is None:
             self._images = first_images(batch)
@@ -216,39 +206,36 @@ class CodebookMonitor(Callback):
     def _finish_evaluation(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stage = None
         for path, totals in self._totals.items():
-            subject, values = self._subjects[path], totals.compute()
+            values = totals.compute()
             if not values:
                 continue
             if len(self._totals) == 1 and self._gap is not None:
                 norm, relative, cosine = self._gap
                 values |= {"gradient_gap_norm": norm, "gradient_gap": relative, "gradient_cosine": cosine}
             plain = {name: value.item() for name, value in values.items()}
+            named = self._remember(stage, _step(trainer), self._subjects[path], plain)
             # The totals are the same on all ranks; the gap is averaged over their first batches.
-            logged = {f"{stage}/{name}": float(value) for name, value in subject.named(plain).items()}
-            pl_module.log_dict(logged, sync_dist=True)
-            self.history.append({"stage": stage, "step": _step(trainer), "name": subject.name, **plain})
+            pl_module.log_dict({name: float(value) for name, value in named.items()}, sync_dist=True)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # On all ranks up to the drawing: the folder's name, the counts and a sharded model need all of them.
-        folder, step = trainer.log_dir, _step(trainer)
-        images = self._images
+        # All ranks come as far as the drawing: the folder's name, the counts and a sharded model need them.
+        folder, step, images = trainer.log_dir, _step(trainer), self._images
         reconstructed = None if images is None else reconstruct(pl_module, images)
         counts = {path: sum_over_ranks(totals.usage.counts, None) for path, totals in self._totals.items()}
         if not trainer.is_global_zero or folder is None:
             return
-        figures = {}
+        figures, when = {}, f"at step {step:,}"
         if images is not None and reconstructed is not None:
-            figures["reconstructions"] = reconstruction_grid(
-                images.float(), ("reconstruction", reconstructed.float()), title=f"Reconstructions at step {step:,}"
-            )
+            pair = images.float(), ("reconstruction", reconstructed.float())
+            figures["reconstructions"] = reconstruction_grid(*pair, title=f"Reconstructions {when}")
         for path, total in counts.items():
             if not total.any():
                 continue
             subject, z = self._subjects[path], self._totals[path].vectors()
             name, codes = subject.name, subject.followed.codes()
             if codes is not None and len(z):
-                figures[f"codebook-{name}"] = codebook_scatter(None, z, codes, total, title=f"{name} at step {step:,}")
-            figures[f"usage-{name}"] = usage_histogram(None, total, title=f"{name} at step {step:,}")
+                figures[f"codebook-{name}"] = codebook_scatter(None, z, codes, total, title=f"{name} {when}")
+            figures[f"usage-{name}"] = usage_histogram(None, total, title=f"{name} {when}")
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         for name, figure in figures.items():
             save(figure, Path(folder) / "pictures" / f"{name}-{step:08d}.png")
@@ -256,10 +243,7 @@ class CodebookMonitor(Callback):
                 # A picture, not a figure: TensorBoard's own conversion of figures imports pyplot.
                 board.experiment.add_image(f"pictures/{name}", pixels(figure), step, dataformats="HWC")
 
-    # --- state ---
-
     def state_dict(self) -> dict[str, Any]:
-        """History, warnings given and the open window, as plain values and tensors."""
         followed = {name: subject.state_dict() for name, subject in self._subjects.items()}
         return {
             "history": [dict(row) for row in self.history],
@@ -269,7 +253,7 @@ class CodebookMonitor(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state over; the quantizers' part is applied when training starts."""
+        """The quantizers' part is applied when training starts."""
         self.history = [dict(row) for row in state_dict["history"]]
         self._batches = state_dict["batches"]
         self._validations = state_dict["validations"]
@@ -277,30 +261,21 @@ class CodebookMonitor(Callback):
 
 
 class _Subject:
-    """All that belongs to one followed quantizer.
-
-    Args:
-        is_alone: whether there is no other one, so that names need not tell it apart.
-    """
+    """One followed quantizer, its window and its concerns; if it ``is_alone``, short names will do."""
 
     def __init__(self, followed: Followed, concerns: Concerns, device: torch.device, *, is_alone: bool) -> None:
         self.followed = followed
         self.concerns = concerns
         self.window = Window(followed, device)
         self.name = followed.name.rpartition(".")[2] if is_alone else followed.name
-        self._prefix = "" if is_alone else f"{followed.name}/"
-
-    def named(self, values: Mapping[str, float]) -> dict[str, float]:
-        """The values under the names that loggers get."""
-        return {f"{self._prefix}codebook/{name}": value for name, value in values.items()}
+        self.prefix = "" if is_alone else f"{followed.name}/"
 
     def state_dict(self) -> dict[str, Any]:
         sums = {"window_counts": self.window.counts.cpu().clone(), "window_table": self.window.table.cpu().clone()}
         return sums | self.concerns.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], *, with_window: bool) -> None:
-        """Go on from there, unless the quantizer had another shape."""
-        if state["window_table"].shape != self.window.table.shape:
+        if state["window_table"].shape != self.window.table.shape:  # of another network
             return
         self.concerns.load_state_dict(state)
         if with_window:
@@ -309,6 +284,6 @@ class _Subject:
 
 
 def _step(trainer: Trainer) -> int:
-    """Steps of training done, by the loggers' count: one per batch that stepped, whatever the number of optimizers."""
+    """Training steps done, by the loggers' count: one per batch that stepped, whatever the number of optimizers."""
     # Inside `fit` the hooks run before Lightning counts the step that they belong to.
     return internals.logged_step(trainer) + int(trainer.state.fn == "fit")

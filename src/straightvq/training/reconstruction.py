@@ -16,7 +16,7 @@ _OPTIMIZER = OptimizerSettings()
 
 
 class Reconstruction(QuantizedTask):
-    """Trains an autoencoder to give back its input.
+    """Trains an autoencoder to reconstruct its input.
 
     The loss is the reconstruction error plus the quantizer's loss. With ``alternate`` each batch takes the paper's
     two-phase step instead (`alternated_step`): first on the quantizer's loss alone, then on the reconstruction error
@@ -24,25 +24,24 @@ class Reconstruction(QuantizedTask):
 
     Batches are ``{"image": Float (B, C, H, W) in [0, 1]}``; other entries are ignored.
 
-    Logged per step: ``train/loss``, ``train/reconstruction`` and each unweighted quantizer term. Per evaluation,
-    over the whole set and with reconstructions clamped to [0, 1]: ``val/mse``, ``val/psnr`` in dB, ``val/perplexity``
-    in codes, ``val/codes_used`` (the number assigned at least once); the same for ``test/``, and with ``features`` also
-    ``test/rfid``, the Fréchet distance of the reconstructions from the images.
+    Logged per step: ``train/loss``, ``train/reconstruction`` and each unweighted quantizer term. Per evaluation, over
+    the whole set and with reconstructions clamped to [0, 1]: ``val/mse``, ``val/psnr`` in dB, ``val/perplexity`` in
+    codes, ``val/codes_used`` (assigned at least once); the same for ``test/``, with ``features`` also ``test/rfid``,
+    the Fréchet distance of the reconstructions from the images.
 
     Args:
         model: the network; any of the autoencoders in `straightvq.models`.
         optimizer: the optimizer and its rates.
         loss: reconstruction error: "mse" or "l1", means over all elements.
-        loss_weight: factor of the reconstruction error. With 1, images in [0, 1] have errors so small (their variance
-            is about 0.06) that the quantizer's terms, which are of the size of z, decide alone; 1 / variance
-            of the data restores the balance, as in the VQ-VAE's own code.
-        alternate: the first phase of the two-phase step; None for the sum of both losses in one phase.
-        quantize: False trains and measures the network without its quantizer: the error that the best codebook could
-            reach. Perplexity and codes used are then not logged.
-        features: for ``test/rfid``: folder of the run of a classifier, or "inception"; None for no such value.
+        loss_weight: factor of the reconstruction error. For images in [0, 1] that error is tiny beside the quantizer's
+            terms; 1 / variance of the data balances them, as in the VQ-VAE's own code.
+        alternate: the first phase of the two-phase step; None trains on the sum of both losses in one phase.
+        quantize: False trains and measures the network without its quantizer, whose values are then not logged: the
+            error that the best codebook could reach.
+        features: for ``test/rfid``: folder of a classifier's run, or "inception"; None to leave it out.
 
     Raises:
-        TypeError, ValueError: for values out of range, and for settings that contradict each other.
+        TypeError, ValueError: for values out of range or settings that contradict each other.
 
     Example:
         >>> import straightvq as svq
@@ -104,10 +103,7 @@ class Reconstruction(QuantizedTask):
             self._distances = None
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """``{"indices": Int64 (B, h, w), "reconstruction": Float (B, C, H, W) in [0, 1]}``.
-
-        Without ``quantize`` there are no indices.
-        """
+        """``{"indices": Int64 (B, h, w), "reconstruction": Float (B, C, H, W) in [0, 1]}``; indices if ``quantize``."""
         out = cast(AutoencoderOutput, self(batch["image"]))
         result = {"reconstruction": out.reconstruction.clamp(0, 1)}
         return {"indices": out.quantizer.indices, **result} if self.quantize else result

@@ -12,15 +12,14 @@ from straightvq import internals
 
 
 class ExactResume(Callback):
-    """Saves and restores the random states of torch (CPU and CUDA), numpy and Python with every checkpoint.
+    """Saves the random states of torch (CPU and CUDA), numpy and Python with every checkpoint, and restores them.
 
-    Each training batch begins with the random state that the one before it left, in an uninterrupted run as in a
-    resumed one. What draws numbers in between (loaders that are started, validation) therefore does not change the
-    training, and a run that is stopped and resumed gives the same numbers as one that never stopped.
+    Each training batch begins with the random state that the one before it left, whatever draws numbers in between
+    (validation, loaders that start). A run that is stopped and resumed therefore gives the same numbers as one that
+    never stopped. Checkpoints still load with ``weights_only=True``.
 
-    The state consists of tensors, lists and numbers, so that checkpoints load with ``weights_only=True``. In a run
-    of several processes the states of the first one are saved: draw what must differ between ranks from (seed, step,
-    rank), as the quantizers do.
+    Several processes save the states of the first: draw what must differ between ranks from (seed, step, rank), as the
+    quantizers do.
 
     Example:
         >>> callback = ExactResume()
@@ -35,11 +34,10 @@ class ExactResume(Callback):
         self._state: dict[str, Any] | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """A second ``fit`` that resumes nothing starts from whatever the caller has seeded."""
-        if trainer.ckpt_path is None:
-            self._state = None
-        else:
+        if trainer.ckpt_path is not None:
             internals.restore_loader(trainer)
+        else:  # a second `fit` starts from whatever the caller has seeded
+            self._state = None
 
     def on_train_batch_start(self, *_: Any) -> None:
         if self._state is not None:
@@ -56,11 +54,11 @@ class ExactResume(Callback):
 
 
 def _capture() -> dict[str, Any]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, *others = np.random.get_state()
     version, internal, gauss_next = random.getstate()
     state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *others],
         "python": [version, torch.tensor(internal), gauss_next],
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -71,8 +69,8 @@ def _capture() -> dict[str, Any]:
 def _restore(state: dict[str, Any]) -> None:
     # A checkpoint may have been loaded onto another device.
     torch.set_rng_state(state["torch"].cpu())
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), position, has_gauss, gauss))
+    kind, keys, *others = state["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *others))
     version, internal, gauss_next = state["python"]
     random.setstate((version, tuple(internal.cpu().tolist()), gauss_next))
     if "cuda" in state and torch.cuda.is_available():

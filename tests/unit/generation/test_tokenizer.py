@@ -31,12 +31,7 @@ def make_images(seed: int = 0, number: int = 5) -> Tensor:
 def count_encodings(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     encode = tokenizer.encode
-
-    def counted(images: Tensor) -> Tensor:
-        calls.append(len(images))
-        return encode(images)
-
-    monkeypatch.setattr(tokenizer, "encode", counted)
+    monkeypatch.setattr(tokenizer, "encode", lambda images: calls.append(len(images)) or encode(images))
     return calls
 
 
@@ -54,17 +49,14 @@ def test_it_encodes_and_decodes_as_the_network_in_evaluation() -> None:
 def test_remembered_codes_are_fresh_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = make_images()
     fresh = Tokenizer(make_model()).encode(images.float() / 255)
-    tokenizer = Tokenizer(make_model(), tmp_path / "cache")
-    calls = count_encodings(tokenizer, monkeypatch)
-    for _ in range(2):
-        tokens = tokenizer.encode_all(images, CPU)
-        assert tokens.dtype == torch.int32
-        assert torch.equal(tokens, fresh)
-    assert calls == [5]
-    other = Tokenizer(make_model(), tmp_path / "cache")
-    again = count_encodings(other, monkeypatch)
-    assert torch.equal(other.encode_all(images, CPU), fresh)
-    assert again == []
+    for encodings in ([5], []):
+        tokenizer = Tokenizer(make_model(), tmp_path / "cache")
+        calls = count_encodings(tokenizer, monkeypatch)
+        for _ in range(2):
+            tokens = tokenizer.encode_all(images, CPU)
+            assert tokens.dtype == torch.int32
+            assert torch.equal(tokens, fresh)
+        assert calls == encodings
 
 
 def test_other_weights_other_settings_or_other_pixels_are_encoded_anew(
@@ -74,13 +66,8 @@ def test_other_weights_other_settings_or_other_pixels_are_encoded_anew(
     Tokenizer(make_model(), cache).encode_all(images, CPU)
     other = images.clone()
     other[3, 1, 2, 2] ^= 1
-    cases = [
-        (make_model(), other),
-        (make_model(), images[:4]),
-        (make_model(), images.flip(0)),
-        (make_model(1), images),
-        (make_model(0, "cosine"), images),
-    ]
+    cases = [(make_model(), pixels) for pixels in (other, images[:4], images.flip(0))]
+    cases += [(make_model(1), images), (make_model(0, "cosine"), images)]
     for model, pixels in cases:
         tokenizer = Tokenizer(model, cache)
         calls = count_encodings(tokenizer, monkeypatch)
@@ -106,10 +93,7 @@ def test_a_folder_that_cannot_be_written_is_done_without(tmp_path: Path) -> None
     (tmp_path / "cache").write_text("a file where the folder should be")
     tokenizer = Tokenizer(make_model(), tmp_path / "cache")
     assert tokenizer.encode_all(make_images(), CPU).shape == (5, 2, 2)
-
-
-def test_no_images() -> None:
-    assert len(Tokenizer(make_model()).encode_all(make_images(number=0), CPU)) == 0
+    assert len(tokenizer.encode_all(make_images(number=0), CPU)) == 0
 
 
 def test_fingerprint_is_that_of_the_weights() -> None:

@@ -161,7 +161,7 @@ def test_initialisers_that_look_for_weights_find_only_matrices() -> None:
             nn.init.xavier_uniform_(module.weight)
 
     for name in svq.presets.__all__:
-        getattr(svq.presets, name)(16, 8).apply(xavier)
+        getattr(svq.presets, name)(16, [8] if name == "fsq" else 8).apply(xavier)
 
 
 def test_a_forward_on_the_meta_device_gives_shapes() -> None:

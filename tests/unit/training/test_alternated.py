@@ -1,5 +1,7 @@
 """The authors' toy figure with the real layer: five ways to combine the commitment and the task gradient."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,50 +14,25 @@ START = (-0.9, -0.9)
 
 # Rule: steps until |z_e| < 0.01 for good, then z_e and z_q after steps 1, 2 and 3 (paper.md, section 4: derived from
 # the constants of the figure, plain gradient descent).
-SGD_ROWS = ((-0.4050, -0.4050), (-0.1822, -0.1822), (-0.0820, -0.0820))
+# fmt: off
 ROWS = {
-    "joint": (
-        22,
-        [
-            ((-0.7515, -0.4050), (-0.3465, -0.9000)),
-            ((-0.4941, 0.0083), (-0.5024, -0.7094)),
-            ((-0.2191, 0.2801), (-0.4992, -0.4331)),
-        ],
-    ),
-    "synchronised": (
-        15,
-        [
-            ((-0.7515, -0.4050), (-0.3465, -0.7515)),
-            ((-0.4941, -0.0488), (-0.4453, -0.4941)),
-            ((-0.2412, 0.1494), (-0.3906, -0.2412)),
-        ],
-    ),
-    "alternated": (
-        11,
-        [
-            ((-0.5609, -0.4050), (-0.3465, -0.9000)),
-            ((-0.2896, -0.0965), (-0.4291, -0.7094)),
-            ((-0.1061, 0.0628), (-0.3754, -0.4734)),
-        ],
-    ),
-    "alternated and synchronised": (
-        10,
-        [
-            ((-0.5609, -0.4050), (-0.2893, -0.7515)),
-            ((-0.2995, -0.1222), (-0.3289, -0.5161)),
-            ((-0.1297, 0.0132), (-0.2652, -0.3043)),
-        ],
-    ),
+    "none": (7, ((-0.4050, -0.4050), (-0.1822, -0.1822), (-0.0820, -0.0820)), None),
+    "joint": (22, ((-0.7515, -0.4050), (-0.4941, 0.0083), (-0.2191, 0.2801)),
+                  ((-0.3465, -0.9000), (-0.5024, -0.7094), (-0.4992, -0.4331))),
+    "synchronised": (15, ((-0.7515, -0.4050), (-0.4941, -0.0488), (-0.2412, 0.1494)),
+                         ((-0.3465, -0.7515), (-0.4453, -0.4941), (-0.3906, -0.2412))),
+    "alternated": (11, ((-0.5609, -0.4050), (-0.2896, -0.0965), (-0.1061, 0.0628)),
+                       ((-0.3465, -0.9000), (-0.4291, -0.7094), (-0.3754, -0.4734))),
+    "alternated and synchronised": (10, ((-0.5609, -0.4050), (-0.2995, -0.1222), (-0.1297, 0.0132)),
+                                        ((-0.2893, -0.7515), (-0.3289, -0.5161), (-0.2652, -0.3043))),
 }
+# fmt: on
 
 
 def make_layer(sync: float) -> svq.VectorQuantizer:
     """Two codes, of which the second is never chosen; means over 2 elements make the losses half squares."""
     layer = svq.VectorQuantizer(
-        2,
-        svq.Codebook(2),
-        estimator=svq.StraightThrough(sync),
-        losses=[svq.CommitmentLoss(0.3), svq.CodebookLoss(0.7)],
+        2, svq.Codebook(2), estimator=svq.StraightThrough(sync), losses=[svq.CommitmentLoss(0.3), svq.CodebookLoss(0.7)]
     )
     layer.set_codes(torch.tensor([[0.0, -0.9], [100.0, 100.0]]))
     return layer
@@ -77,7 +54,8 @@ def trajectory(rule: str, steps: int = 60) -> tuple[Tensor, Tensor]:
             alternated_step(lambda: layer(z).loss, lambda: half_square(layer(z).quantized), inner, outer)
         else:
             outer.zero_grad()
-            out = layer(z)
+            with svq.bypass(layer) if rule == "none" else contextlib.nullcontext():
+                out = layer(z)
             (half_square(out.quantized) + out.loss).backward()
             outer.step()
         path.append((z.detach()[0].clone(), layer.codes()[0]))
@@ -93,31 +71,17 @@ def steps_until_still(z: Tensor) -> int:
 
 @pytest.mark.parametrize("rule", ROWS)
 def test_toy_figure_is_reproduced(rule: str) -> None:
-    steps, rows = ROWS[rule]
+    steps, first_z, first_codes = ROWS[rule]
     z, code = trajectory(rule)
     assert steps_until_still(z) == steps
-    torch.testing.assert_close(z[:3], torch.tensor([row[0] for row in rows]), atol=1e-4, rtol=0)
-    torch.testing.assert_close(code[:3], torch.tensor([row[1] for row in rows]), atol=1e-4, rtol=0)
-
-
-def test_toy_figure_without_quantizer() -> None:
-    layer = make_layer(0.0)
-    z = nn.Parameter(torch.tensor([START]))
-    optimizer = torch.optim.SGD([z], lr=LR)
-    path = []
-    for _ in range(20):
-        optimizer.zero_grad()
-        with svq.bypass(layer):
-            half_square(layer(z).quantized).backward()
-        optimizer.step()
-        path.append(z.detach()[0].clone())
-    assert steps_until_still(torch.stack(path)) == 7
-    torch.testing.assert_close(torch.stack(path[:3]), torch.tensor(SGD_ROWS), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z[:3], torch.tensor(first_z), atol=1e-4, rtol=0)
+    if first_codes is not None:
+        torch.testing.assert_close(code[:3], torch.tensor(first_codes), atol=1e-4, rtol=0)
 
 
 def test_every_rule_follows_its_recursion() -> None:
     """Against the recursions written out in float64, for thirty steps."""
-    for rule in ROWS:
+    for rule in ROWS.keys() - {"none"}:
         sync = SYNC if "synchronised" in rule else 0.0
         ze, zq = torch.tensor(START).double(), torch.tensor([0.0, -0.9]).double()
         z, code = trajectory(rule, 30)
@@ -134,8 +98,8 @@ def test_every_rule_follows_its_recursion() -> None:
 def test_stale_gradients_do_not_reach_either_phase() -> None:
     z = nn.Parameter(torch.tensor([1.0]))
     z.grad = torch.tensor([100.0])
-    inner, outer = torch.optim.SGD([z], lr=0.5), torch.optim.SGD([z], lr=0.5)
-    alternated_step(lambda: 0.5 * z.square().sum(), lambda: 0.5 * z.square().sum(), inner, outer)
+    optimizer = torch.optim.SGD([z], lr=0.5)
+    alternated_step(lambda: half_square(z), lambda: half_square(z), optimizer, optimizer)
     assert z.item() == 0.25
 
 
@@ -185,12 +149,10 @@ def test_rewritten_rows_lose_their_moments_in_both_optimizers() -> None:
     for _ in range(3):  # the first takes down the flags that set_codes put up
         alternated_step(lambda: layer(z).loss, lambda: half_square(layer(z).quantized), inner, outer)
     assert not book.rewritten.any()
-    for optimizer in (inner, outer):
-        assert (optimizer.state[raw]["exp_avg"][0] != 0).all()
+    assert all((optimizer.state[raw]["exp_avg"][0] != 0).all() for optimizer in (inner, outer))
     book.rewritten[0] = True
     z.grad = None
     raw.grad = torch.zeros_like(raw)
     outer.step()
     assert not book.rewritten.any()
-    for optimizer in (inner, outer):
-        assert (optimizer.state[raw]["exp_avg"][0] == 0).all()
+    assert all((optimizer.state[raw]["exp_avg"][0] == 0).all() for optimizer in (inner, outer))

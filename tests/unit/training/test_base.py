@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 
 from straightvq.cli import main
-from straightvq.training import Alternation, OptimizerSettings
+from straightvq.training import Alternation, Classification, OptimizerSettings, Reconstruction
 
 
 @pytest.mark.parametrize(
@@ -22,28 +22,25 @@ from straightvq.training import Alternation, OptimizerSettings
         ({"weight_decay": -1.0}, r"`weight_decay` must be a finite number"),
         ({"betas": (0.9, 1.0)}, r"`betas` must be a finite number"),
         ({"betas": (0.9,)}, r"`betas` must be two numbers. Got \(0.9,\)"),
-        ({"momentum": 0.9}, r'`momentum` belongs to "sgd"'),
+        ({"momentum": 0.9}, r'`momentum` must be None with "adamw"'),
         ({"momentum": 1.0, "name": "sgd"}, r"`momentum` must be a finite number in \[0, 1\)"),
         ({"warmup_steps": -1}, r"`warmup_steps` must be an integer >= 0"),
         ({"schedule": "linear"}, r"`schedule` must be one of 'cosine', 'constant'. Got 'linear'"),
-    ],
-)
-def test_bad_settings_of_the_optimizer_are_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises((ValueError, TypeError), match=message):
-        OptimizerSettings(**arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
         ({"phase": "yes"}, r"`Alternation`: `phase` must be one of 'codebook', 'codebook_and_encoder'. Got 'yes'"),
         ({"phase": "codebook", "steps": 0}, r"`steps` must be an integer >= 1"),
         ({"phase": "codebook", "lr": -0.1}, r"`lr` must be a finite number"),
     ],
 )
-def test_bad_alternations_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_bad_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
+    kind = Alternation if "phase" in arguments else OptimizerSettings
     with pytest.raises((ValueError, TypeError), match=message):
-        Alternation(**arguments)
+        kind(**arguments)
+
+
+@pytest.mark.parametrize(("task", "kind"), [(Reconstruction, "AutoencoderBase"), (Classification, "ClassifierBase")])
+def test_a_task_takes_networks_of_its_kind(task: Any, kind: str) -> None:
+    with pytest.raises(TypeError, match=f"`{task.__name__}`: `model` must be an instance of {kind}"):
+        task(nn.Identity())
 
 
 def test_sgd_has_a_momentum_unless_another_is_given() -> None:
@@ -56,9 +53,6 @@ def test_an_endless_training_keeps_its_rate() -> None:
     optimizer = settings.build([{"params": [nn.Parameter(torch.ones(1))]}])
     factor = settings.scheduler(optimizer, float("inf")).lr_lambdas[0]
     assert [factor(step) for step in (0, 1, 2, 1000)] == [0.5, 1.0, 1.0, 1.0]
-
-
-# --- from files and options -----------------------------------------------------------------------------------------
 
 
 def read(tmp_path: Path, capsys: pytest.CaptureFixture[str], recipe: str, overlay: str, *options: str) -> Any:
@@ -116,10 +110,13 @@ def test_two_phases_are_chosen_changed_and_called_off_in_files_and_options(
     ("options", "sentence"),
     [
         (["--model.optimizer.lr", "0"], "`OptimizerSettings`: `lr` must be a finite number in (0, inf]. Got 0.0."),
-        (["--model.optimizer.momentum", "0.9"], '`OptimizerSettings`: `momentum` belongs to "sgd".'),
+        (["--model.optimizer.momentum", "0.9"], '`OptimizerSettings`: `momentum` must be None with "adamw"'),
         (["--model.optimizer.name", "lion"], "Got value: lion"),
-        (["--model.optimizer.rate", "1"], "optimizer.rate"),
+        (["--model.optimizer.lrr", "1"], "OptimizerSettings). Did you mean 'lr'? It accepts name, lr, codebook_lr,"),
+        (["--model.alternate.stps", "1"], "Alternation). Did you mean 'steps'? It accepts phase, steps, lr."),
         (["--model.lr", "1"], "Option 'lr' is not accepted"),
+        (["--trainer.mx_steps", "1"], "Option 'mx_steps' is not accepted (in trainer). Did you mean 'max_steps'?"),
+        (["--nmae", "a"], "Option 'nmae' is not accepted (at the top level). Did you mean 'name'?"),
         (["--model.alternate.steps", "2"], "phase"),
         (["--model.alternate.phase", "both"], "Got value: both"),
     ],

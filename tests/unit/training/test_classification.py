@@ -3,17 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.trainings import changed, check_exact_resume, make_trainer, state
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import straightvq as svq
 from straightvq.data import Images
 from straightvq.models import AlexNet, ClassifierBase, ResNet18, ViT
-from straightvq.training import Alternation, Classification, ExactResume, HasHead, OptimizerSettings
+from straightvq.training import Alternation, Classification, HasHead, OptimizerSettings
 
 
 class Affine4(ClassifierBase):
@@ -40,29 +40,9 @@ def make_batch(count: int = 6) -> dict[str, Tensor]:
     return {"image": image, "label": torch.arange(count) % 3}
 
 
-def make_loader(count: int = 32, batch_size: int = 8) -> DataLoader[Any]:
-    batch = make_batch(count)
-
-    def collate(rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        return {"image": torch.stack([row[0] for row in rows]), "label": torch.stack([row[1] for row in rows])}
-
-    return DataLoader(TensorDataset(batch["image"], batch["label"]), batch_size=batch_size, collate_fn=collate)
-
-
-def make_trainer(steps: int, **kwargs: Any) -> lightning.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return lightning.Trainer(accelerator="cpu", max_steps=steps, **{"enable_checkpointing": False, **quiet, **kwargs})
-
-
-def state(task: Classification) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in task.state_dict().items()}
-
-
-def changed(task: Classification, before: dict[str, Tensor]) -> set[str]:
-    return {name for name, value in task.state_dict().items() if not torch.equal(value, before[name])}
-
-
-# --- losses ---------------------------------------------------------------------------------------------------------
+def make_loader(count: int = 32) -> DataLoader[Any]:
+    rows = zip(*make_batch(count).values(), strict=True)
+    return DataLoader([{"image": image, "label": label} for image, label in rows], batch_size=8)
 
 
 def test_error_is_the_cross_entropy_of_normalized_images() -> None:
@@ -125,9 +105,6 @@ def test_latent_and_head_loss_make_up_the_error() -> None:
     assert z.shape == (6, 4, 1, 1)
     quantized = task.model.quantizer(z).quantized
     torch.testing.assert_close(task.head_loss(quantized, batch), task.compute(batch)[0])
-
-
-# --- training -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("preset", ["vq_vae", "ema", "vq_ste_pp", "straight", None])
@@ -211,13 +188,12 @@ def test_classifiers_of_all_kinds_train() -> None:
         assert 0 <= measured["test/accuracy"] <= 1
 
 
-# --- evaluation -----------------------------------------------------------------------------------------------------
-
-
 def test_evaluation_logs_totals_over_the_set() -> None:
     task = make_task(label_smoothing=0.2, mixup=0.5)
     trainer = make_trainer(4)
-    trainer.fit(task, make_loader())
+    trainer.fit(task, make_loader(), make_loader(16))
+    logged = {"val/accuracy", "val/cross_entropy", "val/perplexity", "val/codes_used", "train/loss"}
+    assert logged <= set(trainer.callback_metrics)
     (measured,) = trainer.test(task, make_loader(20), verbose=False)  # batches of 8, 8 and 4
     batch = make_batch(20)
     task.eval()
@@ -230,13 +206,6 @@ def test_evaluation_logs_totals_over_the_set() -> None:
     assert measured["test/cross_entropy"] == pytest.approx(plain, rel=1e-5)
     assert measured["test/codes_used"] == (counts > 0).sum().item()
     assert measured["test/perplexity"] == pytest.approx((-(p * p.log()).sum()).exp().item(), rel=1e-5)
-
-
-def test_validation_logs_the_same_names() -> None:
-    trainer = make_trainer(4)
-    trainer.fit(make_task(), make_loader(), make_loader(16))
-    expected = {"val/accuracy", "val/cross_entropy", "val/perplexity", "val/codes_used", "train/loss"}
-    assert expected <= set(trainer.callback_metrics)
 
 
 def test_predictions_are_logits_and_indices() -> None:
@@ -257,18 +226,10 @@ def test_labels_that_cannot_be_learned_are_refused(label: int, message: str) -> 
         make_task().compute(batch)
 
 
-# --- resume and settings --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("length", [{"steps": 8}, {"steps": -1, "max_epochs": 2}])
 @pytest.mark.parametrize("stop", [3, 4, 5])
 def test_resume_is_exact_with_mixup_and_shifts(length: dict[str, int], stop: int, tmp_path: Path) -> None:
     """Stopped within an epoch of four batches, at its end, and at the beginning of the next."""
-
-    class Keep(lightning.Callback):
-        def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-            if trainer.global_step == stop:
-                trainer.save_checkpoint(tmp_path / "stop.ckpt")
 
     def make() -> tuple[Classification, Images]:
         torch.manual_seed(0)
@@ -277,13 +238,7 @@ def test_resume_is_exact_with_mixup_and_shifts(length: dict[str, int], stop: int
         data = Images(source="digits", size=8, channels=1, batch_size=8, num_train=36, num_test=8, crop_padding=1)
         return Classification(model, mixup=0.4, optimizer=OptimizerSettings(warmup_steps=2)), data
 
-    (whole, data), (resumed, again) = make(), make()
-    make_trainer(**length, callbacks=[ExactResume(), Keep()]).fit(whole, datamodule=data)
-    torch.manual_seed(99)
-    trainer = make_trainer(**length, callbacks=[ExactResume()])
-    trainer.fit(resumed, datamodule=again, ckpt_path=tmp_path / "stop.ckpt", weights_only=True)
-    after, expected = resumed.state_dict(), whole.state_dict()
-    assert [name for name in expected if not torch.equal(after[name], expected[name])] == []
+    check_exact_resume(make, tmp_path, stop, **length)
 
 
 @pytest.mark.parametrize(
@@ -301,8 +256,3 @@ def test_resume_is_exact_with_mixup_and_shifts(length: dict[str, int], stop: int
 def test_bad_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         make_task(**arguments)
-
-
-def test_model_must_be_a_classifier() -> None:
-    with pytest.raises(TypeError, match=r"`Classification`: `model` must be an instance of ClassifierBase"):
-        Classification(nn.Identity())

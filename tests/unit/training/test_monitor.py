@@ -1,5 +1,6 @@
 """The monitor's numbers are those of one pass over the same data; it warns when it should, and disturbs nothing."""
 
+import contextlib
 import random
 import warnings
 
@@ -14,14 +15,10 @@ from torch.utils.data import DataLoader
 
 import straightvq as svq
 from straightvq import diagnostics as dx
-from straightvq.training import CodebookMonitor, CodebookWarning, HasHead
+from straightvq.models import Autoencoder
+from straightvq.training import CodebookMonitor, CodebookWarning, HasHead, Reconstruction
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
 SIZE, DIM, BATCH = 8, 4, 32
 
@@ -149,9 +146,8 @@ class TestNumbers:
         assert "perplexity" in logged
 
     def test_a_projection_is_measured_in_the_space_of_the_codes(self, tmp_path):
-        quantizer = svq.VectorQuantizer(
-            DIM, svq.Codebook(SIZE, init=svq.KMeansInit(), update=svq.EMAUpdate()), transform=svq.Projection(2)
-        )
+        codebook = svq.Codebook(SIZE, init=svq.KMeansInit(), update=svq.EMAUpdate())
+        quantizer = svq.VectorQuantizer(DIM, codebook, transform=svq.Projection(2))
         task, monitor = Task(quantizer, lr=0.0), CodebookMonitor(every_n_steps=1, pictures_every=0)
         fit(task, monitor, tmp_path, steps=1)
         z, code, _ = task.seen["train"][0]
@@ -223,10 +219,16 @@ class TestWarnings:
         assert found == sorted(found)
         assert "docs/collapse.md" in text
 
-    def test_a_healthy_codebook_is_left_alone(self, tmp_path):
+    @pytest.mark.parametrize("is_frozen", [False, True])
+    def test_a_codebook_that_is_healthy_or_frozen_is_left_alone(self, tmp_path, is_frozen):
+        quantizer = svq.presets.vq_vae(DIM, SIZE) if is_frozen else healthy()
+        if is_frozen:
+            quantizer.codebook.freeze()
+        low = 0.0 if is_frozen else 0.1
+        monitor = CodebookMonitor(every_n_steps=1, patience=1, collapse_usage=low, pictures_every=0)
         with warnings.catch_warnings():
             warnings.simplefilter("error", CodebookWarning)
-            fit(Task(healthy()), CodebookMonitor(every_n_steps=1, patience=1, pictures_every=0), tmp_path, steps=20)
+            fit(Task(quantizer), monitor, tmp_path, steps=20)
 
     def test_a_window_of_few_vectors_is_widened(self, tmp_path):
         # 32 codes need 128 vectors: four windows of one step.
@@ -234,32 +236,19 @@ class TestWarnings:
         with pytest.warns(CodebookWarning, match="step 4: the codebook has collapsed"):
             fit(Task(collapsed(), encode=False), monitor, tmp_path, steps=4)
 
-    def test_codes_missing_from_the_optimizer(self, tmp_path):
-        task = Task(svq.presets.vq_vae(DIM, SIZE), in_optimizer=False)
+    @pytest.mark.parametrize(
+        ("fault", "words"),
+        [
+            ({"in_optimizer": False}, r"no code has moved.*raw is in none of the trainer's opt"),
+            ({"uses_loss": False}, r"raw is without a gradient \(grad is None\)"),
+            ({"lr": 0.0}, "is the learning rate 0"),
+        ],
+    )
+    def test_codes_that_nothing_moves(self, tmp_path, fault, words):
         monitor = CodebookMonitor(every_n_steps=2, collapse_usage=0, pictures_every=0)
-        with pytest.warns(CodebookWarning, match=r"no code has moved.*raw is in none of the trainer's opt") as record:
-            fit(task, monitor, tmp_path, steps=8)
+        with pytest.warns(CodebookWarning, match=words) as record:
+            fit(Task(svq.presets.vq_vae(DIM, SIZE), **fault), monitor, tmp_path, steps=8)
         assert len(told(record)) == 1
-
-    def test_codes_without_a_gradient(self, tmp_path):
-        task = Task(svq.presets.vq_vae(DIM, SIZE), uses_loss=False)
-        monitor = CodebookMonitor(every_n_steps=2, collapse_usage=0, pictures_every=0)
-        with pytest.warns(CodebookWarning, match=r"raw is without a gradient \(grad is None\)"):
-            fit(task, monitor, tmp_path, steps=4)
-
-    def test_a_learning_rate_of_zero(self, tmp_path):
-        task = Task(svq.presets.vq_vae(DIM, SIZE), lr=0.0)
-        monitor = CodebookMonitor(every_n_steps=2, collapse_usage=0, pictures_every=0)
-        with pytest.warns(CodebookWarning, match="is the learning rate 0"):
-            fit(task, monitor, tmp_path, steps=4)
-
-    def test_a_frozen_codebook_may_stand_still(self, tmp_path):
-        task = Task(svq.presets.vq_vae(DIM, SIZE))
-        task.quantizers[0].codebook.freeze()
-        monitor = CodebookMonitor(every_n_steps=2, collapse_usage=0, pictures_every=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", CodebookWarning)
-            fit(task, monitor, tmp_path, steps=4)
 
     @pytest.mark.parametrize("follows", [False, True])
     def test_divergence_and_not_a_normal_rise(self, tmp_path, follows):
@@ -296,19 +285,13 @@ class TestManners:
         assert torch.equal(draws[0], watched_draws[0])
         assert draws[1:] == watched_draws[1:]
 
-    def test_hooks_are_removed(self, tmp_path):
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_hooks_are_removed(self, tmp_path, fails, monkeypatch):
         task = Task(healthy())
-        fit(task, CodebookMonitor(every_n_steps=2), tmp_path, steps=4)
-        assert not any(module._forward_hooks for module in task.modules())
-
-    def test_hooks_are_removed_after_a_failure(self, tmp_path):
-        class Broken(Task):
-            def training_step(self, batch, batch_idx):
-                raise RuntimeError("broken")
-
-        task = Broken(healthy())
-        with pytest.raises(RuntimeError, match="broken"):
-            fit(task, CodebookMonitor(), tmp_path)
+        if fails:
+            monkeypatch.setattr(task, "training_step", lambda *_: pytest.fail("broken"))
+        with pytest.raises(pytest.fail.Exception) if fails else contextlib.nullcontext():
+            fit(task, CodebookMonitor(every_n_steps=2), tmp_path, steps=4)
         assert not any(module._forward_hooks for module in task.modules())
 
     def test_resume_goes_on_where_it_stopped(self, tmp_path):
@@ -341,15 +324,18 @@ class TestManners:
             fit(task, monitor, tmp_path, steps=9)
         assert [row["step"] for row in rows(monitor, "train")] == [4, 8, 3, 7]
 
-    def test_settings_out_of_range_are_refused(self):
-        with pytest.raises(ValueError, match=r"`CodebookMonitor`: `every_n_steps` must be an integer >= 1. Got 0."):
-            CodebookMonitor(every_n_steps=0)
-        with pytest.raises(ValueError, match=r"`patience` must be an integer >= 1. Got 0."):
-            CodebookMonitor(patience=0)
-        with pytest.raises(ValueError, match=r"`pictures_every` must be an integer >= 0. Got -1."):
-            CodebookMonitor(pictures_every=-1)
-        with pytest.raises(ValueError, match="`collapse_usage` must be a finite number"):
-            CodebookMonitor(collapse_usage=1.5)
+    @pytest.mark.parametrize(
+        ("name", "value", "words"),
+        [
+            ("every_n_steps", 0, "an integer >= 1. Got 0."),
+            ("patience", 0, "an integer >= 1. Got 0."),
+            ("pictures_every", -1, "an integer >= 0. Got -1."),
+            ("collapse_usage", 1.5, "a finite number"),
+        ],
+    )
+    def test_settings_out_of_range_are_refused(self, name, value, words):
+        with pytest.raises(ValueError, match=rf"`CodebookMonitor`: `{name}` must be {words}"):
+            CodebookMonitor(**{name: value})
 
 
 class TestPictures:
@@ -359,23 +345,7 @@ class TestPictures:
         assert names == [f"{kind}-0-{step:08d}.png" for kind in ("codebook", "usage") for step in (4, 12)]
 
     def test_reconstructions_of_an_autoencoder_reach_tensorboard(self, tmp_path):
-        class Pictures(lightning.LightningModule):
-            def __init__(self):
-                super().__init__()
-                from straightvq.models import Autoencoder
-
-                self.model = Autoencoder(svq.presets.straight(4, 16, channel_dim=1), hidden=4, in_channels=1, blocks=0)
-
-            def training_step(self, batch, batch_idx):
-                out = self.model(batch["image"])
-                return (out.reconstruction - batch["image"]).square().mean() + out.quantizer.loss
-
-            def validation_step(self, batch, batch_idx):
-                self.model(batch["image"])
-
-            def configure_optimizers(self):
-                return torch.optim.Adam(self.parameters(), lr=1e-3)
-
+        model = Autoencoder(svq.presets.straight(4, 16, channel_dim=1), hidden=4, in_channels=1, blocks=0)
         images = torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
         loader = DataLoader([{"image": image} for image in images], batch_size=8)
         logger = TensorBoardLogger(tmp_path)
@@ -383,14 +353,13 @@ class TestPictures:
             max_steps=2, accelerator="cpu", logger=logger, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, callbacks=[CodebookMonitor(every_n_steps=1)], log_every_n_steps=1,
         )  # fmt: skip
-        trainer.fit(Pictures(), loader, loader)
+        trainer.fit(Reconstruction(model), loader, loader)
         logger.experiment.flush()
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         names = sorted(path.name for path in (tmp_path / "lightning_logs" / "version_0" / "pictures").iterdir())
-        assert names == [
-            f"{kind}-00000002.png" for kind in ("codebook-quantizer", "reconstructions", "usage-quantizer")
-        ]
+        kinds = ("codebook-quantizer", "reconstructions", "usage-quantizer")
+        assert names == [f"{kind}-00000002.png" for kind in kinds]
         board = EventAccumulator(logger.log_dir).Reload()
         assert "pictures/reconstructions" in board.Tags()["images"]
         assert {"codebook/usage", "val/codebook/usage"} <= set(board.Tags()["scalars"])

@@ -3,16 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-import lightning
 import pytest
 import torch
+from tests.trainings import changed, check_exact_resume, make_trainer, state
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 import straightvq as svq
 from straightvq.data import Images
 from straightvq.models import Autoencoder
-from straightvq.training import Alternation, ExactResume, OptimizerSettings, Reconstruction
+from straightvq.training import Alternation, OptimizerSettings, Reconstruction
 
 
 class Noisy(nn.Module):
@@ -32,24 +32,7 @@ def make_task(preset: str = "straight", **kwargs: Any) -> Reconstruction:
 
 def make_loader(count: int = 32) -> DataLoader[Any]:
     images = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-
-    def collate(rows: list[tuple[Tensor]]) -> dict[str, Tensor]:
-        return {"image": torch.stack([row[0] for row in rows])}
-
-    return DataLoader(TensorDataset(images), batch_size=8, collate_fn=collate)
-
-
-def make_trainer(steps: int, **kwargs: Any) -> lightning.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return lightning.Trainer(accelerator="cpu", max_steps=steps, **{"enable_checkpointing": False, **quiet, **kwargs})
-
-
-def state(task: Reconstruction) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in task.state_dict().items()}
-
-
-def changed(task: Reconstruction, before: dict[str, Tensor]) -> set[str]:
-    return {name for name, value in task.state_dict().items() if not torch.equal(value, before[name])}
+    return DataLoader([{"image": image} for image in images], batch_size=8)
 
 
 @pytest.mark.parametrize("preset", ["vq_vae", "ema", "vq_ste_pp", "straight"])
@@ -57,8 +40,8 @@ def test_every_preset_learns(preset: str) -> None:
     task = make_task(preset, loss_weight=10.0)
     trainer = make_trainer(40, max_epochs=-1)
     trainer.fit(task, make_loader(8))
-    last = trainer.callback_metrics["train/reconstruction"].item()
-    assert last < 0.1  # the variance of the images is 1/12 and a random decoder is far worse
+    # The variance of the images is 1/12, and a random decoder is far worse.
+    assert trainer.callback_metrics["train/reconstruction"].item() < 0.1
 
 
 @pytest.mark.parametrize("alternate", [None, Alternation("codebook"), Alternation("codebook_and_encoder")])
@@ -75,22 +58,15 @@ def test_training_moves_encoder_codebook_and_decoder(alternate: Alternation | No
 @pytest.mark.parametrize(("phase", "encoder_moves"), [("codebook", False), ("codebook_and_encoder", True)])
 def test_first_phase_moves_what_its_name_says(phase: Any, encoder_moves: bool) -> None:
     """With a main learning rate of next to nothing only the first phase is left."""
-    task = make_task(
-        "vq_vae",
-        alternate=Alternation(phase, lr=1e-2),
-        optimizer=OptimizerSettings(lr=1e-30, weight_decay=0.0, warmup_steps=2),
-    )
+    optimizer = OptimizerSettings(lr=1e-30, weight_decay=0.0, warmup_steps=2)
+    task = make_task("vq_vae", alternate=Alternation(phase, lr=1e-2), optimizer=optimizer)
     task.model.quantizer.set_codes(torch.randn(8, 4))
     before = state(task)
     make_trainer(3).fit(task, make_loader())
-    differs = {
-        name: (value - before[name]).abs().max().item() > 1e-6
-        for name, value in task.state_dict().items()
-        if value.is_floating_point() and value.numel()
-    }
-    assert differs["model.quantizer.codebook.raw"]
-    assert any(d for name, d in differs.items() if name.startswith("model.encoder")) == encoder_moves
-    assert not any(d for name, d in differs.items() if name.startswith("model.decoder"))
+    moved = [name for name, p in task.named_parameters() if (p - before[name]).abs().max() > 1e-6]
+    assert "model.quantizer.codebook.raw" in moved
+    assert any(name.startswith("model.encoder") for name in moved) == encoder_moves
+    assert not any(name.startswith("model.decoder") for name in moved)
 
 
 def test_inner_steps_are_not_counted_as_steps_of_training() -> None:
@@ -103,7 +79,10 @@ def test_inner_steps_are_not_counted_as_steps_of_training() -> None:
 def test_evaluation_logs_totals_over_the_set() -> None:
     task = make_task()
     trainer = make_trainer(4)
-    trainer.fit(task, make_loader())
+    trainer.fit(task, make_loader(), make_loader(16))
+    logged = {"train/loss", "train/reconstruction", "train/commitment", "train/codebook"}
+    logged |= {"val/mse", "val/psnr", "val/perplexity", "val/codes_used"}
+    assert logged <= set(trainer.callback_metrics)
     (measured,) = trainer.test(task, make_loader(20), verbose=False)  # batches of 8, 8 and 4
     x = torch.cat([batch["image"] for batch in make_loader(20)])
     task.eval()
@@ -118,37 +97,25 @@ def test_evaluation_logs_totals_over_the_set() -> None:
     assert measured["test/perplexity"] == pytest.approx((-(p * p.log()).sum()).exp().item(), rel=1e-5)
 
 
-def test_validation_logs_the_same_names() -> None:
-    trainer = make_trainer(4)
-    trainer.fit(make_task(), make_loader(), make_loader(16))
-    assert {"val/mse", "val/psnr", "val/perplexity", "val/codes_used"} <= set(trainer.callback_metrics)
-    terms = {"train/loss", "train/reconstruction", "train/commitment", "train/codebook"}
-    assert terms <= set(trainer.callback_metrics)
-
-
 def test_predictions_are_indices_and_reconstructions() -> None:
-    task = make_task()
-    batches: Any = make_trainer(1).predict(task, make_loader(10))
+    batches: Any = make_trainer(1).predict(make_task(), make_loader(10))
     assert batches[0]["indices"].shape == (8, 2, 2)
     assert batches[1]["reconstruction"].shape == (2, 3, 8, 8)
     assert batches[0]["reconstruction"].min() >= 0
+    bypassed: Any = make_trainer(1).predict(make_task(quantize=False), make_loader(10))
+    assert list(bypassed[0]) == ["reconstruction"]
 
 
-def test_a_network_without_its_quantizer_predicts_no_indices() -> None:
-    batches: Any = make_trainer(1).predict(make_task(quantize=False), make_loader(10))
-    assert list(batches[0]) == ["reconstruction"]
-
-
-@pytest.mark.parametrize("why", ["frozen", "no codebook loss"])
-def test_a_first_phase_with_nothing_to_train_is_refused(why: str) -> None:
-    losses = [svq.CommitmentLoss()] if why == "no codebook loss" else None
-    slots = {"losses": losses, "estimator": svq.StraightThrough(0.5)}
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_a_first_phase_with_nothing_to_train_is_refused(is_frozen: bool) -> None:
+    losses = None if is_frozen else [svq.CommitmentLoss()]
+    slots: dict[str, Any] = {"losses": losses, "estimator": svq.StraightThrough(0.5)}
     quantizer = svq.VectorQuantizer(4, svq.Codebook(8), channel_dim=1, **slots)
-    model = Autoencoder(quantizer, hidden=8, blocks=1)
-    if why == "frozen":
-        model.quantizer.codebook.freeze()
+    if is_frozen:
+        quantizer.codebook.freeze()
+    task = Reconstruction(Autoencoder(quantizer, hidden=8, blocks=1), alternate=Alternation("codebook"))
     with pytest.raises(ValueError, match="`alternate` has nothing to train in its first phase"):
-        make_trainer(2).fit(Reconstruction(model, alternate=Alternation("codebook")), make_loader())
+        make_trainer(2).fit(task, make_loader())
 
 
 def test_rate_warms_up_and_falls_to_zero() -> None:
@@ -174,30 +141,17 @@ def test_codebook_has_its_own_rate_and_no_decay() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "alternate"),
-    [("straight", None), ("vq_ste_pp", None), ("vq_vae", Alternation("codebook_and_encoder"))],
+    ("preset", "alternate"), [("straight", None), ("vq_ste_pp", None), ("vq_vae", Alternation("codebook_and_encoder"))]
 )
 @pytest.mark.parametrize("stop", [3, 4, 5])
 def test_resume_is_exact(preset: str, alternate: Alternation | None, stop: int, tmp_path: Path) -> None:
     """Stopped within an epoch of four batches, at its end, and at the beginning of the next."""
 
-    class Keep(lightning.Callback):
-        def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-            if trainer.global_step == stop:
-                trainer.save_checkpoint(tmp_path / "stop.ckpt")
+    def make() -> tuple[Reconstruction, Images]:
+        data = Images(source="digits", size=8, channels=3, batch_size=8, num_train=36, num_test=8)
+        return make_task(preset, alternate=alternate), data
 
-    def data() -> Images:
-        return Images(source="digits", size=8, channels=3, batch_size=8, num_train=36, num_test=8)
-
-    whole, resumed = make_task(preset, alternate=alternate), make_task(preset, alternate=alternate)
-    make_trainer(10, callbacks=[ExactResume(), Keep()]).fit(whole, datamodule=data())
-    torch.manual_seed(99)
-    trainer = make_trainer(10, callbacks=[ExactResume()])
-    trainer.fit(resumed, datamodule=data(), ckpt_path=tmp_path / "stop.ckpt", weights_only=True)
-    assert trainer.global_step == 10
-    after, expected = resumed.state_dict(), whole.state_dict()
-    assert after.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(after[name], expected[name])] == []
+    check_exact_resume(make, tmp_path, stop)
 
 
 @pytest.mark.parametrize(
@@ -213,8 +167,3 @@ def test_resume_is_exact(preset: str, alternate: Alternation | None, stop: int, 
 def test_bad_settings_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         make_task(**arguments)
-
-
-def test_model_must_be_an_autoencoder() -> None:
-    with pytest.raises(TypeError, match=r"`Reconstruction`: `model` must be an instance of Autoencoder"):
-        Reconstruction(nn.Identity())

@@ -26,6 +26,7 @@ from straightvq.diagnostics.functional.gradients import (
     gradient_sparsity,
     update_delay,
 )
+from straightvq.diagnostics.functional.signs import estimating_error, gradient_instability
 from straightvq.diagnostics.functional.spectrum import effective_dimension, principal_plane
 from straightvq.diagnostics.functional.vectors import ratio
 
@@ -37,11 +38,13 @@ __all__ = [
     "covariance",
     "dead_codes",
     "effective_dimension",
+    "estimating_error",
     "estimator_gap",
     "gaussian_symmetric_kl_diagonal",
     "gaussian_w2",
     "gaussian_w2_diagonal",
     "gradient_gap",
+    "gradient_instability",
     "gradient_sparsity",
     "moment_distance",
     "moments",

@@ -1,1 +1,1 @@
-"""Families of quantizers beside the vector-quantized layer."""
+"""Quantizers beside the vector quantizer, one family per file."""

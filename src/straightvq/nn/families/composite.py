@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from straightvq.errors import InvalidTypeError, InvalidValueError
+from straightvq.nn.codebook import Codebook
 from straightvq.nn.draws import Clock, Draws
+from straightvq.nn.families.codebook_free import CodebookFree
 from straightvq.nn.part import can_ask, check_float, check_int, check_part, setting
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, zero_of
 from straightvq.nn.ranks import Group, rank, stack_over_ranks
@@ -25,7 +27,6 @@ class Composite(Quantizer):
         num_parts: how many serve, the shared one counted as often as it does.
         is_shared: whether one serves several times.
         dropout: share of the samples of a training forward that keep only some of their residual levels.
-        kept_choices: how many levels such a sample may keep.
     """
 
     is_composite = True
@@ -54,7 +55,8 @@ class Composite(Quantizer):
         try:
             self.dropout = dropout
             self._check_widths(self.transform.codebook_dim(self.dim))
-            self.kept_choices = self._check_choices(kept_choices)
+            self._check_dropout()
+            self.kept_choices = kept_choices
             if self.estimator.trains_codes:
                 raise InvalidValueError(
                     f"`{type(self).__name__}`: the codes belong to the {name}, so the estimator that trains them does "
@@ -88,10 +90,11 @@ class Composite(Quantizer):
             raise InvalidValueError(
                 f"`{owner}`: `{number}` must be the length {len(parts)} of the list. Got {num_parts}."
             )
-        if len({id(part) for part in parts}) < len(parts):
+        inside = [id(module) for part in parts for module in part.modules() if isinstance(module, Quantizer)]
+        if len(set(inside)) < len(inside):
             raise InvalidValueError(
-                f"`{owner}`: `{name}` must be different quantizers. Got one twice; to share it pass it alone, with "
-                f"{number}={len(parts)}."
+                f"`{owner}`: `{name}` must be different quantizers, with different ones inside. Got one twice; to "
+                f"share it pass it alone, with {number}={len(parts)}."
             )
         return list(parts)
 
@@ -108,25 +111,34 @@ class Composite(Quantizer):
         """Number of residual levels that a sample may keep some of."""
         return 1
 
-    def _check_choices(self, choices: Sequence[int] | None) -> list[int]:
+    @property
+    def kept_choices(self) -> list[int]:
+        """How many levels a sample may keep."""
+        return self._kept_choices
+
+    @kept_choices.setter
+    def kept_choices(self, choices: Sequence[int] | None) -> None:
+        if choices is None:
+            choices = range(1, self.depth + 1)
+        checked = [check_int(self, "kept_choices", choice, 1) for choice in choices]
+        if not checked or max(checked) > self.depth:
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: `kept_choices` must be numbers of levels in [1, {self.depth}]. "
+                f"Got {choices!r}."
+            )
+        self._kept_choices = checked
+
+    def _check_dropout(self) -> None:
         owner = type(self).__name__
         if self.dropout and self.depth == 1:
             raise InvalidValueError(
-                f"`{owner}`: `dropout` needs residual levels to leave out. Got {self.dropout}, and one."
+                f"`{owner}`: `dropout` needs residual levels to leave out. Got {self.dropout} and one."
             )
         for part in self.parts:
             if isinstance(part, Composite) and part.dropout:
                 raise InvalidValueError(
                     f"`{owner}`: `dropout` belongs to the outermost quantizer. Got {part.dropout} in one inside."
                 )
-        if choices is None:
-            return list(range(1, self.depth + 1))
-        checked = [check_int(self, "kept_choices", choice, 1) for choice in choices]
-        if not checked or max(checked) > self.depth:
-            raise InvalidValueError(
-                f"`{owner}`: `kept_choices` must be numbers of levels in [1, {self.depth}]. Got {choices!r}."
-            )
-        return checked
 
     def forward(self, z: Tensor, mask: Tensor | None = None, kept: Tensor | int | None = None) -> QuantizerOutput:
         """Quantizes ``z``; see the class for shapes.
@@ -156,7 +168,7 @@ class Composite(Quantizer):
         if not (self.training and self.dropout):
             return None
         # By its number among the samples of all ranks that are not wholly masked, with the first rank's seed.
-        group: Group = next((book.process_group for book in self.codebooks()), None)
+        group: Group = next((m.process_group for m in self.modules() if isinstance(m, (Codebook, CodebookFree))), None)
         takes_part = torch.ones(samples, dtype=torch.bool, device=x.device)
         if valid is not None:
             takes_part = valid.reshape(samples, -1).any(1) if valid.numel() else takes_part & False
@@ -182,13 +194,14 @@ class Composite(Quantizer):
             raise InvalidValueError(
                 f"`{owner}`: `kept` must have shape {(samples,)}, one per sample. Got {tuple(kept.shape)}."
             )
+        kept = kept.long()
         if can_ask(kept) and samples:
             low, high = (int(value) for value in kept.aminmax())
             if low < 1 or high > self.depth:
                 raise InvalidValueError(
                     f"`{owner}`: `kept` must be in [1, {self.depth}]. Got values from {low} to {high}."
                 )
-        return kept.long()
+        return kept
 
     @abstractmethod
     def step(self, x: Tensor, valid: Tensor | None, kept: Tensor | None = None) -> Step:

@@ -75,10 +75,11 @@ class ProductQuantizer(Composite):
             raise InvalidValueError(
                 f"`ProductQuantizer`: the widths of the groups must add up to {width}. Got {widths}."
             )
-        depths = [group.num_quantizers for group in self._serving()]
+        depths = [(group.num_quantizers, _depth(group)) for group in self._serving()]
         if len(set(depths)) > 1:
             raise InvalidValueError(
-                f"`ProductQuantizer`: every group must have as many codes per vector. Got {depths}."
+                f"`ProductQuantizer`: every group must have as many codes per vector, in as many levels. "
+                f"Got (codes, levels) {depths}."
             )
 
     @property
@@ -93,8 +94,7 @@ class ProductQuantizer(Composite):
 
     @property
     def depth(self) -> int:
-        first = self._each()[0]
-        return first.depth if isinstance(first, Composite) else 1
+        return _depth(self._each()[0])
 
     @property
     def codebook_sizes(self) -> list[int]:
@@ -166,3 +166,7 @@ class ProductQuantizer(Composite):
 
     def extra_repr(self) -> str:
         return f"num_quantizers={self.num_quantizers}, channel_dim={self.channel_dim}"
+
+
+def _depth(group: Quantizer) -> int:
+    return group.depth if isinstance(group, Composite) else 1

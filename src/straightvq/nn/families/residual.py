@@ -13,7 +13,7 @@ from straightvq.nn.families.composite import Composite, add_up, columns, rows_of
 from straightvq.nn.part import check_choice, check_int, setting
 from straightvq.nn.quantizer import Quantizer, Step, where_valid
 from straightvq.nn.slots.assigners import Nearest
-from straightvq.nn.slots.estimators import Estimator
+from straightvq.nn.slots.estimators import Estimator, StraightThrough
 from straightvq.nn.slots.transforms import Transform
 from straightvq.nn.vector_quantizer import VectorQuantizer
 
@@ -106,6 +106,7 @@ class ResidualQuantizer(Composite):
         )
         self.gradient = gradient
         self.beam = beam
+        self._check_estimators()
 
     def _check_widths(self, width: int) -> None:
         for number, level in enumerate(self._serving()):
@@ -113,6 +114,23 @@ class ResidualQuantizer(Composite):
                 raise InvalidValueError(
                     f"`ResidualQuantizer`: every level must have the width {width}. "
                     f"Got {level.dim} at level {number}; a transform of the level may narrow its codes."
+                )
+
+        first = self._serving()[0]
+        if self.is_shared and first.codebooks() and not isinstance(first, VectorQuantizer):
+            raise InvalidValueError(
+                "`ResidualQuantizer`: a quantizer that all levels share must be a VectorQuantizer or have no codebook, "
+                f"because its codes may change once per forward. Got {type(first).__name__}."
+            )
+
+    def _check_estimators(self) -> None:
+        for number, level in enumerate(self._serving()):
+            is_plain = isinstance(level.estimator, StraightThrough) or _carries_gradient(level)
+            if self.gradient == "once" and not is_plain:
+                raise InvalidValueError(
+                    f"`ResidualQuantizer`: with gradient='once' the estimator {type(level.estimator).__name__} of "
+                    f"level {number} would do nothing. Give it to the residual quantizer as `estimator`, or pass "
+                    "gradient='per_level'."
                 )
 
     @property
@@ -151,14 +169,16 @@ class ResidualQuantizer(Composite):
         valids = self._valids(valid, kept)
         level = self.parts[0]
         if self.is_shared and level.training and isinstance(level, VectorQuantizer):
-            steps = self._step_shared(level, x, valids)
+            steps, code = self._step_shared(level, x, valids)
         elif self._beam > 1 and not self.training:
-            steps = self._step_chosen(x, valids)
+            steps, code = self._step_chosen(x, valids)
         else:
-            steps = self._walk(x, valids, lambda level, rows, valid, _: level.step_rows(rows, valid))
+            steps, code = self._walk(x, valids, lambda level, rows, valid, _: level.step_rows(rows, valid))
         for level, step in zip(self._serving(), steps, strict=True):
             level.tell(step)
-        return self._sum(x, steps)
+        loss, terms = add_up(x, steps, [1.0] * len(steps))
+        indices = torch.cat([columns(step.indices) for step in steps], 1)
+        return Step(x, indices, code, loss, terms, levels=tuple(steps))
 
     def _valids(self, valid: Tensor | None, kept: Tensor | None) -> list[Tensor | None]:
         """Which rows take part at each level."""
@@ -171,16 +191,22 @@ class ResidualQuantizer(Composite):
         x: Tensor,
         valids: list[Tensor | None],
         step_of: Callable[[Quantizer, Tensor, Tensor | None, int], Step],
-    ) -> list[Step]:
-        steps, rest = [], x
+    ) -> tuple[list[Step], Tensor]:
+        """The steps of all levels, each on what the earlier ones have left, and the sum of their codes, detached."""
+        steps: list[Step] = []
+        every: list[Tensor] = []
+        rest = x
         for number, (level, valid) in enumerate(zip(self._serving(), valids, strict=True)):
+            if number:
+                rest = rest - every[-1]
             step = step_of(level, rest, valid, number)
+            with torch.no_grad():
+                rows = level.transform.inverse(step.code.detach())
+                every.append(rows if valid is None else _zero_where_left_out(rows, step.indices))
             steps.append(step)
-            if number + 1 < self.num_parts:
-                rest = rest - _code_rows(level, step)
-        return steps
+        return steps, functools.reduce(torch.add, every)
 
-    def _step_shared(self, level: VectorQuantizer, x: Tensor, valids: list[Tensor | None]) -> list[Step]:
+    def _step_shared(self, level: VectorQuantizer, x: Tensor, valids: list[Tensor | None]) -> tuple[list[Step], Tensor]:
         """The shared codebook changes once, by the rows of all levels."""
 
         def choose(_: Quantizer, rows: Tensor, valid: Tensor | None, number: int) -> Step:
@@ -194,12 +220,12 @@ class ResidualQuantizer(Composite):
             return z, torch.stack([valid for valid in valids if valid is not None], 1).flatten()
 
         first = level.batch(level.bound(level.transformed(x.detach())), valids[0])
-        level.adapt(first, lambda: level.batch(*gather(self._walk(x, valids, choose))))
-        steps = self._walk(x, valids, choose)
+        level.adapt(first, lambda: level.batch(*gather(self._walk(x, valids, choose)[0])))
+        steps, code = self._walk(x, valids, choose)
         level.settle(level.batch(*gather(steps)), torch.stack([step.indices for step in steps], 1).flatten())
-        return steps
+        return steps, code
 
-    def _step_chosen(self, x: Tensor, valids: list[Tensor | None]) -> list[Step]:
+    def _step_chosen(self, x: Tensor, valids: list[Tensor | None]) -> tuple[list[Step], Tensor]:
         """With the codes that the beam search finds."""
         indices = self.assign(x.detach())
 
@@ -209,13 +235,6 @@ class ResidualQuantizer(Composite):
             return level.choose(y, valid, None, where_valid(indices[:, number], valid))
 
         return self._walk(x, valids, choose)
-
-    def _sum(self, x: Tensor, steps: list[Step]) -> Step:
-        pairs = zip(self._serving(), steps, strict=True)
-        code = functools.reduce(torch.add, (_code_rows(level, step) for level, step in pairs))
-        loss, terms = add_up(x, steps, [1.0] * len(steps))
-        indices = torch.cat([columns(step.indices) for step in steps], 1)
-        return Step(x, indices, code, loss, terms, levels=tuple(steps))
 
     def estimate(self, step: Step) -> Tensor:
         is_once = self.gradient == "once"
@@ -282,12 +301,6 @@ class ResidualQuantizer(Composite):
 
     def extra_repr(self) -> str:
         return f"num_quantizers={self.num_quantizers}, gradient={self.gradient!r}, channel_dim={self.channel_dim}"
-
-
-def _code_rows(level: Quantizer, step: Step) -> Tensor:
-    """A level's codes after its inverse transform, detached; zeros for rows that it leaves out."""
-    with torch.no_grad():
-        return _zero_where_left_out(level.transform.inverse(step.code.detach()), step.indices)
 
 
 def _zero_where_left_out(rows: Tensor, indices: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ class Estimator(Part):
     """Required: ``forward``, whose value is the code. Set ``trains_codes`` if a gradient reaches the codes.
 
     With the class attribute ``takes_context`` the method is ``forward(z, code, context)``, and ``context`` has the
-    whole table, the indices and, in training, the batch with its random draws.
+    whole table, the indices and, in training, the batch with its random draws. ``needs_signs`` is for estimators of the
+    sign's derivative.
     """
 
-    takes_context = False
+    takes_context = takes_signs = needs_signs = False
 
     @property
     def trains_codes(self) -> bool:

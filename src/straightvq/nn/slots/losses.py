@@ -15,7 +15,8 @@ class Loss(Part):
 
     ``trains`` says which sides its gradient is meant for: ``"encoder"``, ``"codes"`` or ``"both"``. With the class
     attribute ``takes_context`` the method is ``forward(z, code, valid, context)``, and ``context`` has the whole
-    table, the indices and, in training, the batch with its random draws.
+    table, the indices and, in training, the batch with its random draws; with ``takes_signs`` also where codes are
+    signs, see `Context`.
 
     Args:
         weight: factor in ``QuantizerOutput.loss``; the entry in ``terms`` is unweighted. 0 reports only.
@@ -27,7 +28,7 @@ class Loss(Part):
 
     name: str
     trains: Literal["encoder", "codes", "both"]
-    takes_context = False
+    takes_context = takes_signs = False
 
     coefficient: float = setting(check_float, minimum=0)
 

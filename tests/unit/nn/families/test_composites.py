@@ -348,8 +348,34 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "depths": (
         lambda: svq.ProductQuantizer(DIM, [svq.ResidualQuantizer(3, [level(3), level(3)]), level(3)]),
         ValueError,
-        r"as many codes per vector. Got \[2, 1\]",
+        r"as many codes per vector, in as many levels. Got \(codes, levels\) \[\(2, 2\), \(1, 1\)\]",
     ),
+    "as many codes in other levels": (
+        lambda: svq.ProductQuantizer(
+            8, [svq.presets.rq_vae(4, 16, num_quantizers=2), svq.ProductQuantizer(4, [level(2), level(2)])]
+        ),
+        ValueError,
+        "in as many levels",
+    ),
+    "shared composite": (
+        lambda: svq.ResidualQuantizer(DIM, svq.ProductQuantizer(DIM, [level(3), level(3)]), num_quantizers=2),
+        ValueError,
+        "must be a VectorQuantizer or have no codebook",
+    ),
+    "one twice, deep inside": (
+        lambda: (lambda one: svq.ResidualQuantizer(DIM, [svq.ResidualQuantizer(DIM, [one, level()]), one]))(level()),
+        ValueError,
+        "different ones inside",
+    ),
+    "estimator that would do nothing": (
+        lambda: svq.ResidualQuantizer(
+            4, [svq.LookupFreeQuantizer(4, 4, estimator=svq.ReSTE(3.0), losses=[]) for _ in range(2)]
+        ),
+        ValueError,
+        "ReSTE of level 0 would do nothing",
+    ),
+    "choices set later": (lambda: setattr(stack(dropout=0.5), "kept_choices", [0]), ValueError, "kept_choices"),
+    "no hook": (lambda: stack().register_step_hook(3), TypeError, "callable"),
     "dropout of one level": (
         lambda: svq.ProductQuantizer(DIM, [level(3), level(3)], dropout=0.5),
         ValueError,

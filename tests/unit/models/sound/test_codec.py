@@ -8,7 +8,7 @@ import torch
 
 import straightvq as svq
 from straightvq.models import AudioCodec
-from straightvq.models.codec import Snake
+from straightvq.models.sound.codec import Snake
 
 HOP = 12
 

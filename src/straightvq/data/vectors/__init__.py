@@ -1,0 +1,1 @@
+"""Vectors in, batches out: embeddings of items, one row each, from Parquet and .npy files."""
