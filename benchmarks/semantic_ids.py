@@ -10,6 +10,7 @@ Finished runs are kept in a CSV file and not repeated, so that a stopped benchma
 import argparse
 import csv
 import datetime
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -187,10 +188,7 @@ def picture(rows: list[dict[str, Any]], arms: list[str]) -> Any:
     named = [name for name in arms if any(row["arm"] == name for row in rows)]
     figure = panels.new_figure(16.0, 1.9 + 0.52 * len(named), "Four codes per item: what is left, and what is shared")
     error, cosine = panels.grid(figure, 2, 2, top=0.8, above=0.5, below=0.75, left=4.6, between=0.5)
-    short = [ARMS[name].about.replace("`", "").partition(" (")[0] for name in named]
-    short = [
-        text if " in " in text or " alone" in text or "k-means" in text else f"{text} in a network" for text in short
-    ]
+    short = [re.sub(r" \(.*?\)|`", "", ARMS[name].about) for name in named]
     for ax, key, title, unit in (
         (error, f"error_{LEVELS}", "Error of all four codes", "squared error / variance"),
         (cosine, "cosine_1", "Two items with the same first code", "mean cosine"),
