@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from straightvq.errors import InvalidTypeError, InvalidValueError, NonFiniteError, did_you_mean
 
 OWNER = "Vectors"
-DAMAGES = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for names of columns
 
 
 @dataclass(frozen=True)
@@ -106,10 +103,14 @@ def _npy(file: Path) -> NDArray[np.float32]:
 
 
 def _parquet(file: Path, column: str | None, item: str | None) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    damages = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last for names of columns
     try:
         schema = pq.read_schema(file)
         kinds = dict(zip(schema.names, schema.types, strict=True))
-    except DAMAGES as error:
+    except damages as error:
         raise InvalidValueError(f"`{OWNER}`: {file.name} is not a readable Parquet file: {error}") from error
     column = _choose_vectors(file, kinds, column)
     item = _choose_names(file, kinds, column, item)
@@ -118,7 +119,7 @@ def _parquet(file: Path, column: str | None, item: str | None) -> Table:
         table = pq.read_table(file, columns=[column, *([item] if item else [])], partitioning=None)
         table.validate(full=True)
         cells = table.column(column).combine_chunks()
-    except DAMAGES as error:
+    except damages as error:
         raise InvalidValueError(f"`{OWNER}`: {file.name} is a damaged Parquet file: {error}") from error
     vectors = _matrix(file, column, cells)
     if item is None:
@@ -165,15 +166,21 @@ def _choose_names(file: Path, kinds: dict[str, Any], column: str, item: str | No
 
 
 def _is_name(kind: Any) -> bool:
+    import pyarrow as pa
+
     return bool(pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_vectors(kind: Any) -> bool:
+    import pyarrow as pa
+
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return bool(is_list and (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)))
 
 
 def _matrix(file: Path, column: str, cells: Any) -> NDArray[np.float32]:
+    import pyarrow as pa
+
     where = f"`{OWNER}`: column {column!r} of {file.name}"
     if cells.null_count:
         raise InvalidValueError(f"{where} must hold a vector in every row. Got {cells.null_count} rows without.")
