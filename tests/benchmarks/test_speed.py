@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from benchmarks.speed.__main__ import FIELDS, LINES
 from benchmarks.speed.methods import METHODS, Kind, Problem, _start_step
-from benchmarks.speed.report import QUERY, SHARE_OF, START, Rows, promises, write_report
+from benchmarks.speed.report import PRODUCT, QUERY, RESIDUAL, SHARE_OF, START, Rows, promises, write_report
 
 MIDDLE = (16384, 8192, 64)
 
@@ -58,7 +58,7 @@ def test_a_promise_is_a_ratio_of_two_rows_of_one_size(tmp_path: Path) -> None:
 
 
 def test_every_promise_is_about_rows_that_are_measured(tmp_path: Path) -> None:
-    sizes = [*LINES, QUERY, START, SHARE_OF["cpu"]]
+    sizes = [*LINES, QUERY, RESIDUAL, PRODUCT, START, SHARE_OF["cpu"]]
     cells = {
         (kind, name, size): (1.0, 1.0)
         for kind, methods in METHODS.items()
