@@ -58,6 +58,9 @@ SLOW = {
     "projected product of a shared residual",
     "soundstream",
     "residual of signs",
+    "product, shared",
+    "residual of finer and finer grids",
+    "product of signs on spheres",
 }
 
 

@@ -12,6 +12,7 @@ from straightvq.testing import LAWS, Law
 from straightvq.testing.check import outcome
 from straightvq.testing.subject import Subject
 from tests.contracts.cases import CASES, DIM, EXCEPTIONS, FREE, FREE_PRESETS, OF_TABLES, PRESETS
+from tests.contracts.test_families import CASES as FAMILIES
 
 EVERY = CASES | FREE
 
@@ -34,13 +35,13 @@ def test_law_holds(name: str, law: Law) -> None:
 
 
 def test_table_holds_every_preset_and_every_concrete_part() -> None:
-    used = {type(module) for make in EVERY.values() for module in make().modules()}
+    used = {type(module) for make in (EVERY | FAMILIES).values() for module in make().modules()}
     for name in svq.__all__:
         item = getattr(svq, name)
         if inspect.isclass(item) and issubclass(item, nn.Module) and not inspect.isabstract(item):
             assert item in used, f"{name} appears in no case"
     for name in svq.presets.__all__:
-        assert any(key.split("-")[0] == name for key in PRESETS | FREE_PRESETS), f"preset {name} has no case"
+        assert any(key.split("-")[0] == name for key in PRESETS | FREE_PRESETS | FAMILIES), f"preset {name} has no case"
 
 
 def test_table_holds_both_values_of_every_switch() -> None:
