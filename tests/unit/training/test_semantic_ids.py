@@ -275,7 +275,9 @@ def test_what_makes_no_ids_is_refused(items: Path) -> None:
     other.setup()
     with pytest.raises(TypeError, match="the data must be Vectors"):
         trainer(1, callbacks=[SemanticIds()]).fit(task, other.train_dataloader())
+    word: Any = "no"
     with pytest.raises(ValueError, match="`unique` must be one of"):
-        SemanticIds(unique="no")  # type: ignore[arg-type]
+        SemanticIds(unique=word)
+    network: Any = torch.nn.Linear(2, 2)
     with pytest.raises(TypeError, match="`model` must be an instance of MLPAutoencoder"):
-        VectorReconstruction(torch.nn.Linear(2, 2), optimizer=OptimizerSettings())  # type: ignore[arg-type]
+        VectorReconstruction(network, optimizer=OptimizerSettings())
