@@ -2,7 +2,7 @@
 
     python benchmarks/speech.py --source /path/to/fsdd                       # 8 levels of 256 codes, three seeds
     python benchmarks/speech.py --source /path/to/fsdd --codebook-size 1024  # 8 levels of 1,024
-    python benchmarks/speech.py --arms dac --seeds 1 --tiny                  # seconds, to see that it runs
+    python benchmarks/speech.py --arms dac --seeds 0 --tiny                  # seconds, to see that it runs
 
 A run is `straightvq fit --config speech` with the overlay of its arm, then `straightvq test`. A finished one is a row
 of the CSV file and is not repeated; a stopped one goes on from its last checkpoint. The page and the picture beside the
@@ -56,7 +56,11 @@ def run(key: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
                 write_text(clock, json.dumps(seconds + time.perf_counter() - start))
     _call("test", *options, "--ckpt_path", "last")
     curve = pd.read_csv(folder / "rate_distortion.csv")
-    row = key | {"date": datetime.date.today().isoformat(), "hardware": hardware("cpu"), "torch": torch.__version__}
+    row = key | {
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware("cpu" if args.tiny else None),
+        "torch": torch.__version__,
+    }
     row |= {"threads": torch.get_num_threads(), "seconds": round(json.loads(clock.read_text()))}
     row |= _tested(folder)
     for each in curve.to_dict("records"):
@@ -115,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="vowels", help="folder or Parquet file of clips")
     parser.add_argument("--arms", nargs="+", choices=OVERLAYS, default=list(OVERLAYS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--codebook-size", type=int, default=256)
     parser.add_argument("--tiny", action="store_true", help="the overlay tiny_speech, with its sizes")
@@ -125,9 +129,9 @@ def main() -> None:
     if args.tiny:
         args.codebook_size, args.steps = min(args.codebook_size, 8), min(args.steps, 8)
     source = Path(args.source).name  # where it lies is nobody's business
-    command = f"python benchmarks/speech.py --seeds {args.seeds} --steps {args.steps}"
+    command = f"python benchmarks/speech.py --steps {args.steps}"
     command += f" --codebook-size {args.codebook_size} --source {source}"
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for arm in args.arms:
             key = {"arm": arm, "codebook_size": args.codebook_size, "seed": seed, "steps": args.steps, "source": source}
             done = pd.read_csv(args.csv) if args.csv.is_file() else pd.DataFrame(columns=KEY)

@@ -36,7 +36,8 @@ def _hash(rows: Tensor) -> Tensor:
     if rows.dtype != torch.float64:
         rows = F.pad(rows.float(), (0, rows.shape[1] % 2))  # two numbers to each word of 64 bits
     bits = rows.contiguous().view(torch.int64)
-    odd = torch.arange(1, bits.shape[1] + 1, device=bits.device) * _ODD | 1
+    # Sums, because inductor multiplies what it has numbered itself in 32 bits on a GPU.
+    odd = bits.new_full(bits.shape[1:], _ODD).cumsum(0) | 1
     step = max(1, _CHUNK // max(1, bits.shape[1])) if bits.device.type == "cpu" else max(1, len(bits))
     # A number of few digits ends in zeros; what it has is moved down to where a product carries it upwards.
     return torch.cat([((part ^ (part >> 20) ^ (part >> 41)) * odd).sum(1) for part in bits.split(step)])

@@ -145,10 +145,22 @@ def _hash(seed: Tensor, step: Tensor, stream: int, place: Tensor) -> Tensor:
     After a sum with odd weights each step is a product with an odd number, so that no bit gets lost.
     """
     of_step, of_place, *weights = (_odd(stream, number) for number in range(5))
-    x = torch.add(torch.add(seed, step, alpha=of_step), place, alpha=of_place)
+    x = _weigh(torch.add(seed, step, alpha=of_step), place, of_place)
     x = _times(x, x, 2 * weights[0])
     x = _times(x, x >> 32, 2 * weights[1])
     return _times(x, x, 2 * weights[2])
+
+
+def _weigh(x: Tensor, place: Tensor, weight: int) -> Tensor:
+    """``x + weight * place`` for an odd weight."""
+    if torch.compiler.is_compiling():  # inductor multiplies what it has numbered itself in 32 bits on a GPU
+        return (place + x * _signed(pow(weight, -1, _ALL + 1))) * weight
+    return torch.add(x, place, alpha=weight)
+
+
+def _signed(x: int) -> int:
+    """The integer of 64 bits with a sign that has the bits of ``x``."""
+    return x - _ALL - 1 if x > _LAST else x
 
 
 def _times(x: Tensor, y: Tensor, weight: int) -> Tensor:

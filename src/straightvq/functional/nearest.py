@@ -17,12 +17,15 @@ from straightvq.functional.copies import first_of_equals
 from straightvq.functional.knn import check_usable, is_preferred
 from straightvq.functional.points import Table, closest, closest_of_all, make_table, place
 from straightvq.functional.tiles import best_few, padded, products_are_lowered, split
+from straightvq.kernels.nearest import Precision, can_search, search
 
 Distance = Literal["euclidean", "cosine"]
 Backend = Literal["auto", "faiss", "tiled", "triton"]
 
 # Codes compared by differences where nothing is asked of the device, and numbers of them held at once.
 _FEW, _NUMBERS = 4, 1 << 24
+# Of the kernel's candidates: as good as float32 where four are compared, and three times as fast.
+_PRECISION: Precision = "tf32x3"
 # Differences to all codes are the fastest search of all for so many vectors, and up to so many of them in all.
 _FEW_VECTORS, _FEW_DIFFERENCES = 2, 1 << 20
 
@@ -39,19 +42,20 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", 
 
     On other devices, and in an exported graph, four codes are compared that closely: the best of a float32 matrix
     product, which is rounded relative to the squared distances from the middle of the codes. The nearest is among them
-    unless four others are within that rounding of it. With ``"triton"`` the four are the best of different columns of
-    the kernel's tiles: two that close in one column may be taken for each other. In an exported graph, which multiplies
-    as its runtime does, of more than four equal codes any may be found.
+    unless four others are within that rounding of it. With ``"triton"`` the product is three products in TF32, rounded
+    by 2^-19, and the four are the best of different columns of the kernel's tiles: two that close in one column may be
+    taken for each other. In an exported graph, which multiplies as its runtime does, of more than four equal codes any
+    may be found.
 
     Args:
         z: vectors, Float (n, d).
         codes: code vectors, Float (k, d), at least one.
         distance: ``"euclidean"`` or ``"cosine"``.
         backend: ``"tiled"``: torch, any device and dtype. ``"faiss"``: flat search of ``faiss-cpu`` (the extra
-            ``fast``), float32 on the CPU, with torch's number of threads. ``"auto"``: FAISS up to width 32 where it
-            can be used, but not on macOS, where two OpenMP runtimes in one process can crash; else tiled.
-            ``"triton"``: a kernel for CUDA in exact float32, for widths up to 1,024; taken only when asked for,
-            because it has been run in Triton's interpreter but not yet on a device.
+            ``fast``), float32 on the CPU, with torch's number of threads. ``"triton"``: a kernel for CUDA, float32 or
+            less, widths up to 1,024; its first call for a width compiles it. ``"auto"``: on CUDA the kernel where
+            Triton is installed; on the CPU FAISS up to width 32 where it can be used, but not on macOS, where two
+            OpenMP runtimes in one process can crash; else tiled.
 
     Returns:
         Int64 (n,) in ``[0, k)``.
@@ -129,12 +133,11 @@ def _search_among_few(z: Tensor, codes: Tensor, distance: str, backend: str) -> 
     z = place(z, table, distance)
     if _is_small(z, codes, backend):
         return closest_of_all(z, table.points)[1]
-    if backend == "triton":
-        from straightvq.kernels.nearest import search
-
-        candidates = search(z - table.middle, table.centred, table.bias, few=_FEW)
+    near = z - table.middle
+    if backend == "triton" or (backend == "auto" and can_search(near, table.centred, _PRECISION, _FEW)):
+        candidates = search(near, table.centred, table.bias, _PRECISION, few=_FEW)
     else:
-        candidates = _candidates(z - table.middle, table)
+        candidates = _candidates(near, table)
     step = max(1, _NUMBERS // (_FEW * max(1, z.shape[1])))
     parts = zip(z.split(step), candidates.split(step), strict=True)
     return first_of_equals(table.points)[torch.cat([closest(part, table.points, few)[1] for part, few in parts])]

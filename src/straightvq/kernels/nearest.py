@@ -4,7 +4,7 @@ Shapes: G groups (independent searches in one launch), N vectors, K codes, D the
 """
 
 import functools
-import importlib
+import importlib.util
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -120,6 +120,15 @@ def search(z: Tensor, codes: Tensor, bias: Tensor, precision: Precision = "float
     return result
 
 
+def can_search(z: Tensor, codes: Tensor, precision: Precision, few: int) -> bool:
+    """Whether `search` takes these inputs here and now: on CUDA, with Triton, in a capture only what came before."""
+    if not z.is_cuda or {z.dtype, codes.dtype} - set(_DTYPES) or not 1 <= z.shape[-1] <= _MAX_WIDTH:
+        return False
+    if importlib.util.find_spec("triton") is None:
+        return False
+    return not torch.cuda.is_current_stream_capturing() or _key(z, codes, precision, (few,)) in _tuned
+
+
 def launch(z: Tensor, codes: Tensor, bias: Tensor, out: Tensor, precision: Precision, tile: Tile | None = None) -> None:
     """Runs the kernel on checked inputs with a group axis: with one tile, or with what the autotuner chose.
 
@@ -160,7 +169,7 @@ def tiles(precision: Precision, width: int) -> list[Tile]:
 
 def _tune(z: Tensor, codes: Tensor, bias: Tensor, out: Tensor, precision: Precision) -> None:
     """Lets the autotuner choose on a part of the problem, once for each kind of problem."""
-    key = (z.device, z.dtype, codes.dtype, precision, z.shape[2], out.shape[2:], _bucket(z.shape[1], codes.shape[1]))
+    key = _key(z, codes, precision, out.shape[2:])
     if key in _tuned:
         return
     if torch.cuda.is_current_stream_capturing():
@@ -168,6 +177,12 @@ def _tune(z: Tensor, codes: Tensor, bias: Tensor, out: Tensor, precision: Precis
     z, codes, bias = z[:1, :_TUNING_VECTORS], codes[:1, :_TUNING_CODES], bias[:1, :_TUNING_CODES]
     launch(z, codes, bias, out[:1, :_TUNING_VECTORS], precision)
     _tuned.add(key)
+
+
+def _key(z: Tensor, codes: Tensor, precision: Precision, few: tuple[int, ...]) -> tuple[Any, ...]:
+    """The kind of a problem, whose configuration is chosen once."""
+    bucket = _bucket(z.shape[-2], codes.shape[-2])
+    return z.device, z.dtype, codes.dtype, precision, z.shape[-1], tuple(few), bucket
 
 
 @functools.cache
