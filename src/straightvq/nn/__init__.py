@@ -13,7 +13,7 @@ from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
 from straightvq.nn.resize import resize_codebooks
 from straightvq.nn.slots.assigners import Assigner, Nearest
 from straightvq.nn.slots.entropy import EntropyLoss
-from straightvq.nn.slots.estimators import Estimator, StraightThrough
+from straightvq.nn.slots.estimators import Estimator, ReSTE, StraightThrough, reste_power
 from straightvq.nn.slots.inits import Init, KMeansInit, NormalInit, SampleInit, UniformInit
 from straightvq.nn.slots.losses import CodebookLoss, CommitmentLoss, Loss
 from straightvq.nn.slots.parametrizations import (
@@ -25,7 +25,7 @@ from straightvq.nn.slots.parametrizations import (
     UnitNormCodes,
 )
 from straightvq.nn.slots.resets import DeadCodeReset, Reset
-from straightvq.nn.slots.reste import ReSTE, reste_power
+
 from straightvq.nn.slots.transforms import Identity, Projection, Transform, UnitNorm
 from straightvq.nn.slots.updates import AlternatedUpdate, EMAUpdate, GradientUpdate, Trains, Update
 from straightvq.nn.vector_quantizer import VectorQuantizer

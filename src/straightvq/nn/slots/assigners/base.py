@@ -1,4 +1,4 @@
-"""Assigners: which code a vector gets."""
+"""The base of all assigners, and the nearest code."""
 
 from abc import abstractmethod
 from typing import get_args

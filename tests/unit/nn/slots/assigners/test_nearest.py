@@ -4,7 +4,7 @@ import torch
 import straightvq as svq
 from straightvq import Nearest
 from straightvq.functional import nearest_code
-from straightvq.nn.slots import assigners
+from straightvq.nn.slots.assigners import base
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
@@ -35,7 +35,7 @@ def test_a_layer_asks_for_its_search_by_name(monkeypatch: pytest.MonkeyPatch, di
         pytest.importorskip("faiss")
     asked = []
     monkeypatch.setattr(
-        assigners, "nearest_code", lambda *a, **k: (asked.append(k["backend"]), nearest_code(*a, **k))[1]
+        base, "nearest_code", lambda *a, **k: (asked.append(k["backend"]), nearest_code(*a, **k))[1]
     )
     torch.manual_seed(0)
     assigner = Nearest(distance, backend=backend)

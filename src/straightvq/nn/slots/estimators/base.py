@@ -1,4 +1,4 @@
-"""Estimators: the gradient that passes the quantizer, whose true derivative is zero almost everywhere."""
+"""The base of all estimators, and the straight-through estimator."""
 
 from abc import abstractmethod
 
