@@ -25,7 +25,6 @@ from straightvq.nn.slots.parametrizations import (
     UnitNormCodes,
 )
 from straightvq.nn.slots.resets import DeadCodeReset, Reset
-
 from straightvq.nn.slots.transforms import Identity, Projection, Transform, UnitNorm
 from straightvq.nn.slots.updates import AlternatedUpdate, EMAUpdate, GradientUpdate, Trains, Update
 from straightvq.nn.vector_quantizer import VectorQuantizer

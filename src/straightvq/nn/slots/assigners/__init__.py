@@ -1,0 +1,5 @@
+"""Assigners: which code a vector gets."""
+
+from straightvq.nn.slots.assigners.base import Assigner, Nearest
+
+__all__ = ["Assigner", "Nearest"]
