@@ -11,15 +11,24 @@ from straightvq.presets.codebooks import (
     vq_ste_pp,
     vq_vae,
 )
+from straightvq.presets.estimators import diveq, dynamic_ste, gumbel, ibq, nsvq, reinmax, rotation, sf_diveq
 
 __all__ = [
     "best_rq",
     "bsq",
     "dac",
+    "diveq",
+    "dynamic_ste",
     "ema",
     "fsq",
+    "gumbel",
+    "ibq",
     "lfq",
+    "nsvq",
+    "reinmax",
+    "rotation",
     "rq_vae",
+    "sf_diveq",
     "soundstream",
     "straight",
     "straight_residual",
