@@ -144,7 +144,8 @@ class Codebook(Part):
         if by_task and self.update.task == NOTHING:
             raise InvalidValueError(
                 f"`Codebook`: {self._estimator} sends a gradient to the codes, and {_kind(self.update)} takes none. "
-                "Use an estimator that sends none, such as StraightThrough(sync=0), or GradientUpdate or AlternatedUpdate."
+                "Use an estimator that sends none, such as StraightThrough(sync=0), or GradientUpdate or "
+                "AlternatedUpdate."
             )
 
     def _check_trained(self) -> None:

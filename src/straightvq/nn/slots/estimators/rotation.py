@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from straightvq.functional.straight_through import directions
-from straightvq.nn.part import check_optional_float, setting
+from straightvq.nn.part import check_optional_float, largest_value, setting
 from straightvq.nn.slots.estimators.base import Estimator
 
 
@@ -45,7 +45,7 @@ class RotationTrick(Estimator):
         with torch.no_grad():
             (start, from_length), (end, to_length) = directions(z), directions(code)
             is_turned = (from_length > 0) & (to_length > 0)
-            limit = torch.finfo(z.dtype).max if self.max_gain is None else self.max_gain
+            limit = largest_value(z.dtype) if self.max_gain is None else self.max_gain  # beyond, gradients overflow
             gain = torch.where(is_turned, to_length / from_length, 1).clamp(max=limit)
             between, end = (torch.where(is_turned, v, 0) for v in (directions(start + end)[0], end))
         turned = gain * _reflected(_reflected(z - z.detach(), between), end)
