@@ -571,14 +571,14 @@ FAULTS = [
     Fault("gain without a limit", ROTATION, ".clamp(max=limit)", "", ESTIMATORS),
     Fault("damped by the distance", DYNAMIC, "smallest / distance, 1)", "(smallest / distance).sqrt(), 1)", ESTIMATORS),
     Fault("damped by this rank alone", DYNAMIC, "stack_over_ranks(smallest, group).amin(0)", "smallest", ESTIMATORS),
-    Fault("noise as a variance", DIVEQ, "+ noise * tilt", "+ noise**0.5 * tilt", ESTIMATORS),
+    Fault("noise as a variance", DIVEQ, "error + noise * batch", "error + noise**0.5 * batch", ESTIMATORS),
     Fault(
         "the length takes no gradient", DIVEQ, "vector_norm(code - z,", "vector_norm((code - z).detach(),", ESTIMATORS
     ),
     Fault(
         "second step to the first end", DIVEQ, "F.embedding(line + 1, codes)", "F.embedding(line, codes)", ESTIMATORS
     ),
-    Fault("noise in evaluation", DIVEQ, "if context.batch is None or not self.noise:", "if False:", LAWS),
+    Fault("noise in evaluation", DIVEQ, "if context.batch is None or not self.noise:", "if False:", ESTIMATORS),
     Fault("gradient without the noise", INDEX, "(logits + noise)", "(logits + 0 * noise)", SOFT),
     Fault("second order halved", INDEX, "return 2 * _through_softmax(halfway", "return _through_softmax(halfway", SOFT),
     Fault("no direct gradient", INDEX, ".index_add_(0, indices, g)", "", SOFT),

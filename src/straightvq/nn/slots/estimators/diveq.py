@@ -150,5 +150,7 @@ def _to_the_code(z: Tensor, code: Tensor) -> Tensor:
 
 def _tilted(z: Tensor, code: Tensor, batch: Batch, stream: str, noise: float) -> Tensor:
     """Unit vectors along the error plus normal noise."""
-    tilt = batch.draws.normal(stream, tuple(z.shape), z.dtype, rows=batch.rows())
-    return directions((code - z).detach() + noise * tilt)[0]
+    error = (code - z).detach()
+    if noise:
+        error = error + noise * batch.draws.normal(stream, tuple(z.shape), z.dtype, rows=batch.rows())
+    return directions(error)[0]
