@@ -251,7 +251,7 @@ def ibq(
         temperature: of the inner products in the gradient.
         commitment: weight of the commitment loss: the paper's 1, and 1 of its joint term.
         codebook: weight of the codebook loss: the paper's 0.25, and 1 of its joint term.
-        entropy: weight of the entropy loss, without which it collapses.
+        entropy: weight of the entropy loss, without which it is reported to collapse.
 
     Source: arXiv 2412.02692. Deviations: k-means init; the joint term ``mean((z - code)^2)`` reaches vector and code,
     but not all codes through the index; the entropy is that of distances, at 0.02 as soft as the paper's products at

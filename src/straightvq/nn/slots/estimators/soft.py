@@ -108,7 +108,7 @@ class IndexBackpropagation(Estimator):
 
     The scale of vectors and codes decides how soft the softmax is. The paper takes the code with the largest inner
     product, `LargestProduct`; with another assigner the softmax and the index may disagree. Without an entropy loss it
-    is known to collapse.
+    is reported to collapse.
 
     The softmax is made again in the backward, tile by tile: memory is O(n d + k d), time O(n k d).
 

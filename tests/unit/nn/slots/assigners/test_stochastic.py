@@ -50,6 +50,14 @@ def test_the_rotation_trick_is_refused_for_codes_that_are_drawn() -> None:
         layer(estimator=svq.RotationTrick())
 
 
+def test_the_rotation_trick_is_refused_over_levels_that_draw() -> None:
+    with pytest.raises(
+        ValueError, match=r"RotationTrick diverges on codes that are drawn, as Stochastic of the levels"
+    ):
+        svq.ResidualQuantizer(4, [layer(), layer()], estimator=svq.RotationTrick())
+    svq.ResidualQuantizer(4, [svq.presets.ema(4, 8)], estimator=svq.RotationTrick())
+
+
 def test_a_refused_construction_leaves_its_parts_free() -> None:
     codebook, transform = svq.Codebook(8), svq.Projection(2)
     with pytest.raises(ValueError, match="RotationTrick"):
