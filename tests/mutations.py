@@ -59,6 +59,11 @@ RESIDUAL, PRODUCT, COMPOSITE = (f"nn/families/{name}.py" for name in ("residual"
 FAMILIES = f"{NN}/families"
 EXTENSIONS, OTHERS = "tests/contracts/test_extensions.py", f"{NN}/test_other_programs.py"
 
+ROTATION, DYNAMIC, DIVEQ = (f"nn/slots/estimators/{name}.py" for name in ("rotation", "dynamic", "diveq"))
+INDEX, SAMPLE, LOGITS = (f"functional/soft/{name}.py" for name in ("index", "sample", "logits"))
+DRAWS_OF_PARTS, LARGEST = "nn/draws.py", "nn/slots/assigners/product.py"
+ESTIMATORS, SOFT = f"{NN}/slots/estimators", "tests/unit/functional/soft"
+
 FAULTS = [
     Fault("sign of sync", ESTIMATOR, "quantized + sync * (code", "quantized - sync * (code", GRADIENTS),
     Fault("sync scales the encoder", ESTIMATOR, "+ (z - z.detach())\n", "+ (1 + sync) * (z - z.detach())\n", GRADIENTS),
@@ -562,6 +567,30 @@ FAULTS = [
         FAMILIES,
     ),
     Fault("a hook misses the levels", RESIDUAL, "level.tell(step)", "pass", FAMILIES),
+    Fault("rotation the other way", ROTATION, "directions(start + end)", "directions(start - end)", ESTIMATORS),
+    Fault("gain without a limit", ROTATION, ".clamp(max=limit)", "", ESTIMATORS),
+    Fault("damped by the distance", DYNAMIC, "smallest / distance, 1)", "(smallest / distance).sqrt(), 1)", ESTIMATORS),
+    Fault("damped by this rank alone", DYNAMIC, "stack_over_ranks(smallest, group).amin(0)", "smallest", ESTIMATORS),
+    Fault("noise as a variance", DIVEQ, "error + noise * batch", "error + noise**0.5 * batch", ESTIMATORS),
+    Fault(
+        "the length takes no gradient", DIVEQ, "vector_norm(code - z,", "vector_norm((code - z).detach(),", ESTIMATORS
+    ),
+    Fault(
+        "second step to the first end", DIVEQ, "F.embedding(line + 1, codes)", "F.embedding(line, codes)", ESTIMATORS
+    ),
+    Fault("noise in evaluation", DIVEQ, "if context.batch is None or not self.noise:", "if False:", ESTIMATORS),
+    Fault("gradient without the noise", INDEX, "(logits + noise)", "(logits + 0 * noise)", SOFT),
+    Fault("second order halved", INDEX, "return 2 * _through_softmax(halfway", "return _through_softmax(halfway", SOFT),
+    Fault("no direct gradient", INDEX, ".index_add_(0, indices, g)", "", SOFT),
+    Fault("codes take no gradient of logits", INDEX, "to_codes += to_logits.T @ z[part]", "pass", SOFT),
+    Fault("draws without noise", SAMPLE, ".add_(noise.tile(part, codes))", "", SOFT),
+    Fault(
+        "every tile draws the same", LOGITS, "rows = self.rows[part]", "rows = self.rows[: len(self.rows[part])]", SOFT
+    ),
+    Fault("noise of a later step", DRAWS_OF_PARTS, "self.step.clone()", "self.step", ESTIMATORS),
+    Fault(
+        "product with one length", LARGEST, "(squares.max() - squares).sqrt()", "0 * squares", f"{NN}/slots/assigners"
+    ),
 ]
 
 

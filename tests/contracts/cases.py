@@ -20,6 +20,7 @@ def _layer(
     transform: svq.Transform | None = None,
     assigner: svq.Assigner | None = None,
     sync: float = 0.0,
+    estimator: svq.Estimator | None = None,
     losses: list[svq.Loss] | None = None,
     parametrization: svq.Parametrization | None = None,
     init: svq.Init | None = None,
@@ -32,7 +33,7 @@ def _layer(
         codebook,
         transform=transform,
         assigner=assigner,
-        estimator=svq.StraightThrough(sync),
+        estimator=estimator or svq.StraightThrough(sync),
         losses=losses,
         channel_dim=channel_dim,
     )
@@ -52,6 +53,17 @@ PRESETS: dict[str, Factory] = {
     "straight-narrow": lambda channel_dim=-1: svq.presets.straight(
         DIM, SIZE, channel_dim=channel_dim, codebook_dim=3, patience=4, reassign=True
     ),
+    "rotation": lambda channel_dim=-1: svq.presets.rotation(DIM, SIZE, channel_dim=channel_dim, patience=4),
+    "diveq": lambda channel_dim=-1: svq.presets.diveq(DIM, SIZE, channel_dim=channel_dim, noise=0.1, patience=4),
+    "diveq-detached": lambda channel_dim=-1: svq.presets.diveq(DIM, SIZE, channel_dim=channel_dim, noise=0.0),
+    "sf_diveq": lambda channel_dim=-1: svq.presets.sf_diveq(DIM, SIZE, channel_dim=channel_dim, noise=0.1),
+    "nsvq": lambda channel_dim=-1: svq.presets.nsvq(DIM, SIZE, channel_dim=channel_dim, patience=4),
+    "dynamic_ste": lambda channel_dim=-1: svq.presets.dynamic_ste(DIM, SIZE, channel_dim=channel_dim, patience=4),
+    "gumbel": lambda channel_dim=-1: svq.presets.gumbel(
+        DIM, SIZE, channel_dim=channel_dim, temperature=4.0, softness=0.5
+    ),
+    "reinmax": lambda channel_dim=-1: svq.presets.reinmax(DIM, SIZE, channel_dim=channel_dim, softness=2.0),
+    "ibq": lambda channel_dim=-1: svq.presets.ibq(DIM, SIZE, channel_dim=channel_dim, temperature=3.0),
 }
 
 CASES: dict[str, Factory] = PRESETS | {
@@ -172,6 +184,30 @@ CASES: dict[str, Factory] = PRESETS | {
     ),
 }
 
+CASES |= {
+    "ema+rotation+unbounded": lambda channel_dim=-1: _layer(
+        channel_dim, update=svq.EMAUpdate(), estimator=svq.RotationTrick(None), transform=svq.Projection(4)
+    ),
+    "alternated+affine+diveq": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.Affine(2.0),
+        init=svq.KMeansInit(),
+        update=svq.AlternatedUpdate(reassign=False),
+        estimator=svq.DiVeQ(noise=0.0),
+    ),
+    "ema+drawn": lambda channel_dim=-1: _layer(
+        channel_dim, init=svq.KMeansInit(), update=svq.EMAUpdate(), assigner=svq.Stochastic(0.5)
+    ),
+    "alternated+unit_norm+reinmax": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.UnitNormCodes(),
+        transform=svq.UnitNorm(),
+        update=svq.AlternatedUpdate(),
+        assigner=svq.Stochastic(0.3),
+        estimator=svq.ReinMax(),
+    ),
+}
+
 FREE_PRESETS: dict[str, Callable[..., svq.Quantizer]] = {
     "fsq": lambda channel_dim=-1: svq.presets.fsq(DIM, [4, 4], channel_dim=channel_dim),
     "lfq": lambda channel_dim=-1: svq.presets.lfq(DIM, 4, channel_dim=channel_dim),
@@ -218,8 +254,21 @@ _PROJECTION = {"codes_quantize_to_themselves": "a projection does not return to 
 
 _NOISE = "in training a share of the vectors gets noise in place of a code"
 
+_NO_CODE = {
+    law: "in training the output is no code"
+    for law in (
+        "training_forward_returns_rows_of_the_table_it_leaves_behind",
+        "double_input_to_a_float32_layer",
+    )
+}
+
 # case -> law -> reason
 EXCEPTIONS: dict[str, dict[str, str]] = {
+    "diveq": _NO_CODE,
+    "sf_diveq": _NO_CODE,
+    "nsvq": _NO_CODE,
+    "ibq": {"codes_quantize_to_themselves": "a longer code may have the larger inner product"},
+    "ema+rotation+unbounded": _PROJECTION,
     "finite+noise": {
         "training_forward_returns_rows_of_the_table_it_leaves_behind": _NOISE,
         "double_input_to_a_float32_layer": _NOISE,

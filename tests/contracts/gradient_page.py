@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator
 
+from tests.contracts import estimator_gradients as estimators
 from tests.contracts.gradients import (
     AFFINE,
     MAPS,
@@ -134,6 +135,7 @@ def page() -> str:
         head = _HEAD if maps[0].is_learned else _HEAD[:-1]
         lines += [f"## {kind}\n", _listed(which.name for which in maps) + ".\n", _table(head, _rows(maps))]
     lines += [_WITHOUT_INVERSE.format(_listed(WRITERS)), _OWN_UPDATES, _table(_OWN_HEAD, _own_rows())]
+    lines += [estimators.TITLE, estimators.INTRO, _table(estimators.HEAD, estimators.rows()) + estimators.NOTES]
     lines += [_LEVELS + _table(("", "encoder", "transform of level l", "codes of level l"), _LEVEL_ROWS) + _LEVELS_END]
     return "\n".join(lines)
 

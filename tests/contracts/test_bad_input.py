@@ -88,8 +88,6 @@ def preset_rows(name: str) -> list[Row]:
         Row(target, "codebook_size", [2.5, None], TypeError, "`Codebook`: `size` must be an integer", {"dim": 4}),
         Row(target, "codebook_size", [1, 0], ValueError, "`Codebook`: `size` must be an integer >= 2", {"dim": 4}),
         Row(target, "channel_dim", [1.0, "last", None], TypeError, "`channel_dim` must be an integer", base),
-        Row(target, "commitment", [-0.1, INF], ValueError, "`CommitmentLoss`: `weight` must be", base),
-        Row(target, "commitment", ["much"], TypeError, "`CommitmentLoss`: `weight` must be", base),
     ]
     extra = {
         "codebook_dim": ("Projection", "codebook_dim", [0, -1]),
@@ -105,11 +103,20 @@ def preset_rows(name: str) -> list[Row]:
         "dropout": ("ResidualQuantizer", "dropout", [1.1, -0.1, NAN]),
         "kept_choices": ("ResidualQuantizer", "kept_choices", [[], [0], [99]]),
         "beam": ("ResidualQuantizer", "beam", [0, -1]),
+        "commitment": ("CommitmentLoss", "weight", [-0.1, INF]),
+        "codebook": ("CodebookLoss", "weight", [-0.1, INF]),
+        "entropy": ("EntropyLoss", "weight", [-0.1, INF]),
+        "max_gain": ("RotationTrick", "max_gain", [0.0, -1.0]),
+        "noise": ("SpaceFillingDiVeQ" if name == "sf_diveq" else "DiVeQ", "noise", [-0.1, NAN]),
+        "temperature": ("IndexBackpropagation" if name == "ibq" else "Stochastic", "temperature", [0.0, -1.0]),
+        "softness": ("ReinMax" if name == "reinmax" else "Gumbel", "temperature", [0.0, -1.0]),
     }
     for argument in inspect.signature(resolve(target)).parameters:
         if argument in extra:
             owner, inner, bad = extra[argument]
             rows.append(Row(target, argument, bad, ValueError, f"`{owner}`: `{inner}` must", base))
+            if argument == "commitment":
+                rows.append(Row(target, argument, ["much"], TypeError, "`CommitmentLoss`: `weight` must be", base))
         elif argument == "l2":
             rows.append(Row(target, "l2", ["yes", 1, None], TypeError, "`l2` must be True or False", base))
         elif argument == "reassign":
@@ -278,6 +285,13 @@ CONSTRUCTORS: list[Row] = [
     Row("Nearest", "distance", ["manhattan", None, 2], ValueError, "one of 'euclidean', 'cosine'"),
     Row("Nearest", "backend", ["cuda", None, 2], ValueError, "one of 'auto', 'faiss', 'tiled', 'triton'"),
     *number("StraightThrough", "sync", [-0.1]),
+    *number("RotationTrick", "max_gain", [0.0, -1.0], optional=True),
+    *number("DiVeQ", "noise", [-0.1]),
+    *number("SpaceFillingDiVeQ", "noise", [-0.1]),
+    *number("Stochastic", "temperature", [0.0, -1.0]),
+    *number("Gumbel", "temperature", [0.0, -1.0]),
+    *number("ReinMax", "temperature", [0.9, 0.0, -1.0]),
+    *number("IndexBackpropagation", "temperature", [0.0, -1.0]),
     *number("CommitmentLoss", "weight", [-0.1]),
     *number("CodebookLoss", "weight", [-0.1]),
     *composite_rows("ResidualQuantizer", residual, "levels", "num_quantizers"),

@@ -46,6 +46,9 @@ CASES: dict[str, Callable[[], svq.Quantizer]] = {
     "product of signs on spheres": lambda: svq.ProductQuantizer(
         DIM, [svq.BinarySphericalQuantizer(3, 3) for _ in range(2)]
     ),
+    "residual of drawn codes": lambda: svq.ResidualQuantizer(
+        DIM, svq.presets.gumbel(DIM, SIZE, temperature=8.0), num_quantizers=2
+    ),
     "projected product of a shared residual": lambda: svq.ProductQuantizer(
         2 * DIM, _residual(3), num_groups=2, transform=svq.Projection(DIM)
     ),
@@ -61,6 +64,7 @@ SLOW = {
     "product, shared",
     "residual of finer and finer grids",
     "product of signs on spheres",
+    "residual of drawn codes",
 }
 
 

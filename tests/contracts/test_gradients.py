@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import straightvq as svq
+from tests.contracts import estimator_gradients as estimators
 from tests.contracts.gradient_page import page
 from tests.contracts.gradients import (
     LOSSES,
@@ -210,6 +211,46 @@ def test_synchronised_gradient_never_scales_the_encoders() -> None:
     assert all(torch.equal(grad, torch.full((2, D), 3.0)) for grad in found if grad is not None)
 
 
+# --- estimators -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("row", estimators.ROWS, ids=lambda row: row.name)
+def test_estimator_sends_what_its_closed_form_says(row: estimators.Row, masked: bool) -> None:
+    torch.manual_seed(0)
+    # A loss that may train codes, so that the table is a parameter; its own gradient takes no part.
+    parts: dict[str, Any] = {"assigner": row.assigner(), "estimator": row.make(), "losses": [svq.EntropyLoss()]}
+    layer = svq.VectorQuantizer(D, svq.Codebook(K), **parts).double().eval()
+    z, g = (torch.randn(N, D, dtype=torch.float64) for _ in range(2))
+    mask = torch.arange(N) % 4 != 1 if masked else torch.ones(N, dtype=torch.bool)
+    x = z.clone().requires_grad_()
+    out = layer(x, mask)
+    assert torch.equal(out.quantized[mask], layer.codes()[out.indices[mask]])
+    out.quantized.backward(g)
+    given = (z[mask], layer.codes(), out.indices[mask], g[mask])
+    to_z, to_codes = row.form(*(each.numpy() for each in given))
+    assert x.grad is not None
+    assert abs(x.grad[mask].numpy() - to_z).max() < 1e-10
+    assert not x.grad[~mask].any()
+    raw = layer.codebook.raw
+    if row.make().trains_codes:
+        assert raw.grad is not None
+        assert abs(raw.grad.numpy() - to_codes).max() < 1e-10
+    else:
+        assert not to_codes.any()
+        assert raw.grad is None
+    assert (row.chosen != "–") == to_codes.any()
+    assert (row.others != "–") == bool((to_codes != 0).any(1).all())
+
+
+@pytest.mark.parametrize("row", [row for row in estimators.ROWS if row.chosen != "–"], ids=lambda row: row.name)
+def test_estimator_that_trains_codes_is_refused_where_they_take_no_gradient(row: estimators.Row) -> None:
+    with pytest.raises(ValueError, match=f"{row.name} sends a gradient to the codes, and EMAUpdate takes none. Use"):
+        svq.VectorQuantizer(
+            D, svq.Codebook(K, update=svq.EMAUpdate()), assigner=row.assigner(), estimator=row.make(), losses=[]
+        )
+
+
 # --- coverage ---------------------------------------------------------------------------------------------------------
 
 
@@ -229,6 +270,11 @@ def test_table_covers_every_parametrization_update_and_writer() -> None:
     writers = [part for part in [*concrete(svq.Init), *concrete(svq.Update)] if getattr(part, "needs_data", True)]
     writers = [part for part in writers if getattr(part, "writes", True)] + concrete(svq.Reset)
     assert {part.__name__ for part in writers} == set(WRITERS)
+
+
+def test_table_covers_every_estimator_of_a_table_of_codes() -> None:
+    wanted = {part.__name__ for part in concrete(svq.Estimator) if not part.needs_signs}
+    assert {row.name for row in estimators.ROWS} == wanted
 
 
 def test_table_covers_every_route() -> None:

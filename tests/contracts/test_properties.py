@@ -16,7 +16,7 @@ from straightvq.testing.laws.evaluation import assert_evaluation_is_pure
 from straightvq.testing.laws.masks import assert_masked_take_part_in_nothing, assert_no_vectors_change_nothing
 from straightvq.testing.laws.round_trip import assert_round_trip
 from straightvq.testing.subject import Subject
-from tests.contracts.cases import CASES, DIM, SIZE
+from tests.contracts.cases import CASES, DIM, EXCEPTIONS, SIZE
 
 
 def examples(number: int) -> Callable[[Any], Any]:
@@ -174,7 +174,8 @@ def test_training_on_anything_finite_leaves_a_finite_table(name: str, steps: int
         assert out.quantized.isfinite().all()
         assert out.loss.isfinite()
         decoded = layer.decode(out.indices)
-        if torch.promote_types(z.dtype, decoded.dtype) == decoded.dtype:
+        is_code = "training_forward_returns_rows_of_the_table_it_leaves_behind" not in EXCEPTIONS.get(name, {})
+        if is_code and torch.promote_types(z.dtype, decoded.dtype) == decoded.dtype:
             assert torch.equal(decoded.to(z.dtype), out.quantized)
     for entry, value in layer.state_dict().items():
         assert value.isfinite().all(), entry

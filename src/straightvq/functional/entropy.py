@@ -4,15 +4,13 @@ Both sums below are made tile by tile, and the backward makes the tiles again: w
 vectors, K codes, D their width, G bits.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Entries of one tile: a few of them stay in a CPU's cache; an accelerator wants fewer, larger launches.
-_TILE, _TILE_ACCELERATOR = 1 << 16, 1 << 22
+from straightvq.functional.soft.logits import distance_logits, row_tiles
 
 
 def entropy(shares: Tensor) -> Tensor:
@@ -89,20 +87,14 @@ def bit_usage(logits: Tensor, weight: Tensor) -> Tensor:
     return usage
 
 
-def _tiles(n: int, columns: int, device: torch.device) -> Iterator[slice]:
-    size = _TILE if device.type == "cpu" else _TILE_ACCELERATOR
-    rows = max(16, size // columns)
-    yield from (slice(start, start + rows) for start in range(0, n, rows))
-
-
 # Custom operators, so that a compiled graph neither unrolls the tiles nor keeps them.
 
 
 @torch.library.custom_op("straightvq::soft_usage", mutates_args=())
 def _soft_usage(z: Tensor, codes: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     total, usage = z.new_zeros(()), z.new_zeros(len(codes))
-    for rows in _tiles(len(z), len(codes), z.device):
-        log_p = _log_p(z[rows], codes, temperature)
+    for rows in row_tiles(len(z), len(codes), z.device):
+        log_p = distance_logits(z[rows], codes, temperature).log_softmax(1)
         p = log_p.exp()
         total -= weight[rows] @ (p * log_p).sum(1)
         usage += weight[rows] @ p
@@ -115,8 +107,8 @@ def _soft_usage_backward(
 ) -> tuple[Tensor, Tensor]:
     to_z, to_codes = torch.empty_like(z), torch.zeros_like(codes)
     scale = 2 / temperature
-    for rows in _tiles(len(z), len(codes), z.device):
-        log_p = _log_p(z[rows], codes, temperature)
+    for rows in row_tiles(len(z), len(codes), z.device):
+        log_p = distance_logits(z[rows], codes, temperature).log_softmax(1)
         p = log_p.exp()
         to_p = by_usage - by_entropy * log_p
         to_logits = p * (to_p - (p * to_p).sum(1, keepdim=True)) * (scale * weight[rows, None])
@@ -125,16 +117,11 @@ def _soft_usage_backward(
     return to_z, to_codes
 
 
-def _log_p(z: Tensor, codes: Tensor, temperature: float) -> Tensor:
-    bias = codes.square().sum(1) / -temperature
-    return torch.addmm(bias, z, codes.T, alpha=2 / temperature).log_softmax(1)
-
-
 @torch.library.custom_op("straightvq::bit_usage", mutates_args=())
 def _bit_usage(logits: Tensor, weight: Tensor) -> Tensor:
     low, high = _halves(logits.shape[1])
     usage = logits.new_zeros(1 << high, 1 << low)
-    for rows in _tiles(len(logits), (1 << low) + (1 << high), logits.device):
+    for rows in row_tiles(len(logits), (1 << low) + (1 << high), logits.device):
         left, right = (_combinations(part) for part in logits[rows].split([low, high], 1))
         usage += (right * weight[rows, None]).T @ left
     return usage.view(-1)
@@ -146,7 +133,7 @@ def _bit_usage_backward(by_usage: Tensor, logits: Tensor, weight: Tensor) -> Ten
     by_usage = by_usage.view(1 << high, 1 << low)
     to_logits = torch.empty_like(logits)
     # d p(c) / d logit_i = p(c) (bit i of c - p_i).
-    for rows in _tiles(len(logits), (1 << low) + (1 << high), logits.device):
+    for rows in row_tiles(len(logits), (1 << low) + (1 << high), logits.device):
         left, right = (_combinations(part) for part in logits[rows].split([low, high], 1))
         right = right * weight[rows, None]
         of_left = (right @ by_usage) * left

@@ -1,5 +1,6 @@
 """Gradient maths of the straight-through family."""
 
+import torch
 from torch import Tensor
 
 
@@ -26,3 +27,16 @@ def straight_through(z: Tensor, code: Tensor, sync: float = 0.0) -> Tensor:
     """
     quantized = code.detach() + (z - z.detach())
     return quantized + sync * (code - code.detach()) if sync else quantized
+
+
+def directions(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors (n, d) and lengths (n, 1) of vectors (n, d); zeros for a zero vector, exact for tiny ones too.
+
+    Example:
+        >>> [v.tolist() for v in directions(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))]
+        [[[0.6000000238418579, 0.800000011920929], [0.0, 0.0]], [[5.0], [0.0]]]
+    """
+    peak = x.abs().amax(1, keepdim=True)
+    scaled = x / torch.where(peak > 0, peak, 1)  # its squares neither overflow nor vanish
+    length = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
+    return scaled / length.clamp(min=1), peak * length

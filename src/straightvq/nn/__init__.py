@@ -11,9 +11,22 @@ from straightvq.nn.families.residual import ResidualQuantizer
 from straightvq.nn.optimizers import attach_optimizer, parameter_groups
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
 from straightvq.nn.resize import resize_codebooks
-from straightvq.nn.slots.assigners import Assigner, Nearest
+from straightvq.nn.slots.assigners import Assigner, LargestProduct, Nearest, Stochastic
 from straightvq.nn.slots.entropy import EntropyLoss
-from straightvq.nn.slots.estimators import Estimator, StraightThrough
+from straightvq.nn.slots.estimators import (
+    NSVQ,
+    DiVeQ,
+    DynamicStraightThrough,
+    Estimator,
+    Gumbel,
+    IndexBackpropagation,
+    ReinMax,
+    ReSTE,
+    RotationTrick,
+    SpaceFillingDiVeQ,
+    StraightThrough,
+    reste_power,
+)
 from straightvq.nn.slots.inits import Init, KMeansInit, NormalInit, SampleInit, UniformInit
 from straightvq.nn.slots.losses import CodebookLoss, CommitmentLoss, Loss
 from straightvq.nn.slots.parametrizations import (
@@ -25,12 +38,12 @@ from straightvq.nn.slots.parametrizations import (
     UnitNormCodes,
 )
 from straightvq.nn.slots.resets import DeadCodeReset, Reset
-from straightvq.nn.slots.reste import ReSTE, reste_power
 from straightvq.nn.slots.transforms import Identity, Projection, Transform, UnitNorm
 from straightvq.nn.slots.updates import AlternatedUpdate, EMAUpdate, GradientUpdate, Trains, Update
 from straightvq.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [
+    "NSVQ",
     "Affine",
     "AlternatedUpdate",
     "Assigner",
@@ -42,15 +55,20 @@ __all__ = [
     "CommitmentLoss",
     "Context",
     "DeadCodeReset",
+    "DiVeQ",
     "Direct",
+    "DynamicStraightThrough",
     "EMAUpdate",
     "EntropyLoss",
     "Estimator",
     "FiniteScalarQuantizer",
     "GradientUpdate",
+    "Gumbel",
     "Identity",
+    "IndexBackpropagation",
     "Init",
     "KMeansInit",
+    "LargestProduct",
     "LookupFreeQuantizer",
     "Loss",
     "Nearest",
@@ -62,11 +80,15 @@ __all__ = [
     "QuantizerOutput",
     "RandomProjectionQuantizer",
     "ReSTE",
+    "ReinMax",
     "Reset",
     "ResidualQuantizer",
+    "RotationTrick",
     "RunningAffine",
     "SampleInit",
+    "SpaceFillingDiVeQ",
     "Step",
+    "Stochastic",
     "StraightThrough",
     "Trains",
     "Transform",

@@ -110,6 +110,8 @@ class Context(NamedTuple):
         half_width: where codes are signs, the absolute value of their coordinates: the table, which nobody holds, is
             all combinations of it and its negative. For losses with ``takes_signs``.
         group: without a batch, the ranks whose vectors count; False for this process's.
+        temperature: that of the softmax over negative squared distances from which codes are drawn; None where none
+            are.
     """
 
     codes: Tensor
@@ -117,6 +119,7 @@ class Context(NamedTuple):
     batch: Batch | None
     half_width: float | None = None
     group: Group = False
+    temperature: float | None = None
 
 
 def pool_moments(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -103,7 +103,7 @@ class Codebook(Part):
         self._check_inverse()
         self._check_learned()
         self.process_group: Group = None
-        self._trained_by = False, False
+        self._trained_by, self._estimator = (False, False), ""
         self._ready = self._frozen = False
         self._handle = start.register(self)
 
@@ -143,8 +143,9 @@ class Codebook(Part):
     def _check_task(self, by_task: bool) -> None:
         if by_task and self.update.task == NOTHING:
             raise InvalidValueError(
-                f"`Codebook`: the estimator sends a gradient to the codes, and {_kind(self.update)} takes none. Use an "
-                "estimator that sends none, such as StraightThrough(sync=0), or GradientUpdate or AlternatedUpdate."
+                f"`Codebook`: {self._estimator} sends a gradient to the codes, and {_kind(self.update)} takes none. "
+                "Use an estimator that sends none, such as StraightThrough(sync=0), or GradientUpdate or "
+                "AlternatedUpdate."
             )
 
     def _check_trained(self) -> None:
@@ -157,19 +158,20 @@ class Codebook(Part):
                 f"{_kind(self.update)} they need a CodebookLoss with positive weight or a synchronised estimator."
             )
 
-    def bind(self, dim: int, *, by_loss: bool, by_task: bool) -> None:
+    def bind(self, dim: int, *, by_loss: bool, by_task: bool, estimator: str = "the estimator") -> None:
         """Makes the table and all state. Called once, by the quantizer that owns this codebook.
 
         Args:
             dim: width of a code.
             by_loss: whether a loss is meant to train the codes.
             by_task: whether the estimator sends the task gradient to the codes.
+            estimator: its name, for messages.
         """
         if self.dim not in (None, dim):
             raise InvalidValueError(
                 f"`Codebook`: `dim` must equal the width {dim} that the quantizer's transform gives. Got {self.dim}."
             )
-        self._trained_by = by_loss, by_task
+        self._trained_by, self._estimator = (by_loss, by_task), estimator
         self._check_trained()
         self._bind_once()
         given, self.dim = self.dim, dim

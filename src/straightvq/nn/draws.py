@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from straightvq.functional.draws import draw_distinct, draw_gumbel, draw_integers, draw_normal, draw_uniform
+from straightvq.functional.soft.logits import Noise
 from straightvq.nn.part import Part
 
 
@@ -68,6 +69,10 @@ class Draws:
     def gumbel(self, stream: str, shape: tuple[int, ...], dtype: torch.dtype, *, rows: Tensor | None = None) -> Tensor:
         """Standard Gumbel numbers."""
         return draw_gumbel(self.seed, self.step, self._stream(stream), shape, dtype, rows=rows)
+
+    def noise(self, stream: str, rows: Tensor) -> Noise:
+        """Where the Gumbel numbers of ``gumbel`` with these rows come from, for a backward that makes them again."""
+        return Noise(self.seed.clone(), self.step.clone(), self._stream(stream), rows)  # the next step changes both
 
     def distinct(self, stream: str, count: int, population: Tensor | int) -> Tensor:
         """``count`` places out of ``population``, without repetition; see ``straightvq.functional``."""

@@ -36,7 +36,8 @@ class VectorQuantizer(Quantizer):
         transform: from ``z`` to the codebook's space and back; default ``Identity()``.
         assigner: which code a vector gets; default ``Nearest()``.
         estimator: the gradient that passes the layer; default ``StraightThrough()``.
-        losses: default ``[CommitmentLoss(), CodebookLoss()]``; ``[]`` for none.
+        losses: default ``[CommitmentLoss(), CodebookLoss()]``, with weights 0 for an estimator that takes their place
+            (``replaces_losses``); ``[]`` for none.
         channel_dim: axis of ``z`` that holds the channels: -1 for sequences, 1 for images ``(B, C, H, W)``.
 
     Shape:
@@ -73,7 +74,9 @@ class VectorQuantizer(Quantizer):
         losses: list[Loss] | None = None,
         channel_dim: int = -1,
     ) -> None:
-        losses = [CommitmentLoss(), CodebookLoss()] if losses is None else losses
+        if losses is None:
+            alone = isinstance(estimator, Estimator) and estimator.replaces_losses
+            losses = [CommitmentLoss(0.0), CodebookLoss(0.0)] if alone else [CommitmentLoss(), CodebookLoss()]
         super().__init__(dim, transform=transform, estimator=estimator, losses=losses, channel_dim=channel_dim)
         try:
             self._own(codebook, assigner)
@@ -81,6 +84,7 @@ class VectorQuantizer(Quantizer):
             self.transform._unbind()  # a failed construction leaves its parts free
             raise
         self.clock = Clock()
+        self._warn_of_losses()
         if codebook.update.loss.raw and not codebook.raw.requires_grad:
             warnings.warn(
                 f"The codebook will not move: {type(codebook.update).__name__} needs a CodebookLoss with positive "
@@ -92,10 +96,40 @@ class VectorQuantizer(Quantizer):
     def _own(self, codebook: Codebook, assigner: Assigner | None) -> None:
         check_part(self, "codebook", codebook, Codebook)
         self.assigner: Assigner = check_part(self, "assigner", default(assigner, Nearest), Assigner)
-        width, by_task = self.transform.codebook_dim(self.dim), self.estimator.trains_codes
-        codebook.bind(width, by_loss=self._loss_trains_codes, by_task=by_task)
+        self._check_draws()
+        codebook.bind(
+            self.transform.codebook_dim(self.dim),
+            by_loss=self._loss_trains_codes,
+            by_task=self.estimator.trains_codes,
+            estimator=type(self.estimator).__name__,
+        )
         self.codebook = codebook
         self.codebook_size = codebook.size
+
+    def _check_draws(self) -> None:
+        estimator, assigner = type(self.estimator).__name__, type(self.assigner).__name__
+        if self.estimator.needs_draws and self.assigner.temperature is None:
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: {estimator} is the gradient of a code that was drawn, and {assigner} draws "
+                "none. Use Stochastic as `assigner`, or another estimator."
+            )
+        if self.assigner.is_random and not self.estimator.takes_draws:
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: {estimator} diverges on codes that are drawn, as {assigner} does in "
+                "training. Use Nearest as `assigner`, or Gumbel or ReinMax as `estimator`."
+            )
+
+    def _warn_of_losses(self) -> None:
+        own = [
+            type(x).__name__ for x in self._losses() if isinstance(x, (CommitmentLoss, CodebookLoss)) and x.coefficient
+        ]
+        if own and self.estimator.replaces_losses:
+            warnings.warn(
+                f"{type(self.estimator).__name__} has no commitment or codebook loss: its own gradient trains vectors "
+                f"and codes. Got {' and '.join(own)} with a positive weight; leave `losses` out to have them reported.",
+                UserWarning,
+                stacklevel=3,
+            )
 
     @property
     def _loss_trains_codes(self) -> bool:
@@ -147,7 +181,8 @@ class VectorQuantizer(Quantizer):
         code = _rows(codes, indices)
         loss_code = code if loss_codes is codes else _rows(loss_codes, indices)
         loss, terms = self._measure(x, loss_code, valid, Context(loss_codes, indices, batch))  # 6
-        return Step(x, indices, code, loss, terms, Context(codes, indices, batch))
+        context = Context(codes, indices, batch, temperature=self.assigner.temperature)
+        return Step(x, indices, code, loss, terms, context)
 
     def settle(self, batch: Batch, indices: Tensor, counts: Tensor | None = None) -> None:
         """Tells the codebook how the batch was assigned."""

@@ -133,6 +133,8 @@ def quantizer_of(item: Any) -> Quantizer:
         slots["losses"] = [item, *(loss for loss in (CommitmentLoss(), CodebookLoss()) if loss.name != item.name)]
     if isinstance(item, Quantizer):
         return item
+    if isinstance(item, nn.Estimator) and item.needs_draws:
+        slots["assigner"] = nn.Stochastic()
     if isinstance(item, Codebook):
         return VectorQuantizer(item.dim or _DIM, item)
     if slots or of_codebook:

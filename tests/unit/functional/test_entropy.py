@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from straightvq.functional import entropy as module
 from straightvq.functional.entropy import bit_entropy, bit_usage, entropy, soft_usage
+from straightvq.functional.soft import logits
 
 
 def naive_bits(logits: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def plain_entropy(p: Tensor) -> Tensor:
 @pytest.fixture(params=["one tile", "many tiles"])
 def _tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "many tiles":
-        monkeypatch.setattr(module, "_TILE", 64)
+        monkeypatch.setattr(logits, "_TILE", 64)
 
 
 @pytest.mark.usefixtures("_tiles")

@@ -225,6 +225,12 @@ def test_quantizers_parts_classes_and_functions_are_taken(item: Any) -> None:
         assert all(torch.equal(after[name], value) for name, value in before.items()), "the instance itself was used"
 
 
+@pytest.mark.parametrize("part", [svq.Gumbel, svq.ReinMax])
+def test_an_estimator_of_a_drawn_code_gets_an_assigner_that_draws(part: type[svq.Estimator]) -> None:
+    report = check_quantizer(part, laws=["round_trip"])
+    assert set(report.values()) == {"holds"}
+
+
 def test_all_broken_laws_are_reported_at_once() -> None:
     with pytest.raises(LawError) as caught:
         check_quantizer(Noisy, laws=["round_trip", "evaluation", "switches"])

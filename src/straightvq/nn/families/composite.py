@@ -13,6 +13,7 @@ from straightvq.nn.families.codebook_free import CodebookFree
 from straightvq.nn.part import can_ask, check_float, check_int, check_part, setting
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, zero_of
 from straightvq.nn.ranks import Group, rank, stack_over_ranks
+from straightvq.nn.slots.assigners import Assigner
 from straightvq.nn.slots.estimators import Estimator
 from straightvq.nn.slots.transforms import Transform
 
@@ -61,6 +62,13 @@ class Composite(Quantizer):
                 raise InvalidValueError(
                     f"`{type(self).__name__}`: the codes belong to the {name}, so the estimator that trains them does "
                     f"too. Got {type(self.estimator).__name__}: give it to each of the {name}."
+                )
+            drawing = [m for m in self.modules() if isinstance(m, Assigner) and m.is_random]
+            if drawing and not self.estimator.takes_draws:
+                raise InvalidValueError(
+                    f"`{type(self).__name__}`: {type(self.estimator).__name__} diverges on codes that are drawn, as "
+                    f"{type(drawing[0]).__name__} of the {name} does in training. Use Nearest there, or "
+                    "StraightThrough as `estimator`."
                 )
         except Exception:
             self.transform._unbind()  # a failed construction leaves its parts free

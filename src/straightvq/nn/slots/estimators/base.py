@@ -1,9 +1,10 @@
-"""Estimators: the gradient that passes the quantizer, whose true derivative is zero almost everywhere."""
+"""The base of all estimators, and the straight-through estimator."""
 
 from abc import abstractmethod
 
 from torch import Tensor
 
+from straightvq.errors import InvalidValueError
 from straightvq.functional.straight_through import straight_through
 from straightvq.nn.batch import Context
 from straightvq.nn.part import Part, check_float, setting
@@ -14,10 +15,13 @@ class Estimator(Part):
 
     With the class attribute ``takes_context`` the method is ``forward(z, code, context)``, and ``context`` has the
     whole table, the indices and, in training, the batch with its random draws. ``needs_signs`` is for estimators of the
-    sign's derivative.
+    sign's derivative, ``needs_draws`` for those of a code that was drawn, ``takes_draws = False`` for those that go
+    wrong with one. ``replaces_losses`` says that vectors and codes are meant to meet by this gradient alone, without
+    commitment and codebook losses.
     """
 
-    takes_context = takes_signs = needs_signs = False
+    takes_context = takes_signs = needs_signs = needs_draws = replaces_losses = False
+    takes_draws = True
 
     @property
     def trains_codes(self) -> bool:
@@ -26,7 +30,13 @@ class Estimator(Part):
 
     @abstractmethod
     def forward(self, z: Tensor, code: Tensor) -> Tensor:
-        """z (n, d), code (n, d) -> quantized (n, d), equal to ``code``."""
+        """z (n, d), code (n, d) -> quantized (n, d), equal to ``code`` unless the class says otherwise for training."""
+
+    def _given(self, context: Context | None) -> Context:
+        """The context of an estimator that takes one."""
+        if context is None:
+            raise InvalidValueError(f"`{type(self).__name__}`: `context` must be given, for it looks there. Got None.")
+        return context
 
     def estimate(self, z: Tensor, code: Tensor, context: Context | None) -> Tensor:
         """``forward`` with what it takes."""

@@ -1,4 +1,4 @@
-"""Assigners: which code a vector gets."""
+"""The base of all assigners, and the nearest code."""
 
 from abc import abstractmethod
 from typing import get_args
@@ -13,10 +13,12 @@ from straightvq.nn.part import Part, check_choice, setting
 class Assigner(Part):
     """Required: ``forward``, the evaluation rule; ``training_rule`` as well where training assigns otherwise.
 
-    Set the class attribute ``is_random`` if the training rule draws random numbers.
+    Set the class attribute ``is_random`` if the training rule draws random numbers. Estimators of a code that was drawn
+    from a softmax over negative squared distances are told its ``temperature``, None for other assigners.
     """
 
     is_random = False
+    temperature: float | None = None
 
     @abstractmethod
     def forward(self, z: Tensor, codes: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from straightvq.nn.part import check_choice, check_float, setting
-from straightvq.nn.slots.estimators import Estimator
+from straightvq.nn.slots.estimators.base import Estimator
 
 Secant = Literal["continuous", "authors"]
 

@@ -4,7 +4,7 @@ import torch
 import straightvq as svq
 from straightvq import Nearest
 from straightvq.functional import nearest_code
-from straightvq.nn.slots import assigners
+from straightvq.nn.slots.assigners import base
 
 
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
@@ -34,9 +34,7 @@ def test_a_layer_asks_for_its_search_by_name(monkeypatch: pytest.MonkeyPatch, di
     if backend == "faiss":
         pytest.importorskip("faiss")
     asked = []
-    monkeypatch.setattr(
-        assigners, "nearest_code", lambda *a, **k: (asked.append(k["backend"]), nearest_code(*a, **k))[1]
-    )
+    monkeypatch.setattr(base, "nearest_code", lambda *a, **k: (asked.append(k["backend"]), nearest_code(*a, **k))[1])
     torch.manual_seed(0)
     assigner = Nearest(distance, backend=backend)
     layer = svq.VectorQuantizer(5, svq.Codebook(130, update=svq.GradientUpdate()), assigner=assigner)

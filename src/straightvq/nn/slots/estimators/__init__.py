@@ -1,0 +1,23 @@
+"""Estimators: the gradient that passes the quantizer, whose true derivative is zero almost everywhere."""
+
+from straightvq.nn.slots.estimators.base import Estimator, StraightThrough
+from straightvq.nn.slots.estimators.diveq import NSVQ, DiVeQ, SpaceFillingDiVeQ
+from straightvq.nn.slots.estimators.dynamic import DynamicStraightThrough
+from straightvq.nn.slots.estimators.reste import ReSTE, reste_power
+from straightvq.nn.slots.estimators.rotation import RotationTrick
+from straightvq.nn.slots.estimators.soft import Gumbel, IndexBackpropagation, ReinMax
+
+__all__ = [
+    "NSVQ",
+    "DiVeQ",
+    "DynamicStraightThrough",
+    "Estimator",
+    "Gumbel",
+    "IndexBackpropagation",
+    "ReSTE",
+    "ReinMax",
+    "RotationTrick",
+    "SpaceFillingDiVeQ",
+    "StraightThrough",
+    "reste_power",
+]

@@ -1,0 +1,37 @@
+"""Quantizers by the name of their paper. Each is a composition that you could write yourself."""
+
+from straightvq.presets.codebook_free import best_rq, bsq, fsq, lfq
+from straightvq.presets.codebooks import (
+    dac,
+    ema,
+    rq_vae,
+    soundstream,
+    straight,
+    straight_residual,
+    vq_ste_pp,
+    vq_vae,
+)
+from straightvq.presets.estimators import diveq, dynamic_ste, gumbel, ibq, nsvq, reinmax, rotation, sf_diveq
+
+__all__ = [
+    "best_rq",
+    "bsq",
+    "dac",
+    "diveq",
+    "dynamic_ste",
+    "ema",
+    "fsq",
+    "gumbel",
+    "ibq",
+    "lfq",
+    "nsvq",
+    "reinmax",
+    "rotation",
+    "rq_vae",
+    "sf_diveq",
+    "soundstream",
+    "straight",
+    "straight_residual",
+    "vq_ste_pp",
+    "vq_vae",
+]
