@@ -45,7 +45,7 @@ class Fault:
 
 
 ESTIMATOR, LOSSES, BASE, LAYER = (
-    "functional/straight_through.py", "nn/slots/losses.py", "nn/quantizer.py", "nn/vector_quantizer.py",
+    "functional/straight_through.py", "nn/slots/losses/pair.py", "nn/quantizer.py", "nn/vector_quantizer.py",
 )  # fmt: skip
 CODEBOOK, START, RESETS, UPDATES = "nn/codebook.py", "nn/start.py", "nn/slots/resets.py", "nn/slots/updates.py"
 MAPS, OPTIMIZERS, BATCH, DRAWS = (
@@ -83,7 +83,13 @@ FAULTS = [
         "(z - code).square(), valid",
         LAWS,
     ),
-    Fault("mean over masked rows too", LOSSES, "(valid.sum() * x.shape[1]).clamp(min=1)", "x.numel()", LAWS),
+    Fault(
+        "mean over masked rows too",
+        "nn/slots/losses/base.py",
+        "(valid.sum() * x.shape[1]).clamp(min=1)",
+        "x.numel()",
+        LAWS,
+    ),
     Fault(
         "swapped loss weights",
         BASE,
@@ -337,9 +343,9 @@ FAULTS = [
     ),
     Fault(
         "reset on vectors of one rank",
-        RESETS,
-        "sum_over_ranks(self._own(batch, picks), batch.group)",
-        "self._own(batch, picks)",
+        BATCH,
+        "sum_over_ranks(self._own(places), self.group)",
+        "self._own(places)",
         LAWS,
     ),
     Fault(

@@ -12,10 +12,19 @@ from straightvq.nn.optimizers import attach_optimizer, parameter_groups
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
 from straightvq.nn.resize import resize_codebooks
 from straightvq.nn.slots.assigners import Assigner, Nearest
-from straightvq.nn.slots.entropy import EntropyLoss
 from straightvq.nn.slots.estimators import Estimator, StraightThrough
 from straightvq.nn.slots.inits import Init, KMeansInit, NormalInit, SampleInit, UniformInit
-from straightvq.nn.slots.losses import CodebookLoss, CommitmentLoss, Loss
+from straightvq.nn.slots.losses import (
+    CodebookLoss,
+    CommitmentLoss,
+    EntropyLoss,
+    Loss,
+    MMDLoss,
+    MomentLoss,
+    OrthogonalityLoss,
+    RegionLoss,
+    WassersteinLoss,
+)
 from straightvq.nn.slots.parametrizations import (
     Affine,
     Chain,
@@ -26,6 +35,7 @@ from straightvq.nn.slots.parametrizations import (
 )
 from straightvq.nn.slots.resets import DeadCodeReset, Reset
 from straightvq.nn.slots.reste import ReSTE, reste_power
+from straightvq.nn.slots.sinkhorn import Sinkhorn
 from straightvq.nn.slots.transforms import Identity, Projection, Transform, UnitNorm
 from straightvq.nn.slots.updates import AlternatedUpdate, EMAUpdate, GradientUpdate, Trains, Update
 from straightvq.nn.vector_quantizer import VectorQuantizer
@@ -53,8 +63,11 @@ __all__ = [
     "KMeansInit",
     "LookupFreeQuantizer",
     "Loss",
+    "MMDLoss",
+    "MomentLoss",
     "Nearest",
     "NormalInit",
+    "OrthogonalityLoss",
     "Parametrization",
     "ProductQuantizer",
     "Projection",
@@ -62,10 +75,12 @@ __all__ = [
     "QuantizerOutput",
     "RandomProjectionQuantizer",
     "ReSTE",
+    "RegionLoss",
     "Reset",
     "ResidualQuantizer",
     "RunningAffine",
     "SampleInit",
+    "Sinkhorn",
     "Step",
     "StraightThrough",
     "Trains",
@@ -75,6 +90,7 @@ __all__ = [
     "UnitNormCodes",
     "Update",
     "VectorQuantizer",
+    "WassersteinLoss",
     "attach_optimizer",
     "bypass",
     "parameter_groups",

@@ -13,10 +13,12 @@ from straightvq.nn.part import Part, check_choice, setting
 class Assigner(Part):
     """Required: ``forward``, the evaluation rule; ``training_rule`` as well where training assigns otherwise.
 
-    Set the class attribute ``is_random`` if the training rule draws random numbers.
+    Set the class attribute ``is_random`` if the training rule draws random numbers. ``distance`` is what the evaluation
+    rule goes by.
     """
 
     is_random = False
+    distance: Distance = "euclidean"
 
     @abstractmethod
     def forward(self, z: Tensor, codes: Tensor) -> Tensor:
