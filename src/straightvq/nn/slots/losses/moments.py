@@ -21,8 +21,8 @@ class MomentLoss(Loss):
 
     Example:
         >>> import torch
-        >>> from straightvq import Codebook, VectorQuantizer
-        >>> layer = VectorQuantizer(1, Codebook(2), losses=[MomentLoss(variance=0.5)])
+        >>> from straightvq import Codebook, EMAUpdate, VectorQuantizer
+        >>> layer = VectorQuantizer(1, Codebook(2, update=EMAUpdate()), losses=[MomentLoss(variance=0.5)])
         >>> layer(torch.tensor([[1.0], [5.0]])).terms["moment"].item()  # mean 3, variance 4: 9 + 0.5 * 9
         13.5
     """
