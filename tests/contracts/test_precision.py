@@ -178,7 +178,6 @@ def clear_indices(layer: svq.VectorQuantizer, z: Tensor, rounding: float) -> tup
     """Nearest codes in float64, and where they are nearest by more than rounding."""
     exact = copy.deepcopy(layer).double()
     x, codes = exact.transform(z.double()).detach(), exact.codes()
-    assert isinstance(layer.assigner, svq.Nearest)
     if layer.assigner.distance == "cosine":
         x, codes = F.normalize(x, dim=1), F.normalize(codes, dim=1)
     nearest = torch.cdist(x, codes, compute_mode="donot_use_mm_for_euclid_dist").topk(2, largest=False)
