@@ -26,15 +26,22 @@ def changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
     return {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
 
 
-def check_exact_resume(make: Callable[[], tuple[Any, Any]], folder: Path, stop: int, **options: Any) -> None:
+def check_exact_resume(
+    make: Callable[[], tuple[Any, Any]],
+    folder: Path,
+    stop: int,
+    *,
+    callbacks: Callable[[], list[lightning.Callback]] = list,
+    **options: Any,
+) -> None:
     """A training of the task and the data of ``make`` that stops at a step and is resumed ends like a whole one."""
     options, file = {"steps": 10, **options}, folder / f"step-{stop:08d}.ckpt"
     (whole, data), (resumed, again) = make(), make()
     kept = StepCheckpoint(folder / "step-{step}.ckpt", 1)
-    first = make_trainer(**options, callbacks=[ExactResume(), kept], enable_checkpointing=True)
+    first = make_trainer(**options, callbacks=[ExactResume(), *callbacks(), kept], enable_checkpointing=True)
     first.fit(whole, datamodule=data)
     torch.manual_seed(99)
-    second = make_trainer(**options, callbacks=[ExactResume()])
+    second = make_trainer(**options, callbacks=[ExactResume(), *callbacks()])
     second.fit(resumed, datamodule=again, ckpt_path=file, weights_only=True)
     assert second.global_step == first.global_step > stop
     assert resumed.state_dict().keys() == whole.state_dict().keys()

@@ -66,6 +66,13 @@ PRESETS: dict[str, Factory] = {
     "ibq": lambda channel_dim=-1: svq.presets.ibq(DIM, SIZE, channel_dim=channel_dim, temperature=3.0),
 }
 
+PRESETS |= {
+    "wasserstein": lambda channel_dim=-1: svq.presets.wasserstein(DIM, SIZE, channel_dim=channel_dim, queue=100),
+    "mmd": lambda channel_dim=-1: svq.presets.mmd(DIM, SIZE, channel_dim=channel_dim, queue=100),
+    "optvq": lambda channel_dim=-1: svq.presets.optvq(DIM, SIZE, channel_dim=channel_dim),
+    "stablevq": lambda channel_dim=-1: svq.presets.stablevq(DIM, SIZE, channel_dim=channel_dim, window=2),
+}
+
 CASES: dict[str, Factory] = PRESETS | {
     "gradient+sample+reset": lambda channel_dim=-1: _layer(
         channel_dim, init=svq.SampleInit(), reset=svq.DeadCodeReset(3), sync=0.3
@@ -151,6 +158,21 @@ CASES: dict[str, Factory] = PRESETS | {
         update=svq.EMAUpdate(),
         reset=svq.DeadCodeReset(3),
         losses=[svq.CommitmentLoss(), svq.EntropyLoss(0.3, diversity=2.0, temperature=5.0)],
+    ),
+    "gradient+orthogonality+moment": lambda channel_dim=-1: _layer(
+        channel_dim,
+        losses=[svq.CommitmentLoss(), svq.CodebookLoss(), svq.OrthogonalityLoss(2.0), svq.MomentLoss()],
+    ),
+    "alternated+affine+orthogonality+mmd": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.Affine(groups=2),
+        init=svq.KMeansInit(),
+        update=svq.AlternatedUpdate(),
+        losses=[svq.CommitmentLoss(), svq.OrthogonalityLoss(0.5, active_only=True), svq.MMDLoss(queue=30)],
+        reset=svq.DeadCodeReset(3),
+    ),
+    "ema+sinkhorn": lambda channel_dim=-1: _layer(
+        channel_dim, init=svq.KMeansInit(), update=svq.EMAUpdate(0.9), assigner=svq.Sinkhorn(0.3, iterations=3)
     ),
     "gradient+codebook_alone": lambda channel_dim=-1: _layer(
         channel_dim,

@@ -102,13 +102,21 @@ def preset_rows(name: str) -> list[Row]:
         "num_quantizers": (name, "num_quantizers", [0, -1]),
         "dropout": ("ResidualQuantizer", "dropout", [1.1, -0.1, NAN]),
         "kept_choices": ("ResidualQuantizer", "kept_choices", [[], [0], [99]]),
+        "matching": ("WassersteinLoss" if name == "wasserstein" else "MMDLoss", "weight", [-0.1, INF]),
+        "queue": ("WassersteinLoss" if name == "wasserstein" else "MMDLoss", "queue", [0, -1]),
+        "iterations": ("Sinkhorn", "iterations", [0, -1]),
+        "window": ("RegionLoss", "window", [0, -1]),
         "beam": ("ResidualQuantizer", "beam", [0, -1]),
         "commitment": ("CommitmentLoss", "weight", [-0.1, INF]),
         "codebook": ("CodebookLoss", "weight", [-0.1, INF]),
         "entropy": ("EntropyLoss", "weight", [-0.1, INF]),
         "max_gain": ("RotationTrick", "max_gain", [0.0, -1.0]),
         "noise": ("SpaceFillingDiVeQ" if name == "sf_diveq" else "DiVeQ", "noise", [-0.1, NAN]),
-        "temperature": ("IndexBackpropagation" if name == "ibq" else "Stochastic", "temperature", [0.0, -1.0]),
+        "temperature": (
+            {"ibq": "IndexBackpropagation", "optvq": "Sinkhorn"}.get(name, "Stochastic"),
+            "temperature",
+            [0.0, -1.0],
+        ),
         "softness": ("ReinMax" if name == "reinmax" else "Gumbel", "temperature", [0.0, -1.0]),
     }
     for argument in inspect.signature(resolve(target)).parameters:
@@ -224,6 +232,18 @@ CODEBOOK_FREE: list[Row] = [
     *number("EntropyLoss", "temperature", [0.0, -0.1]),
     *integer("EntropyLoss", "group_bits", 1),
     Row("EntropyLoss", "group_bits", [25, 62], ValueError, "`group_bits` must be at most 24"),
+    *number("WassersteinLoss", "weight", [-0.1]),
+    *integer("WassersteinLoss", "queue", 1),
+    *number("MMDLoss", "weight", [-0.1]),
+    *integer("MMDLoss", "queue", 1),
+    *number("RegionLoss", "weight", [-0.1]),
+    *integer("RegionLoss", "window", 1),
+    *number("OrthogonalityLoss", "weight", [-0.1]),
+    Row("OrthogonalityLoss", "active_only", [1, "no", None], TypeError, "`active_only` must be True or False"),
+    *number("MomentLoss", "weight", [-0.1]),
+    *number("MomentLoss", "variance", [-0.1]),
+    *number("Sinkhorn", "temperature", [0.0, -0.1]),
+    *integer("Sinkhorn", "iterations", 1),
     *number("ReSTE", "power", [0.5, 0.0, -1.0]),
     *number("ReSTE", "limit", [0.0, -1.0]),
     *number("ReSTE", "clip", [0.0, -0.1]),
@@ -312,6 +332,7 @@ NET = nn.Sequential(nn.Linear(4, 4), svq.presets.vq_vae(4, 8))
 GROUPS: dict[str, Any] = {"module": NET, "lr": 0.1, "weight_decay": 0.1}
 NEAREST: dict[str, Any] = {"z": TWO, "codes": TWO}
 FEW: dict[str, Any] = NEAREST | {"few": 1}
+CODES: dict[str, Any] = NEAREST | {"k": 1}
 SUMS: dict[str, Any] = {"z": TWO, "indices": torch.tensor([0, 1]), "num_codes": 2}
 KMEANS: dict[str, Any] = {"z": TWO, "num_codes": 2, "iterations": 1}
 REFINE: dict[str, Any] = {"quantizer": residual(), "z": torch.ones(2, 4)}
@@ -360,6 +381,11 @@ FUNCTIONS: list[Row] = [
     Row("functional.nearest_few", "few", [0, -1], ValueError, "`few` must be an integer >= 1", FEW),
     Row("functional.nearest_few", "few", [2.5, None, True], TypeError, "`few` must be an integer >= 1", FEW),
     Row("functional.nearest_few", "distance", ["manhattan", None], ValueError, "'euclidean' or 'cosine'", FEW),
+    Row("functional.nearest_codes", "z", [TWO[0], TWO[:, :2], TWO[None]], ValueError, "`z` must be (n, d)", CODES),
+    Row("functional.nearest_codes", "codes", [TWO[:0]], ValueError, "at least one code", CODES),
+    Row("functional.nearest_codes", "k", [0, -1], ValueError, "`k` must be an integer >= 1", CODES),
+    Row("functional.nearest_codes", "k", [2.5, None, True], TypeError, "`k` must be an integer >= 1", CODES),
+    Row("functional.nearest_codes", "distance", ["manhattan", None], ValueError, "'euclidean' or 'cosine'", CODES),
     Row("functional.code_sums", "z", [TWO[0], TWO[None]], ValueError, "`z` must be (n, d)", SUMS),
     Row("functional.code_sums", "z", [None], TypeError, "`z` must be", SUMS),
     Row("functional.code_sums", "indices", [torch.tensor([0.0, 1.0])], TypeError, "integer", SUMS),
@@ -489,6 +515,10 @@ one("decode", "bool", TypeError, "`indices` must be an integer tensor", torch.te
 one("decode", "list", TypeError, "`indices` must be an integer tensor. Got list", [1])
 one("decode", "too_high", ValueError, f"`indices` must be in [0, {SIZE})", torch.tensor([0, SIZE]))
 one("decode", "too_low", ValueError, "Got values from -2 to 0", torch.tensor([0, -2]))
+one("nearest", "narrow", ValueError, f"`z` must have {DIM} channels on axis -1. Got 5", Z[..., :5], 2)
+one("nearest", "mask", ValueError, "`mask` must have the shape of `z`", Z, 2, MASK[:, :4])
+one("nearest", "none", ValueError, "`k` must be an integer >= 1. Got 0", Z, 0)
+one("nearest", "part", TypeError, "`k` must be an integer >= 1. Got 2.5", Z, 2.5)
 one("set_codes", "list", TypeError, "`codes` must be a floating-point tensor. Got list", [[1.0]])
 one("set_codes", "integers", TypeError, "`codes` must be a floating-point tensor", torch.ones(SIZE, DIM).long())
 one("set_codes", "rows", ValueError, f"`codes` must have shape ({SIZE}, {DIM})", torch.ones(SIZE + 1, DIM))
@@ -520,7 +550,13 @@ def test_bad_call_is_refused_and_changes_nothing(
 
 
 def test_every_argument_of_a_call_has_a_row() -> None:
-    named = {"forward": {"z", "mask"}, "encode": {"z", "mask"}, "decode": {"indices"}, "set_codes": {"codes"}}
+    named = {
+        "forward": {"z", "mask"},
+        "encode": {"z", "mask"},
+        "decode": {"indices"},
+        "set_codes": {"codes"},
+        "nearest": {"z", "k", "mask"},
+    }
     for method, arguments in named.items():
         parameters = set(inspect.signature(getattr(svq.VectorQuantizer, method)).parameters) - {"self"}
         assert parameters == arguments, f"{method} has an argument without a row"

@@ -52,12 +52,23 @@ CASES: dict[str, Callable[[], svq.Quantizer]] = {
     "projected product of a shared residual": lambda: svq.ProductQuantizer(
         2 * DIM, _residual(3), num_groups=2, transform=svq.Projection(DIM)
     ),
+    "shared residual with a queue": lambda: svq.ResidualQuantizer(
+        DIM,
+        svq.VectorQuantizer(
+            DIM,
+            svq.Codebook(SIZE),
+            assigner=svq.Sinkhorn(),
+            losses=[svq.CommitmentLoss(), svq.RegionLoss(window=2), svq.WassersteinLoss(queue=90)],
+        ),
+        num_quantizers=2,
+    ),
 }
 EXCEPTIONS: dict[str, dict[str, str]] = {}
 # The second of a kind.
 SLOW = {
     "residual of the paper's layers",
     "residual of products",
+    "shared residual with a queue",
     "projected product of a shared residual",
     "soundstream",
     "residual of signs",

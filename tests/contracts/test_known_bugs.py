@@ -194,7 +194,7 @@ TABLE: dict[str, tuple[str, list[str]]] = {
     ),
     "T-O2": (
         "decode uses the mapped table, and the default weights are the VQ-VAE's",
-        ["law decode_gives_what_the_evaluation_forward_gave", f"{NN}/slots/test_losses.py::test_vq_loss_by_hand"],
+        ["law decode_gives_what_the_evaluation_forward_gave", f"{NN}/slots/losses/test_pair.py::test_vq_loss_by_hand"],
     ),
     "T-O3": (
         "evaluation is repeatable and does not depend on the batch",

@@ -178,12 +178,11 @@ def clear_indices(layer: svq.VectorQuantizer, z: Tensor, rounding: float) -> tup
     """Nearest codes in float64, and where they are nearest by more than rounding."""
     exact = copy.deepcopy(layer).double()
     x, codes = exact.transform(z.double()).detach(), exact.codes()
-    assert isinstance(layer.assigner, (svq.Nearest, svq.Stochastic, svq.LargestProduct))
     if isinstance(layer.assigner, svq.LargestProduct):
         # Of equally long codes the nearest: |x - c|^2 is then -2 <x, c> and a number without c.
         rest = codes.square().sum(1).max() - codes.square().sum(1, keepdim=True)
         x, codes = F.pad(x, (0, 1)), torch.cat([codes, rest.sqrt()], 1)
-    if isinstance(layer.assigner, svq.Nearest) and layer.assigner.distance == "cosine":
+    if layer.assigner.distance == "cosine":
         x, codes = F.normalize(x, dim=1), F.normalize(codes, dim=1)
     nearest = torch.cdist(x, codes, compute_mode="donot_use_mm_for_euclid_dist").topk(2, largest=False)
     gap = nearest.values[:, 1] - nearest.values[:, 0]

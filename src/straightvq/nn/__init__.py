@@ -11,8 +11,7 @@ from straightvq.nn.families.residual import ResidualQuantizer
 from straightvq.nn.optimizers import attach_optimizer, parameter_groups
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
 from straightvq.nn.resize import resize_codebooks
-from straightvq.nn.slots.assigners import Assigner, LargestProduct, Nearest, Stochastic
-from straightvq.nn.slots.entropy import EntropyLoss
+from straightvq.nn.slots.assigners import Assigner, LargestProduct, Nearest, Sinkhorn, Stochastic
 from straightvq.nn.slots.estimators import (
     NSVQ,
     DiVeQ,
@@ -28,7 +27,17 @@ from straightvq.nn.slots.estimators import (
     reste_power,
 )
 from straightvq.nn.slots.inits import Init, KMeansInit, NormalInit, SampleInit, UniformInit
-from straightvq.nn.slots.losses import CodebookLoss, CommitmentLoss, Loss
+from straightvq.nn.slots.losses import (
+    CodebookLoss,
+    CommitmentLoss,
+    EntropyLoss,
+    Loss,
+    MMDLoss,
+    MomentLoss,
+    OrthogonalityLoss,
+    RegionLoss,
+    WassersteinLoss,
+)
 from straightvq.nn.slots.parametrizations import (
     Affine,
     Chain,
@@ -71,8 +80,11 @@ __all__ = [
     "LargestProduct",
     "LookupFreeQuantizer",
     "Loss",
+    "MMDLoss",
+    "MomentLoss",
     "Nearest",
     "NormalInit",
+    "OrthogonalityLoss",
     "Parametrization",
     "ProductQuantizer",
     "Projection",
@@ -80,12 +92,14 @@ __all__ = [
     "QuantizerOutput",
     "RandomProjectionQuantizer",
     "ReSTE",
+    "RegionLoss",
     "ReinMax",
     "Reset",
     "ResidualQuantizer",
     "RotationTrick",
     "RunningAffine",
     "SampleInit",
+    "Sinkhorn",
     "SpaceFillingDiVeQ",
     "Step",
     "Stochastic",
@@ -97,6 +111,7 @@ __all__ = [
     "UnitNormCodes",
     "Update",
     "VectorQuantizer",
+    "WassersteinLoss",
     "attach_optimizer",
     "bypass",
     "parameter_groups",

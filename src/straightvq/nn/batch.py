@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from straightvq.nn.draws import Draws
-from straightvq.nn.ranks import Group, num_ranks, rank, stack_over_ranks
+from straightvq.nn.ranks import Group, num_ranks, rank, stack_over_ranks, sum_over_ranks
 
 # A count travels among numbers of 32 bits, which hold 24 bits exactly: as two digits of this base.
 _BASE = 1 << 22
@@ -60,6 +60,27 @@ class Batch:
     def room(self) -> Tensor | int:
         """As ``total``, and a number of Python's where the host knows it, but for whether they are valid at all."""
         return self.z.shape[0] if self.is_uniform and num_ranks(self.group) == 1 else self.total()
+
+    def pick(self, places: Tensor) -> Tensor:
+        """The vectors of these numbers, Int64 (m,), among the valid ones of all ranks: (m, d), on every rank."""
+        return sum_over_ranks(self._own(places), self.group)
+
+    def _own(self, places: Tensor) -> Tensor:
+        """The picked vectors that live on this rank, zeros for the others."""
+        z, valid = self.z, None if self.is_uniform else self.valid
+        if len(z) == 0:
+            return z.new_zeros(len(places), z.shape[1])
+        alone, place = num_ranks(self.group) == 1, places
+        if not alone:
+            shares, me = self.shares(), rank(self.group)
+            place = places - shares[:me].sum()
+            here = (place >= 0) & (place < shares[me])
+        if valid is not None:  # the first row up to which there are more valid ones than that
+            place = torch.searchsorted(valid.cumsum(0), place, right=True)
+        if not alone or valid is not None:
+            place = place.clamp(0, len(z) - 1)
+        own = z.index_select(0, place)
+        return own if alone else torch.where(here[:, None], own, 0)
 
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Number Int64 (1, 1), mean and biased variance Float (1, d) of the valid vectors of all ranks.

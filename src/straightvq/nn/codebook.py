@@ -1,7 +1,7 @@
 """The codebook: the only owner of code vectors."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -158,7 +158,24 @@ class Codebook(Part):
                 f"{_kind(self.update)} they need a CodebookLoss with positive weight or a synchronised estimator."
             )
 
-    def bind(self, dim: int, *, by_loss: bool, by_task: bool, estimator: str = "the estimator") -> None:
+    def _check_reached(self, needed_by: Sequence[str]) -> None:
+        loss = self.update.loss
+        if needed_by and not (loss.raw or (loss.parametrization and self.parametrization.is_learned)):
+            raise InvalidValueError(
+                f"`Codebook`: {' and '.join(needed_by)} would train the codes, and with {_kind(self.update)} and "
+                f"{_kind(self.parametrization)} no gradient of a loss reaches them. Use GradientUpdate, or leave the "
+                "loss out."
+            )
+
+    def bind(
+        self,
+        dim: int,
+        *,
+        by_loss: bool,
+        by_task: bool,
+        estimator: str = "the estimator",
+        needed_by: Sequence[str] = (),
+    ) -> None:
         """Makes the table and all state. Called once, by the quantizer that owns this codebook.
 
         Args:
@@ -166,6 +183,7 @@ class Codebook(Part):
             by_loss: whether a loss is meant to train the codes.
             by_task: whether the estimator sends the task gradient to the codes.
             estimator: its name, for messages.
+            needed_by: names of losses that do nothing unless the codes take their gradient.
         """
         if self.dim not in (None, dim):
             raise InvalidValueError(
@@ -178,6 +196,7 @@ class Codebook(Part):
         try:
             with making_float32():
                 self._make(dim)
+            self._check_reached(needed_by)
         except Exception:
             self._unbind()
             self.dim = given

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from straightvq.errors import InvalidValueError
+from straightvq.functional.few import nearest_codes
 from straightvq.internals import in_backward
 from straightvq.nn.batch import Batch, Context
 from straightvq.nn.codebook import Codebook
 from straightvq.nn.draws import Clock, Draws
-from straightvq.nn.part import can_ask, check_part, default
+from straightvq.nn.part import can_ask, check_part, default, evaluating, making_float32, no_autocast
 from straightvq.nn.quantizer import Quantizer, Step, where_valid
 from straightvq.nn.slots.assigners import Assigner, Nearest
 from straightvq.nn.slots.estimators import Estimator
@@ -78,10 +79,13 @@ class VectorQuantizer(Quantizer):
             alone = isinstance(estimator, Estimator) and estimator.replaces_losses
             losses = [CommitmentLoss(0.0), CodebookLoss(0.0)] if alone else [CommitmentLoss(), CodebookLoss()]
         super().__init__(dim, transform=transform, estimator=estimator, losses=losses, channel_dim=channel_dim)
+        unbound = [self.transform, *(loss for loss in self._losses() if not loss._is_bound)]
         try:
             self._own(codebook, assigner)
         except Exception:
-            self.transform._unbind()  # a failed construction leaves its parts free
+            for part in unbound:
+                if part._is_bound:
+                    part._unbind()  # a failed construction leaves its parts free
             raise
         self.clock = Clock()
         self._warn_of_losses()
@@ -97,11 +101,16 @@ class VectorQuantizer(Quantizer):
         check_part(self, "codebook", codebook, Codebook)
         self.assigner: Assigner = check_part(self, "assigner", default(assigner, Nearest), Assigner)
         self._check_draws()
+        width = self.transform.codebook_dim(self.dim)
+        with making_float32():
+            for loss in self._losses():
+                loss.bind(codebook.size, width)
         codebook.bind(
-            self.transform.codebook_dim(self.dim),
+            width,
             by_loss=self._loss_trains_codes,
             by_task=self.estimator.trains_codes,
             estimator=type(self.estimator).__name__,
+            needed_by=[type(loss).__name__ for loss in self._losses() if loss.needs_codes],
         )
         self.codebook = codebook
         self.codebook_size = codebook.size
@@ -185,8 +194,11 @@ class VectorQuantizer(Quantizer):
         return Step(x, indices, code, loss, terms, context)
 
     def settle(self, batch: Batch, indices: Tensor, counts: Tensor | None = None) -> None:
-        """Tells the codebook how the batch was assigned."""
+        """Tells the codebook and the losses how the batch was assigned."""
         self.codebook.record(batch, indices, counts)
+        with torch.no_grad():
+            for loss in self._losses():
+                loss.record(batch, indices)
 
     def assign(self, z: Tensor) -> Tensor:
         return self._nearest(z, self.codebook.current())
@@ -208,6 +220,40 @@ class VectorQuantizer(Quantizer):
 
     def _routes(self) -> tuple[Trains, Trains]:
         return self.codebook.routes(by_loss=self._loss_trains_codes, by_task=self.estimator.trains_codes)
+
+    # --- more than one code ---------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def nearest(self, z: Tensor, k: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The ``k`` nearest codes of every vector, nearest first, by the evaluation rule's distance.
+
+        For programs that assign again, as those that give every item an index of its own. In training and evaluation
+        the same; changes no state.
+
+        Args:
+            z: as for ``forward``.
+            k: how many, at least 1; at most all codes are given.
+            mask: as for ``forward``.
+
+        Returns:
+            distances in the space of the codes, Float (*batch, k), infinite where masked, and indices Int64
+            (*batch, k), -1 where masked; see ``straightvq.functional.nearest_codes``.
+
+        Example:
+            >>> layer = VectorQuantizer(1, Codebook(3))
+            >>> layer.set_codes(torch.tensor([[3.0], [1.0], [-2.0]]))
+            >>> layer.nearest(torch.zeros(1), 2)
+            (tensor([1., 2.]), tensor([1, 2]))
+        """
+        self._check(z, mask)
+        with no_autocast(z.device), evaluating(self) as still:
+            rows, valid, _ = self._flatten(z, mask)
+            x, codes = still.bound(still.transformed(rows)), still.codebook.current()
+            distances, indices = nearest_codes(x, codes, k, distance=still.assigner.distance)
+        if valid is not None:
+            distances, indices = distances.masked_fill(~valid[:, None], torch.inf), where_valid(indices, valid)
+        batch = z.movedim(self.channel_dim, -1).shape[:-1]
+        return distances.reshape(*batch, -1), indices.reshape(*batch, -1)
 
     # --- the table ------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from straightvq.presets.codebooks import (
     vq_vae,
 )
 from straightvq.presets.estimators import diveq, dynamic_ste, gumbel, ibq, nsvq, reinmax, rotation, sf_diveq
+from straightvq.presets.losses import mmd, optvq, stablevq, wasserstein
 
 __all__ = [
     "best_rq",
@@ -24,14 +25,18 @@ __all__ = [
     "gumbel",
     "ibq",
     "lfq",
+    "mmd",
     "nsvq",
+    "optvq",
     "reinmax",
     "rotation",
     "rq_vae",
     "sf_diveq",
     "soundstream",
+    "stablevq",
     "straight",
     "straight_residual",
     "vq_ste_pp",
     "vq_vae",
+    "wasserstein",
 ]

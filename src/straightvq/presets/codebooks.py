@@ -55,7 +55,7 @@ def vq_vae(
     return VectorQuantizer(
         dim,
         Codebook(codebook_size, init=UniformInit(), update=GradientUpdate()),
-        transform=_projection(dim, codebook_dim),
+        transform=projection_to(dim, codebook_dim),
         losses=[CommitmentLoss(commitment), CodebookLoss()],
         channel_dim=channel_dim,
     )
@@ -91,7 +91,7 @@ def ema(
     return VectorQuantizer(
         dim,
         Codebook(codebook_size, init=KMeansInit(), update=EMAUpdate(decay), reset=DeadCodeReset(patience)),
-        transform=_projection(dim, codebook_dim),
+        transform=projection_to(dim, codebook_dim),
         losses=[CommitmentLoss(commitment), CodebookLoss()],
         channel_dim=channel_dim,
     )
@@ -189,7 +189,7 @@ def straight(
     return _alternated(
         dim,
         codebook_size,
-        transform=_projection(dim, codebook_dim),
+        transform=projection_to(dim, codebook_dim),
         update=AlternatedUpdate(fraction=fraction, reassign=reassign),
         sync=sync,
         commitment=commitment,
@@ -243,7 +243,7 @@ def straight_residual(
         _alternated(
             dim,
             codebook_size,
-            transform=_projection(dim, codebook_dim, start="orthonormal"),
+            transform=projection_to(dim, codebook_dim, start="orthonormal"),
             update=AlternatedUpdate(fraction=fraction, reassign=False),
             sync=sync,
             commitment=commitment,
@@ -386,7 +386,7 @@ def _alternated(
     )
 
 
-def _projection(
+def projection_to(
     dim: int, codebook_dim: int | None, start: Literal["scaled", "orthonormal"] = "scaled"
 ) -> Projection | None:
     """The projection to narrower codes, None where there is nothing to narrow."""

@@ -10,11 +10,13 @@ from straightvq.training.finite import NonFiniteError, StopOnNonFinite
 from straightvq.training.monitor import CodebookMonitor, CodebookWarning
 from straightvq.training.reconstruction import Reconstruction
 from straightvq.training.resume import ExactResume
+from straightvq.training.schedule import Anneal, Point, Schedule
 from straightvq.training.semantic_ids import SemanticIds
 from straightvq.training.vectors import VectorReconstruction
 
 __all__ = [
     "Alternation",
+    "Anneal",
     "AudioReconstruction",
     "Classification",
     "CodebookMonitor",
@@ -24,7 +26,9 @@ __all__ = [
     "LastCheckpoint",
     "NonFiniteError",
     "OptimizerSettings",
+    "Point",
     "Reconstruction",
+    "Schedule",
     "SemanticIds",
     "StopOnNonFinite",
     "VectorReconstruction",

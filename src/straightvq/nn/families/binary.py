@@ -8,9 +8,8 @@ from torch import Tensor
 from straightvq.nn.batch import Context
 from straightvq.nn.families.codebook_free import CodebookFree, check_bits
 from straightvq.nn.part import check_float, check_int
-from straightvq.nn.slots.entropy import EntropyLoss
 from straightvq.nn.slots.estimators import Estimator
-from straightvq.nn.slots.losses import CommitmentLoss, Loss
+from straightvq.nn.slots.losses import CommitmentLoss, EntropyLoss, Loss
 from straightvq.nn.slots.transforms import Transform
 
 # Groups of bits in which the sphere's paper measures the entropy of the codebook.

@@ -13,11 +13,13 @@ from straightvq.nn.part import Part, check_choice, setting
 class Assigner(Part):
     """Required: ``forward``, the evaluation rule; ``training_rule`` as well where training assigns otherwise.
 
-    Set the class attribute ``is_random`` if the training rule draws random numbers. Estimators of a code that was drawn
-    from a softmax over negative squared distances are told its ``temperature``, None for other assigners.
+    Set the class attribute ``is_random`` if the training rule draws random numbers. ``distance`` is what the evaluation
+    rule goes by. Estimators of a code that was drawn from a softmax over negative squared distances are told its
+    ``temperature``, None for other assigners.
     """
 
     is_random = False
+    distance: Distance = "euclidean"
     temperature: float | None = None
 
     @abstractmethod

@@ -1,13 +1,15 @@
-"""Losses of the layer: means over all unmasked elements, the same in training and evaluation."""
+"""What all losses share: a name, a weight, whom they train, and the means that they are."""
 
 from abc import abstractmethod
 from typing import Literal, NoReturn
 
+import torch
 from torch import Tensor
 
 from straightvq.errors import InvalidTypeError, InvalidValueError
-from straightvq.nn.batch import Context
+from straightvq.nn.batch import Batch, Context
 from straightvq.nn.part import Part, check_choice, check_float, setting
+from straightvq.nn.ranks import Group, num_ranks, sum_over_ranks
 
 
 class Loss(Part):
@@ -16,7 +18,9 @@ class Loss(Part):
     ``trains`` says which sides its gradient is meant for: ``"encoder"``, ``"codes"`` or ``"both"``. With the class
     attribute ``takes_context`` the method is ``forward(z, code, valid, context)``, and ``context`` has the whole
     table, the indices and, in training, the batch with its random draws; with ``takes_signs`` also where codes are
-    signs, see `Context`.
+    signs, see `Context`. With ``needs_codes`` a layer is refused whose codes take no gradient of a loss.
+
+    A loss that remembers something makes its buffers in ``bind`` and writes them in ``record``, never in ``forward``.
 
     Args:
         weight: factor in ``QuantizerOutput.loss``; the entry in ``terms`` is unweighted. 0 reports only.
@@ -28,7 +32,7 @@ class Loss(Part):
 
     name: str
     trains: Literal["encoder", "codes", "both"]
-    takes_context = takes_signs = False
+    takes_context = takes_signs = needs_codes = False
 
     coefficient: float = setting(check_float, minimum=0)
 
@@ -60,6 +64,12 @@ class Loss(Part):
         """Whether ``per_vector`` is given."""
         return type(self).per_vector is not Loss.per_vector
 
+    def bind(self, size: int, dim: int) -> None:
+        """Makes the buffers of a loss for ``size`` codes of width ``dim``. One without any may have several owners."""
+
+    def record(self, batch: Batch, indices: Tensor) -> None:
+        """Sees how the batch was assigned, Int64 (n,), -1 where masked: after its losses, in training only."""
+
     def measure(self, z: Tensor, code: Tensor, valid: Tensor | None, context: Context | None) -> Tensor:
         """``forward`` with what it takes."""
         out: Tensor = self(z, code, valid, context) if self.takes_context else self(z, code, valid)
@@ -69,73 +79,40 @@ class Loss(Part):
         return f"weight={self.coefficient}"
 
 
-class CommitmentLoss(Loss):
-    """Pulls the embeddings to their codes: ``mean((z - sg[code])^2)``.
-
-    Args:
-        weight: 0.25 as in the VQ-VAE. In the paper's terms it is ``alpha * (1 - beta)`` (alpha 5 and beta 0.9 to
-            0.995 there, which is 0.5 to 0.025). Useful range 0.02 to 1: it is the setting that matters most for a
-            plain VQ layer.
-
-    Source: arXiv 1711.00937 eq. (3); arXiv 2305.08842, first half of the commitment loss.
-
-    Example:
-        >>> import torch
-        >>> z = torch.tensor([[0.0, 0.0], [3.0, 1.0]], requires_grad=True)
-        >>> loss = CommitmentLoss()(z, torch.tensor([[1.0, 0.0], [3.0, 3.0]]), None)
-        >>> loss.backward()
-        >>> loss.item(), z.grad.tolist()
-        (1.25, [[-0.5, 0.0], [0.0, -1.0]])
-    """
-
-    name = "commitment"
-    trains = "encoder"
-
-    def __init__(self, weight: float = 0.25) -> None:
-        super().__init__(weight)
-
-    def forward(self, z: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
-        return masked_mean((z - code.detach()).square(), valid)
-
-    def per_vector(self, z: Tensor, code: Tensor) -> Tensor:
-        return (z - code.detach()).square().mean(1)
-
-
-class CodebookLoss(Loss):
-    """Pulls the codes to their embeddings: ``mean((code - sg[z])^2)``.
-
-    What it trains depends on the codebook's update: with ``GradientUpdate`` the raw table and the parametrization,
-    with ``AlternatedUpdate`` the parametrization only, with ``EMAUpdate`` nothing (it is a reported value).
-
-    Args:
-        weight: 1 as in the VQ-VAE; the paper's ``alpha * beta``.
-
-    Source: arXiv 1711.00937 eq. (3); arXiv 2305.08842, second half of the commitment loss.
-
-    Example:
-        >>> import torch
-        >>> code = torch.tensor([[1.0, 0.0], [3.0, 3.0]], requires_grad=True)
-        >>> CodebookLoss()(torch.tensor([[0.0, 0.0], [3.0, 1.0]]), code, None).backward()
-        >>> code.grad.tolist()
-        [[0.5, 0.0], [0.0, 1.0]]
-    """
-
-    name = "codebook"
-    trains = "codes"
-
-    def __init__(self, weight: float = 1.0) -> None:
-        super().__init__(weight)
-
-    def forward(self, z: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
-        return masked_mean((code - z.detach()).square(), valid)
-
-    def per_vector(self, z: Tensor, code: Tensor) -> Tensor:
-        return (code - z.detach()).square().mean(1)
-
-
 def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:
     """Mean over the elements of the valid rows; 0, still connected to the graph, when there are none."""
     if valid is None:
         return x.mean() if x.numel() else x.sum()
     total = x.masked_fill(~valid[:, None], 0).sum()
     return total / (valid.sum() * x.shape[1]).clamp(min=1)
+
+
+def means_over_ranks(sums: list[Tensor], count: Tensor, group: Group) -> list[Tensor]:
+    """The sums over all ranks' vectors, divided by their number; zeros where there are none.
+
+    The gradient of a rank is that of its own sums times the number of ranks, as wrappers that average gradients need.
+    """
+    own = torch.cat([part.reshape(-1) for part in sums])
+    ranks = num_ranks(group)
+    if ranks > 1:
+        total = sum_over_ranks(torch.cat([own.detach(), count.reshape(1)]), group)
+        own, count = total[:-1] + ranks * (own - own.detach()), total[-1]
+    means = (own / count.clamp(min=1)).split([part.numel() for part in sums])
+    return [mean.view(part.shape) for mean, part in zip(means, sums, strict=True)]
+
+
+def has_any(z: Tensor, valid: Tensor | None, context: Context) -> Tensor:
+    """Whether there is a valid vector, Bool scalar: in training on any rank, in evaluation in this process."""
+    if context.batch is not None:
+        return context.batch.total() > 0
+    return torch.full((), len(z) > 0, device=z.device) if valid is None else valid.any()
+
+
+def needed(owner: Loss, context: Context | None) -> Context:
+    """``context``, without which the loss cannot be computed."""
+    if context is None:
+        raise InvalidValueError(
+            f"`{type(owner).__name__}`: `context` must be given, for it looks at more than vectors and their codes. "
+            "Got None."
+        )
+    return context

@@ -7,8 +7,7 @@ from straightvq.errors import InvalidValueError
 from straightvq.functional.entropy import bit_entropy, bit_usage, entropy, soft_usage
 from straightvq.nn.batch import Context
 from straightvq.nn.part import check_float, check_int, setting
-from straightvq.nn.ranks import Group, num_ranks, sum_over_ranks
-from straightvq.nn.slots.losses import Loss
+from straightvq.nn.slots.losses.base import Loss, means_over_ranks, needed
 
 # Codes whose shares are held at once: 64 MB in float32.
 _MOST_GROUP_BITS = 24
@@ -69,8 +68,7 @@ class EntropyLoss(Loss):
             )
 
     def forward(self, z: Tensor, code: Tensor, valid: Tensor | None, context: Context | None = None) -> Tensor:
-        if context is None:
-            raise InvalidValueError("`EntropyLoss`: `context` must be given, for it looks at all codes. Got None.")
+        context = needed(self, context)
         weight = z.new_ones(len(z)) if valid is None else valid.to(z.dtype)
         group = context.group if context.batch is None else context.batch.group
         if context.half_width is None:
@@ -80,20 +78,9 @@ class EntropyLoss(Loss):
             logits = z * (4 * context.half_width / self.temperature)
             single = bit_entropy(logits).sum(1) @ weight
             usages = [bit_usage(part, weight) for part in logits.split(self.group_bits, 1)]
-        single, *shares = _means([single, *usages], weight.sum(), group)
+        single, *shares = means_over_ranks([single, *usages], weight.sum(), group)
         return single - self.diversity * sum((entropy(share) for share in shares), start=torch.zeros_like(single))
 
     def extra_repr(self) -> str:
         options = f"diversity={self.diversity}, temperature={self.temperature}, group_bits={self.group_bits}"
         return f"{super().extra_repr()}, {options}"
-
-
-def _means(sums: list[Tensor], count: Tensor, group: Group) -> list[Tensor]:
-    """The sums over all ranks' vectors, divided by their number; zeros where there are none."""
-    own = torch.cat([part.reshape(-1) for part in sums])
-    ranks = num_ranks(group)
-    if ranks > 1:
-        total = sum_over_ranks(torch.cat([own.detach(), count.reshape(1)]), group)
-        own, count = total[:-1] + ranks * (own - own.detach()), total[-1]
-    means = (own / count.clamp(min=1)).split([part.numel() for part in sums])
-    return [mean.view(part.shape) for mean, part in zip(means, sums, strict=True)]
