@@ -48,16 +48,16 @@ def test_ranks_compare_with_the_nearest_vector_of_all(masked: bool) -> None:
     z = torch.randn(40, 3)
     mask = torch.arange(40) % 3 != 0 if masked else torch.ones(40, dtype=torch.bool)
     cuts = (slice(0, 25), slice(25, 40))
+    layers = [svq.VectorQuantizer(3, svq.Codebook(4), estimator=svq.DynamicStraightThrough()) for _ in range(3)]
+    for layer in layers[1:]:
+        layer.load_state_dict(layers[0].state_dict())
 
-    def gradients(rank: int | None) -> Tensor:
-        torch.manual_seed(1)
-        layer = svq.VectorQuantizer(3, svq.Codebook(4), estimator=svq.DynamicStraightThrough())
-        rows = slice(None) if rank is None else cuts[rank]
+    def gradients(layer: svq.VectorQuantizer, rows: slice) -> Tensor:
         x = z[rows].clone().requires_grad_()
         layer(x, mask[rows]).quantized.sum().backward()
         assert x.grad is not None
         return x.grad
 
-    alone = gradients(None)
-    torch.testing.assert_close(torch.cat(Ranks(2).run(gradients)), alone)
+    alone = gradients(layers[2], slice(None))
+    torch.testing.assert_close(torch.cat(Ranks(2).run(lambda rank: gradients(layers[rank], cuts[rank]))), alone)
     assert (alone < 0.99).any()
