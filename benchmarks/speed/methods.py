@@ -371,12 +371,16 @@ METHODS: dict[Kind, dict[str, Method]] = {
     },
     "residual": {
         "straightvq, EMA": Method(_composite_step("ResidualQuantizer", "ema"), is_warm=True),
-        "straightvq, alternated": Method(_composite_step("ResidualQuantizer", "straight", codebook_dim=None), is_warm=True),
+        "straightvq, alternated": Method(
+            _composite_step("ResidualQuantizer", "straight", codebook_dim=None), is_warm=True
+        ),
         "vector-quantize-pytorch": Method(_peer_residual, is_warm=True),
     },
     "product": {
         "straightvq, EMA": Method(_composite_step("ProductQuantizer", "ema"), is_warm=True),
-        "straightvq, alternated": Method(_composite_step("ProductQuantizer", "straight", codebook_dim=None), is_warm=True),
+        "straightvq, alternated": Method(
+            _composite_step("ProductQuantizer", "straight", codebook_dim=None), is_warm=True
+        ),
         "vector-quantize-pytorch": Method(_peer_product, is_warm=True),
     },
     "start": {

@@ -174,6 +174,9 @@ class VectorQuantizer(Quantizer):
     def _routes(self) -> tuple[Trains, Trains]:
         return self.codebook.routes(by_loss=self._loss_trains_codes, by_task=self.estimator.trains_codes)
 
+    def codebooks(self) -> list[Codebook]:
+        return [self.codebook]
+
     # --- the table ------------------------------------------------------------------------------------------------
 
     def codes(self) -> Tensor:

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import Literal, NoReturn
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from straightvq.errors import InvalidTypeError, InvalidValueError
@@ -95,7 +96,7 @@ class CommitmentLoss(Loss):
         super().__init__(weight)
 
     def forward(self, z: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
-        return masked_mean((z - code.detach()).square(), valid)
+        return _mean_square(z, code.detach(), valid)
 
     def per_vector(self, z: Tensor, code: Tensor) -> Tensor:
         return (z - code.detach()).square().mean(1)
@@ -127,10 +128,17 @@ class CodebookLoss(Loss):
         super().__init__(weight)
 
     def forward(self, z: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
-        return masked_mean((code - z.detach()).square(), valid)
+        return _mean_square(code, z.detach(), valid)
 
     def per_vector(self, z: Tensor, code: Tensor) -> Tensor:
         return (code - z.detach()).square().mean(1)
+
+
+def _mean_square(x: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+    """``masked_mean((x - target)^2)`` in one pass over each, forward and backward."""
+    if valid is None and x.numel():
+        return F.mse_loss(x, target)
+    return masked_mean(F.mse_loss(x, target, reduction="none"), valid)
 
 
 def masked_mean(x: Tensor, valid: Tensor | None) -> Tensor:
