@@ -78,15 +78,15 @@ FAULTS = [
     Fault(
         "codebook loss reaches the encoder",
         LOSSES,
-        "(code - z.detach()).square(), valid",
-        "(code - z).square(), valid",
+        "_mean_square(code, z.detach()",
+        "_mean_square(code, z",
         LAWS,
     ),
     Fault(
         "commitment reaches the codes",
         LOSSES,
-        "(z - code.detach()).square(), valid",
-        "(z - code).square(), valid",
+        "_mean_square(z, code.detach()",
+        "_mean_square(z, code",
         LAWS,
     ),
     Fault(
@@ -241,8 +241,8 @@ FAULTS = [
     Fault(
         "sums of vectors instead of residuals",
         CODEBOOK,
-        "code_sums(z - codes.index_select(0, indices.clamp(min=0)), indices, self.size)",
-        "code_sums(z, indices, self.size)\n        sums = sums - counts[:, None] * codes",
+        "code_sums(chosen.sub_(z), indices, self.size)",
+        "code_sums(-z, indices, self.size)\n        sums = sums + counts[:, None] * codes",
         f"{NN}/test_codebook.py",
     ),
     Fault(
@@ -557,6 +557,13 @@ FAULTS = [
         PRODUCT,
         "[columns(own) for own in indices], 2)",
         "[columns(own) for own in indices], 1)",
+        FAMILIES,
+    ),
+    Fault(
+        "a synchronised group passes for a plain one",
+        PRODUCT,
+        " and not group.estimator.trains_codes",
+        "",
         FAMILIES,
     ),
     Fault(

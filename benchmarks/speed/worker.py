@@ -1,5 +1,6 @@
 """One row in a process of its own: reads "go", does the work once, answers with what it cost."""
 
+import ctypes
 import gc
 import json
 import resource
@@ -28,6 +29,8 @@ class _Memory:
     def __init__(self, device: str) -> None:
         self.on_cuda = device == "cuda"
         gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier steps have freed is not held
         if self.on_cuda:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()

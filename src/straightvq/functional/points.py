@@ -61,7 +61,7 @@ def closest(z: Tensor, codes: Tensor, candidates: Tensor) -> tuple[Tensor, Tenso
     """
     candidates = candidates.sort(1).values if candidates.shape[1] > 1 else candidates
     chosen = codes.index_select(0, candidates.flatten()).view(*candidates.shape, z.shape[1])
-    distances = (z[:, None] - chosen).norm(dim=2)
+    distances = chosen.sub_(z[:, None]).norm(dim=2)
     best = distances.argmin(1, keepdim=True)
     return distances.gather(1, best)[:, 0], candidates.gather(1, best)[:, 0]
 

@@ -5,8 +5,9 @@ from torch import Tensor
 
 from straightvq.errors import InvalidTypeError, InvalidValueError
 
-# Vectors of one code that are added one after another, unless there are more codes; numbers in one launch.
-_IN_TURN, _NUMBERS = 1024, 1 << 24
+# Vectors of one code that are added one after another, unless there are more codes; numbers in one launch, which on a
+# CPU stay in its cache.
+_IN_TURN, _NUMBERS, _NUMBERS_ACCELERATOR = 1024, 1 << 20, 1 << 24
 
 
 def code_sums(z: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
@@ -40,14 +41,15 @@ def _sums(z: Tensor, bucket: Tensor, num: int) -> Tensor:
     n, d = z.shape
     in_turn = max(num, _IN_TURN)  # so that what is held beside z is no larger than it is
     if n <= in_turn:
-        return z.new_zeros(num, d).index_add(0, bucket, z)
-    if n * d > _NUMBERS and n > 2 * in_turn:
+        return z.new_zeros(num, d).index_add_(0, bucket, z)
+    most = _NUMBERS if z.device.type == "cpu" else _NUMBERS_ACCELERATOR
+    if n * d > most and n > 2 * in_turn:
         half = n // 2
         return _sums(z[:half], bucket[:half], num) + _sums(z[half:], bucket[half:], num)
     # Each part of the vectors has buckets of its own.
     parts = -(-n // in_turn)
     place = torch.arange(n, device=z.device) // in_turn * num + bucket
-    return z.new_zeros(parts * num, d).index_add(0, place, z).view(parts, num, d).sum(0)
+    return z.new_zeros(parts * num, d).index_add_(0, place, z).view(parts, num, d).sum(0)
 
 
 def add_compensated(total: Tensor, lost: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:

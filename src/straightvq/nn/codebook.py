@@ -464,8 +464,9 @@ class Codebook(Part):
 
         Differences, not vectors, are summed: they keep their digits when the data are far from the origin.
         """
-        counts, sums = code_sums(z - codes.index_select(0, indices.clamp(min=0)), indices, self.size)
-        both = self._message(z, indices).send(torch.cat([counts[:, None], sums], 1))
+        chosen = codes.to(z.dtype).index_select(0, indices.clamp(min=0))
+        counts, sums = code_sums(chosen.sub_(z), indices, self.size)
+        both = self._message(z, indices).send(torch.cat([counts[:, None], -sums], 1))
         return both[:, 0], both[:, 1:]
 
     def _message(self, z: Tensor, indices: Tensor) -> Message:

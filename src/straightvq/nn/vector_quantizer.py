@@ -257,6 +257,9 @@ class VectorQuantizer(Quantizer):
 
     # --- the table ------------------------------------------------------------------------------------------------
 
+    def codebooks(self) -> list[Codebook]:
+        return [self.codebook]
+
     def codes(self) -> Tensor:
         """Effective codes Float (codebook_size, codebook_dim), detached; a copy."""
         return self.codebook.codes()

@@ -9,7 +9,9 @@ from torch import Tensor
 from straightvq.errors import InvalidValueError
 from straightvq.nn.families.composite import Composite, add_up, columns, rows_of
 from straightvq.nn.quantizer import Quantizer, Step
-from straightvq.nn.slots.transforms import Transform
+from straightvq.nn.slots.estimators import StraightThrough
+from straightvq.nn.slots.transforms import Identity, Transform
+from straightvq.nn.vector_quantizer import VectorQuantizer
 
 
 class ProductQuantizer(Composite):
@@ -121,6 +123,8 @@ class ProductQuantizer(Composite):
         return Step(x, self._join_indices([step.indices for step in steps]), code, loss, terms, levels=tuple(steps))
 
     def estimate(self, step: Step) -> Tensor:
+        if all(_is_plain(group) for group in self._each()):
+            return self.estimator.estimate(step.z, step.code, None)  # of all groups at once
         parts = zip(self._each(), self._split(step.z), step.levels, strict=True)
         return self._join([group.estimate_rows(rows, inner) for group, rows, inner in parts])
 
@@ -166,6 +170,12 @@ class ProductQuantizer(Composite):
 
     def extra_repr(self) -> str:
         return f"num_quantizers={self.num_quantizers}, channel_dim={self.channel_dim}"
+
+
+def _is_plain(group: Quantizer) -> bool:
+    """Whether its vectors get the gradient of its codes as it is, and nothing else does."""
+    is_straight = type(group.estimator) is StraightThrough and not group.estimator.trains_codes
+    return isinstance(group, VectorQuantizer) and type(group.transform) is Identity and is_straight
 
 
 def _depth(group: Quantizer) -> int:

@@ -194,17 +194,18 @@ class ResidualQuantizer(Composite):
     ) -> tuple[list[Step], Tensor]:
         """The steps of all levels, each on what the earlier ones have left, and the sum of their codes, detached."""
         steps: list[Step] = []
-        every: list[Tensor] = []
-        rest = x
+        rest, total = x, None
         for number, (level, valid) in enumerate(zip(self._serving(), valids, strict=True)):
-            if number:
-                rest = rest - every[-1]
             step = step_of(level, rest, valid, number)
             with torch.no_grad():
                 rows = level.transform.inverse(step.code.detach())
-                every.append(rows if valid is None else _zero_where_left_out(rows, step.indices))
+                rows = rows if valid is None else _zero_where_left_out(rows, step.indices)
+                total = rows if total is None else total + rows
+            if number + 1 < self.num_parts:
+                rest = rest - rows
             steps.append(step)
-        return steps, functools.reduce(torch.add, every)
+        assert total is not None  # there is a level
+        return steps, total
 
     def _step_shared(self, level: VectorQuantizer, x: Tensor, valids: list[Tensor | None]) -> tuple[list[Step], Tensor]:
         """The shared codebook changes once, by the rows of all levels."""

@@ -249,13 +249,14 @@ def test_nearest_few_are_the_first_of_all_in_order() -> None:
 # --- product ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_product_is_a_layer_for_each_group() -> None:
+@pytest.mark.parametrize(("sync", "narrow"), [(0.5, True), (0.5, False), (0.0, True), (0.0, False)])
+def test_a_product_is_a_layer_for_each_group(sync: float, narrow: bool) -> None:
     torch.manual_seed(0)
-    groups = [level(2, sync=0.5), level(4, narrow=True)]
+    groups = [level(2, sync=sync), level(4, narrow=narrow)]
     q, g = svq.ProductQuantizer(DIM, groups), vectors(seed=1)
     z = vectors().requires_grad_()
     out = q(z)
-    out.quantized.backward(g, retain_graph=True)
+    out.quantized.backward(g.clone(), retain_graph=True)  # z.grad may be a view of it, to which the loss adds
     out.loss.backward()
     got = {name: p.grad.clone() for name, p in q.named_parameters()} | {"z": z.grad}
     q.zero_grad()

@@ -1,5 +1,6 @@
 """The two halves of the VQ-VAE's loss: embeddings to their codes, codes to their embeddings."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from straightvq.nn.slots.losses.base import Loss, masked_mean
@@ -31,7 +32,7 @@ class CommitmentLoss(Loss):
         super().__init__(weight)
 
     def forward(self, z: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
-        return masked_mean((z - code.detach()).square(), valid)
+        return _mean_square(z, code.detach(), valid)
 
     def per_vector(self, z: Tensor, code: Tensor) -> Tensor:
         return (z - code.detach()).square().mean(1)
@@ -63,7 +64,14 @@ class CodebookLoss(Loss):
         super().__init__(weight)
 
     def forward(self, z: Tensor, code: Tensor, valid: Tensor | None) -> Tensor:
-        return masked_mean((code - z.detach()).square(), valid)
+        return _mean_square(code, z.detach(), valid)
 
     def per_vector(self, z: Tensor, code: Tensor) -> Tensor:
         return (code - z.detach()).square().mean(1)
+
+
+def _mean_square(x: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+    """``masked_mean((x - target)^2)`` in one pass over each, forward and backward."""
+    if valid is None and x.numel():
+        return F.mse_loss(x, target)
+    return masked_mean(F.mse_loss(x, target, reduction="none"), valid)
