@@ -13,7 +13,7 @@ from lightning import Callback
 from torch import nn
 
 from straightvq.errors import InvalidTypeError, InvalidValueError
-from straightvq.nn import Loss, VectorQuantizer, bypass, reste_power
+from straightvq.nn import Loss, Quantizer, VectorQuantizer, bypass, reste_power
 from straightvq.nn.part import check_choice, check_float, check_int, check_part
 
 Shape = Literal["linear", "cosine", "reste", "constant"]
@@ -101,7 +101,8 @@ class Schedule(Callback):
 
     Raises:
         TypeError, ValueError: for values out of range; as soon as a training starts for a path that leads to no number
-            that can be set, with the nearest ones that do, and for a value that the setting refuses.
+            that can be set, with the nearest ones that do, for a value that the setting refuses, and for an unquantized
+            start of a network without a quantizer.
 
     Source: arXiv 2605.06870 and 2603.17052 for the unquantized start.
 
@@ -123,6 +124,10 @@ class Schedule(Callback):
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        if self.unquantized_steps and not any(isinstance(module, Quantizer) for module in pl_module.modules()):
+            raise InvalidValueError(
+                f"`Schedule`: `unquantized_steps` must be 0 without a quantizer. Got {self.unquantized_steps}."
+            )
         self._settings = [(_find(pl_module, one.path), one) for one in self.anneal]
         for setting, curve in self._settings:
             before = setting.value

@@ -182,6 +182,21 @@ def test_a_wrong_path_fails_at_the_start_with_the_nearest_names(path: str, words
         fit(make_task(), Schedule(anneal=[Anneal(path, [Point(0, 0.5)])]))
 
 
+def test_levels_of_a_composite_are_found() -> None:
+    task = make_task("straight_residual")
+    quantizer: Any = task.model.quantizer
+    path = "quantizer.levels.1.losses.0.coefficient"
+    fit(task, Schedule(anneal=[Anneal(path, [Point(0, 0.0), Point(4, 0.4)])]), steps=3)
+    assert [level.losses[0].coefficient for level in quantizer.levels[:3]] == pytest.approx([0.25, 0.2, 0.25])
+
+
+def test_an_unquantized_start_without_a_quantizer_is_refused() -> None:
+    task = lightning.LightningModule()
+    task.model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"`unquantized_steps` must be 0 without a quantizer\. Got 3"):
+        Schedule(3).setup(make_trainer(1), task, "fit")
+
+
 @pytest.mark.parametrize(
     ("preset", "path", "value", "words"),
     [

@@ -17,8 +17,9 @@ class EntropyLoss(Loss):
     """Confident assignments, all codes in use: ``mean_n H(p_n) - diversity * H(mean_n p_n)``, in nats.
 
     ``p_n(c) ~ exp(-||z_n - c||^2 / temperature)`` is the soft assignment of a vector to all codes. In a quantizer with
-    a table it is made tile by tile, in the backward again, and reaches vectors and codes. Where codes are signs it is a
-    product over bits, each 1 with probability ``sigmoid(4 s z / temperature)``, s the half-width, and
+    a table it is made tile by tile, in the backward again, and reaches vectors and codes: memory is that of both.
+    Where codes are signs it is a product over bits, each 1 with probability ``sigmoid(4 s z / temperature)``, s the
+    half-width, and
 
     - the entropy of a vector is the sum of its bits', exactly, whatever their number;
     - that of the codebook is exact up to ``group_bits`` bits. Of more bits it is the sum over groups of consecutive
