@@ -120,6 +120,10 @@ class ProductQuantizer(Composite):
             loss, terms = self._over_groups(loss), {name: self._over_groups(term) for name, term in terms.items()}
         return Step(x, self._join_indices([step.indices for step in steps]), code, loss, terms, levels=tuple(steps))
 
+    def without_codes(self, x: Tensor) -> Tensor:
+        parts = zip(self._each(), self._split(x), strict=True)
+        return self._join([group.without_codes_rows(rows) for group, rows in parts])
+
     def estimate(self, step: Step) -> Tensor:
         parts = zip(self._each(), self._split(step.z), step.levels, strict=True)
         return self._join([group.estimate_rows(rows, inner) for group, rows, inner in parts])

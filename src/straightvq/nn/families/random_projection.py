@@ -65,6 +65,7 @@ class RandomProjectionQuantizer(Quantizer):
         self.codebook_dim = check_int(self, "codebook_dim", codebook_dim, 1)
         self.num_quantizers = check_int(self, "num_codebooks", num_codebooks, 1)
         self.normalize = check_bool(self, "normalize", normalize)
+        self._declare(normalize=self.normalize)
         self.seed = check_int(self, "seed", seed, 0)
         self.is_composite = self.num_quantizers > 1
         books = self.num_quantizers
@@ -78,6 +79,7 @@ class RandomProjectionQuantizer(Quantizer):
         """Draws the numbers of the seed anew, for a layer made on torch's meta device and given memory later."""
         if self.table.is_meta:
             return
+        super().reset_parameters()
         generator = torch.Generator().manual_seed(self.seed)
         with torch.device("cpu"):
             maps = [torch.empty(self.dim, self.codebook_dim, dtype=torch.float64) for _ in self.projection]
