@@ -151,7 +151,7 @@ def test_a_rate_may_change_but_not_its_kind() -> None:
     layer_with(memory, column(0, 10))
     layer_with(fraction, column(0, 10))
     memory.memory, fraction.fraction = 20.0, 0.1
-    with pytest.raises(ValueError, match="one of `fraction`, `lr`, `memory` must be given. Got none"):
+    with pytest.raises(ValueError, match="one of `fraction`, `lr`, `memory` must be given"):
         memory.memory = None
     with pytest.raises(ValueError, match="only one of `fraction` and `memory` may be given"):
         memory.fraction = 0.1
