@@ -82,6 +82,45 @@ def test_levels_start_by_kmeans_on_their_residuals(make: Callable[..., svq.Vecto
     assert all(len(column.unique()) == SIZE for column in out.indices.T)
 
 
+def residual_kmeans(z: Tensor, num_codes: int, generator: torch.Generator) -> list[Tensor]:
+    """Centres of each level, fitted to the end on what the levels before it leave."""
+    levels = []
+    for _ in range(4):
+        levels.append(svq.functional.kmeans(z, num_codes, iterations=100, generator=generator))
+        z = z - levels[-1][svq.functional.nearest_code(z, levels[-1])]
+    return levels
+
+
+def error(levels: list[Tensor], z: Tensor) -> float:
+    for codes in levels:
+        z = z - codes[svq.functional.nearest_code(z, codes)]
+    return z.square().mean().item()
+
+
+@pytest.mark.parametrize("case", ["whole", "small", "moving"])
+def test_the_preset_comes_near_residual_kmeans_on_whole_small_and_moving_batches(case: str) -> None:
+    """Whole batches, fresh ones of 4 vectors per code, and ones whose mean and spread move."""
+    torch.manual_seed(0)
+    g = torch.Generator().manual_seed(0)
+
+    def draw(n: int, time: float = 0.0) -> Tensor:
+        return 8 * time + (1 + 2 * time) * torch.randn(n, DIM, generator=g)
+
+    end = float(case == "moving")
+    fitted, new = draw(2000, end), draw(4000, end)
+    batches = {
+        "whole": lambda step: fitted,
+        "small": lambda step: draw(64),
+        "moving": lambda step: draw(256, step / 199),
+    }
+    q = svq.presets.straight_residual(DIM, 16, num_quantizers=4)
+    for step in range(60 if case == "whole" else 200):
+        q(batches[case](step))
+    z = fitted if case == "whole" else new
+    assert error([own.codes() for own in q.levels], z) < 1.06 * error(residual_kmeans(fitted, 16, g), z)
+    assert all(len(column.unique()) == 16 for column in q.encode(z).T)
+
+
 @pytest.mark.parametrize("dim", [16, 64, 512])
 def test_no_level_of_the_preset_lengthens_what_is_left(dim: int) -> None:
     torch.manual_seed(0)
