@@ -235,8 +235,10 @@ def test_without_codes_every_part_has_its_transform() -> None:
     for own in narrow.levels:
         kept = own.transform.inverse(own.transform(rest))
         rest, want = rest - kept, want + kept
-    groups = svq.ProductQuantizer(DIM, [svq.FiniteScalarQuantizer(3, [5] * 3), svq.BinarySphericalQuantizer(3, 3)])
-    both = torch.cat([groups.groups[0].bound(z[:, :3]), groups.groups[1].bound(z[:, 3:])], 1)
+    flat = svq.FiniteScalarQuantizer(3, [5] * 2, transform=svq.Projection(2))
+    groups = svq.ProductQuantizer(DIM, [flat, svq.BinarySphericalQuantizer(3, 3)])
+    first = flat.transform.inverse(flat.bound(flat.transform(z[:, :3])))
+    both = torch.cat([first, groups.groups[1].bound(z[:, 3:])], 1)
     for q, expected in ((narrow, want), (groups, both)):
         torch.testing.assert_close(q.unquantized(z), expected.detach())
         with svq.bypass(q):

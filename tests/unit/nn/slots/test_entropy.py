@@ -120,11 +120,14 @@ LAYERS: dict[str, Callable[..., svq.Quantizer]] = {
 
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("temperature", [1e-6, 1e-37, 5e-324])
-def test_the_smallest_temperature_makes_every_vector_certain(kind: str, temperature: float) -> None:
+@pytest.mark.parametrize("size", [1.0, 1e12])
+def test_the_smallest_temperature_makes_every_vector_certain(kind: str, size: float, temperature: float) -> None:
     """The entropy of a vector is then 0, and that of the codebook the one of the assignment."""
     torch.manual_seed(0)
     layer = LAYERS[kind](svq.EntropyLoss(1.0, temperature=temperature)).eval()
-    z = torch.randn(50, 4).requires_grad_()
+    if isinstance(layer, svq.VectorQuantizer):
+        layer.set_codes(size * torch.randn(6, 4))
+    z = (size * torch.randn(50, 4)).requires_grad_()
     out = layer(z)
     out.loss.backward()
     shares = out.indices.bincount() / 50

@@ -112,14 +112,16 @@ def test_one_code_that_owns_all_vectors_does_not_overshoot() -> None:
 
 def test_a_running_mean_by_hand() -> None:
     # c = {0,10}, memory 3. First {0,1,10,12}: k-means, {.5,11}, two seen each. Then {3,11,11,11,11}: 1 of min(2,3) + 1
-    # takes .5 to .5 + 2.5 / 3; four of 2 + 4 leave 11 in place. Then {2}: min(3,3) + 1 = 4; the other code stays.
+    # takes .5 to .5 + 2.5 / 3; four of 2 + 4 leave 11 in place. Then {2}: min(3,3) + 1 = 4, and the other code stays;
+    # {18}: min(6,3) + 1 = 4 take it a quarter of the way.
     layer = layer_with(svq.AlternatedUpdate(memory=3.0), column(0, 10))
-    first, second = [0.5, 11.0], [0.5 + 2.5 / 3, 11.0]
-    batches = [column(0, 1, 10, 12), column(3, 11, 11, 11, 11), column(2)]
-    for batch, codes in zip(batches, [first, second, [second[0] + (2 - second[0]) / 4, 11.0]], strict=True):
+    second = 0.5 + 2.5 / 3
+    third = second + (2 - second) / 4
+    batches = [column(0, 1, 10, 12), column(3, 11, 11, 11, 11), column(2), column(18)]
+    for batch, codes in zip(batches, [[0.5, 11], [second, 11], [third, 11], [third, 11 + 7 / 4]], strict=True):
         layer(batch)
         assert layer.codes().flatten().tolist() == pytest.approx(codes)
-    assert layer.codebook.update.seen.tolist() == [4, 6]
+    assert layer.codebook.update.seen.tolist() == [4, 4]
 
 
 def test_without_a_bound_the_codes_are_the_means_of_all_vectors() -> None:
