@@ -14,6 +14,11 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def in_transform() -> bool:
+    """Whether this runs inside a transform of ``torch.func``, which custom operators with a gradient refuse."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def register_named_tuple(kind: type, name: str) -> None:
     """Gives a named tuple the name by which `torch.export` saves it. Dataclasses have a public function, tuples not."""
     _pytree._register_namedtuple(kind, serialized_type_name=name)

@@ -13,6 +13,7 @@ from straightvq import internals
 # Where the name is, and who breaks without it.
 NAMES: dict[str, Callable[..., Any]] = {
     "torch._C._current_graph_task_id": internals.in_backward,
+    "torch._C._are_functorch_transforms_active": internals.in_transform,
     "torch.utils._pytree._register_namedtuple": internals.register_named_tuple,
     "trainer.fit_loop.epoch_loop._batches_that_stepped": internals.logged_step,
     "trainer.fit_loop.epoch_loop._should_check_val_fx": internals.validation_follows,

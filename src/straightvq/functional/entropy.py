@@ -1,16 +1,23 @@
 """Entropies of soft assignments, and how much each code is used on average, without a vectors-by-codes matrix.
 
-Both sums below are made tile by tile, and the backward makes the tiles again: what is kept is the input. Shapes: N
-vectors, K codes, D their width, G bits.
+Both sums below are made tile by tile, and the backward makes the tiles again: what is kept is the input. Second
+derivatives, and the transforms of ``torch.func``, keep the tiles. Shapes: N vectors, K codes, D their width, G bits.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from straightvq.functional.soft.logits import distance_logits, row_tiles
+from straightvq.functional.soft.logits import row_tiles
+from straightvq.internals import in_transform
+
+# Beyond these log-odds a probability is 0 in every dtype; infinite ones would make NaN of its entropy.
+_CERTAIN = 1e3
+# Of log-odds, so that 0 stays 0 times it however small the temperature.
+_STEEPEST = 1e30
 
 
 def entropy(shares: Tensor) -> Tensor:
@@ -47,8 +54,20 @@ def soft_usage(z: Tensor, codes: Tensor, weight: Tensor, temperature: float) -> 
     """
     # Distances do not depend on the origin; products keep more digits near it.
     centre = codes.detach().mean(0)
-    total, usage = torch.ops.straightvq.soft_usage(z - centre, codes - centre, weight, temperature)
+    total, usage = _operator("soft_usage", _soft_usage)(z - centre, codes - centre, weight, temperature)
     return total, usage
+
+
+def bit_logits(z: Tensor, half_width: float, temperature: float) -> Tensor:
+    """Log-odds ``4 half_width z / temperature`` that a bit is 1, elementwise, cut where they are certain.
+
+    The two codes are at ``-half_width`` and ``half_width``, and ``temperature`` is in units of a squared distance.
+
+    Example:
+        >>> bit_logits(torch.tensor([0.25, -9.0]), 1.0, 0.01).tolist()
+        [100.0, -1000.0]
+    """
+    return (z * min(4 * half_width / temperature, _STEEPEST)).clamp(-_CERTAIN, _CERTAIN)
 
 
 def bit_entropy(logits: Tensor) -> Tensor:
@@ -83,32 +102,33 @@ def bit_usage(logits: Tensor, weight: Tensor) -> Tensor:
         >>> bit_usage(torch.tensor([[100.0, -100.0], [100.0, 0.0]]), torch.ones(2)).tolist()
         [0.0, 1.5, 0.0, 0.5]
     """
-    usage: Tensor = torch.ops.straightvq.bit_usage(logits.contiguous(), weight)
+    usage: Tensor = _operator("bit_usage", _bit_usage)(logits.contiguous(), weight)
     return usage
 
 
-# Custom operators, so that a compiled graph neither unrolls the tiles nor keeps them.
+def _operator(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator, or where none can serve its plain function, whose tiles autograd keeps."""
+    needs_plain = not torch.compiler.is_compiling() and in_transform()
+    return plain if needs_plain else getattr(torch.ops.straightvq, name)
 
 
-@torch.library.custom_op("straightvq::soft_usage", mutates_args=())
 def _soft_usage(z: Tensor, codes: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     total, usage = z.new_zeros(()), z.new_zeros(len(codes))
     for rows in row_tiles(len(z), len(codes), z.device):
-        log_p = distance_logits(z[rows], codes, temperature).log_softmax(1)
+        log_p = _log_p(z[rows], codes, temperature)
         p = log_p.exp()
         total -= weight[rows] @ (p * log_p).sum(1)
         usage += weight[rows] @ p
     return total, usage
 
 
-@torch.library.custom_op("straightvq::soft_usage_backward", mutates_args=())
 def _soft_usage_backward(
     by_entropy: Tensor, by_usage: Tensor, z: Tensor, codes: Tensor, weight: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     to_z, to_codes = torch.empty_like(z), torch.zeros_like(codes)
-    scale = 2 / temperature
+    scale = min(2 / temperature, _STEEPEST)
     for rows in row_tiles(len(z), len(codes), z.device):
-        log_p = distance_logits(z[rows], codes, temperature).log_softmax(1)
+        log_p = _log_p(z[rows], codes, temperature)
         p = log_p.exp()
         to_p = by_usage - by_entropy * log_p
         to_logits = p * (to_p - (p * to_p).sum(1, keepdim=True)) * (scale * weight[rows, None])
@@ -117,7 +137,12 @@ def _soft_usage_backward(
     return to_z, to_codes
 
 
-@torch.library.custom_op("straightvq::bit_usage", mutates_args=())
+def _log_p(z: Tensor, codes: Tensor, temperature: float) -> Tensor:
+    nearness = torch.addmm(codes.square().sum(1) / -2, z, codes.T)
+    behind = nearness - nearness.detach().amax(1, keepdim=True)
+    return (behind * min(2 / temperature, _STEEPEST)).clamp(min=-_CERTAIN).log_softmax(1)
+
+
 def _bit_usage(logits: Tensor, weight: Tensor) -> Tensor:
     low, high = _halves(logits.shape[1])
     usage = logits.new_zeros(1 << high, 1 << low)
@@ -127,7 +152,6 @@ def _bit_usage(logits: Tensor, weight: Tensor) -> Tensor:
     return usage.view(-1)
 
 
-@torch.library.custom_op("straightvq::bit_usage_backward", mutates_args=())
 def _bit_usage_backward(by_usage: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
     low, high = _halves(logits.shape[1])
     by_usage = by_usage.view(1 << high, 1 << low)
@@ -143,24 +167,31 @@ def _bit_usage_backward(by_usage: Tensor, logits: Tensor, weight: Tensor) -> Ten
     return to_logits
 
 
-@_soft_usage.register_fake
+# Custom operators, so that a compiled graph neither unrolls the tiles nor keeps them.
+_soft_op = torch.library.custom_op("straightvq::soft_usage", _soft_usage, mutates_args=())
+_soft_backward_op = torch.library.custom_op("straightvq::soft_usage_backward", _soft_usage_backward, mutates_args=())
+_bits_op = torch.library.custom_op("straightvq::bit_usage", _bit_usage, mutates_args=())
+_bits_backward_op = torch.library.custom_op("straightvq::bit_usage_backward", _bit_usage_backward, mutates_args=())
+
+
+@_soft_op.register_fake
 def _(z: Tensor, codes: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     return z.new_empty(()), z.new_empty(len(codes))
 
 
-@_soft_usage_backward.register_fake
+@_soft_backward_op.register_fake
 def _(
     by_entropy: Tensor, by_usage: Tensor, z: Tensor, codes: Tensor, weight: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(z), torch.empty_like(codes)
 
 
-@_bit_usage.register_fake
+@_bits_op.register_fake
 def _(logits: Tensor, weight: Tensor) -> Tensor:
     return logits.new_empty(1 << logits.shape[1])
 
 
-@_bit_usage_backward.register_fake
+@_bits_backward_op.register_fake
 def _(by_usage: Tensor, logits: Tensor, weight: Tensor) -> Tensor:
     return torch.empty_like(logits)
 
@@ -175,16 +206,23 @@ def _keep_bits(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _of_soft(ctx: Any, by_entropy: Tensor, by_usage: Tensor) -> tuple[Tensor, Tensor, None, None]:
-    gradients = torch.ops.straightvq.soft_usage_backward(by_entropy, by_usage, *ctx.saved_tensors, ctx.temperature)
+    backward = _backward("soft_usage_backward", _soft_usage_backward)
+    gradients = backward(by_entropy, by_usage, *ctx.saved_tensors, ctx.temperature)
     return *gradients, None, None
 
 
 def _of_bits(ctx: Any, by_usage: Tensor) -> tuple[Tensor, None]:
-    return torch.ops.straightvq.bit_usage_backward(by_usage.contiguous(), *ctx.saved_tensors), None
+    backward = _backward("bit_usage_backward", _bit_usage_backward)
+    return backward(by_usage.contiguous(), *ctx.saved_tensors), None
 
 
-_soft_usage.register_autograd(_of_soft, setup_context=_keep_soft)
-_bit_usage.register_autograd(_of_bits, setup_context=_keep_bits)
+def _backward(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """As ``_operator``; a backward that is to be differentiated itself (``create_graph``) is plain as well."""
+    return plain if torch.is_grad_enabled() and not torch.compiler.is_compiling() else _operator(name, plain)
+
+
+_soft_op.register_autograd(_of_soft, setup_context=_keep_soft)
+_bits_op.register_autograd(_of_bits, setup_context=_keep_bits)
 
 
 def _halves(bits: int) -> tuple[int, int]:

@@ -55,7 +55,7 @@ def setting(check: Callable[..., Any], *, keeps: str = "", **limits: Any) -> Any
     Args:
         check: ``check_int`` or one of its neighbours below.
         keeps: what a bound part refuses to change, because state of that kind was made by it: ``"all"`` for any value,
-            ``"zero"`` for the step from 0 to something else; empty for none.
+            ``"zero"`` for the step from 0 to something else, ``"none"`` for that from None or to it; empty for none.
         limits: for ``check``.
     """
     name = ""
@@ -72,7 +72,8 @@ def setting(check: Callable[..., Any], *, keeps: str = "", **limits: Any) -> Any
         value = check(part, name, value, **limits)
         if keeps and part._is_bound:
             before = part.__dict__["_" + name]
-            if value != before and (keeps == "all" or not before):
+            kept = {"all": True, "zero": not before, "none": before is None or value is None}[keeps]
+            if value != before and kept:
                 raise InvalidValueError(
                     f"`{type(part).__name__}`: `{name}` must stay {before!r}, because what the layer holds was made "
                     f"for it. Got {value!r}; make a new layer."

@@ -122,6 +122,7 @@ class Quantizer(nn.Module, ABC):
         num_quantizers: codes per vector, and the length of that axis.
     """
 
+    settings: Tensor
     codebook_size: int
     check_finite: bool = True
     has_table: bool = False
@@ -131,6 +132,7 @@ class Quantizer(nn.Module, ABC):
     _is_bypassed = False
     _reduction = "mean"
     _step_hooks: OrderedDict[int, Callable[["Quantizer", Step], None]] | None = None
+    _declared: dict[str, float] | None = None
 
     def __init__(
         self,
@@ -162,6 +164,20 @@ class Quantizer(nn.Module, ABC):
             )
         with making_float32():
             self.transform.bind(self.dim)
+
+    def _declare(self, **settings: float) -> None:
+        """Writes into the state what it is a state of, where shapes do not say so: loading refuses another one's."""
+        self._declared = settings
+        with making_float32():
+            self.register_buffer("settings", self._settings())
+
+    def _settings(self) -> Tensor:
+        return torch.tensor(list((self._declared or {}).values()), dtype=torch.get_default_dtype())
+
+    def reset_parameters(self) -> None:
+        """Writes the settings anew, for a layer made on torch's meta device and given memory by ``to_empty``."""
+        if self._declared is not None:
+            self.settings.copy_(self._settings())
 
     @property
     def codebook_sizes(self) -> list[int]:
@@ -290,7 +306,7 @@ class Quantizer(nn.Module, ABC):
         self._check(z, None)
         with no_autocast(z.device), evaluating(self) as still:
             flat = z.movedim(self.channel_dim, -1).reshape(-1, self.dim)
-            return self._unflatten(still.transform.inverse(still.bound(still.transformed(flat))), z)
+            return self._unflatten(still.without_codes_rows(flat), z)
 
     # --- maps on flat rows: what a quantizer is -------------------------------------------------------------------
 
@@ -317,6 +333,10 @@ class Quantizer(nn.Module, ABC):
         loss, terms = self._measure(z, code, valid, None)
         return Step(z, indices, code, loss, terms)
 
+    def without_codes(self, x: Tensor) -> Tensor:
+        """Rows (n, d) -> rows (n, d), differentiable: what ``estimate`` would give with a code at every vector."""
+        return self.bound(x)
+
     def estimate(self, step: Step) -> Tensor:
         """The codes of a step, (n, d), with the gradient of the estimator."""
         return self.estimator.estimate(step.z, step.code, step.context)
@@ -339,6 +359,10 @@ class Quantizer(nn.Module, ABC):
         """``lookup``, after the inverse transform: rows (n, dim)."""
         return self.transform.inverse(self.lookup(indices))
 
+    def without_codes_rows(self, rows: Tensor) -> Tensor:
+        """``without_codes`` of rows (n, dim) before the transform, and after its inverse."""
+        return self.transform.inverse(self.without_codes(self.transformed(rows)))
+
     def codebooks(self) -> list[Codebook]:
         """All codebooks inside, each once: what monitors, freezing and the laws run over."""
         return [module for module in self.modules() if isinstance(module, Codebook)]
@@ -359,7 +383,7 @@ class Quantizer(nn.Module, ABC):
         """The weighted sum of the losses, connected to ``z`` whatever they are, and the terms."""
         if self._reduction == "none":
             terms = {loss.name: where_valid(loss.per_vector(z, code), valid, 0) for loss in self._losses()}
-            zero = zero_of(z).expand(len(z))
+            zero = zero_of(z).expand(z.shape[0])
             return sum((loss.coefficient * terms[loss.name] for loss in self._losses()), start=zero), terms
         terms = {loss.name: loss.measure(z, code, valid, context) for loss in self._losses()}
         for name, term in terms.items():
@@ -371,9 +395,9 @@ class Quantizer(nn.Module, ABC):
 
     def _without_codes(self, x: Tensor) -> Step:
         """The step under ``bypass``."""
-        z = self.bound(x)
-        zero = zero_of(z) if self._reduction == "mean" else zero_of(z).expand(len(z))
-        shape = (len(z), self.num_quantizers) if self.is_composite else (len(z),)
+        z = self.without_codes(x)
+        zero = zero_of(z) if self._reduction == "mean" else zero_of(z).expand(z.shape[0])
+        shape = (z.shape[0], self.num_quantizers) if self.is_composite else z.shape[:1]
         indices = torch.full(shape, -1, dtype=torch.int64, device=z.device)
         return Step(z, indices, z, zero, dict.fromkeys((m.name for m in self.modules() if isinstance(m, Loss)), zero))
 
@@ -414,7 +438,7 @@ class Quantizer(nn.Module, ABC):
             quantized = quantized.clone()  # the caller may change it in place, and it may be z
         terms = step.terms
         if self._reduction == "none":
-            loss = self._view_indices(loss.expand(len(rows)), z)
+            loss = self._view_indices(loss.expand(rows.shape[0]), z)
             terms = {name: self._view_indices(term, z) for name, term in terms.items()}
         return QuantizerOutput(quantized, self._view_indices(step.indices, z), loss, terms)
 
@@ -524,7 +548,24 @@ class Quantizer(nn.Module, ABC):
         for name, value in state_dict.items():  # with `assign` they become the state, of all parts
             if name.startswith(prefix) and isinstance(value, Tensor):
                 state_dict[name] = keeping_float32(lambda tensor: tensor)(value)
+        for path, part in self.named_modules():  # all of them before the first takes its state
+            if isinstance(part, Quantizer):
+                part._check_state(state_dict, f"{prefix}{path}." if path else prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
+        """Refuses the state of another kind of layer, whose shapes may be the same."""
+        if self._declared is None:
+            return
+        own = self._declared
+        saved = state_dict.setdefault(prefix + "settings", self.settings)  # an earlier version's states do not say
+        if not isinstance(saved, Tensor) or saved.is_meta:
+            return
+        theirs = dict(zip(own, saved.tolist(), strict=False)) if saved.ndim == 1 else {}
+        if any(not math.isclose(own[key], theirs.get(key, math.nan), rel_tol=1e-5) for key in own):
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: the state must be of a layer with {_listed(own)}. Got {_listed(theirs)}."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes along: not that it was made inside ``bypass``, nor who was told of its steps."""
@@ -541,7 +582,8 @@ class Quantizer(nn.Module, ABC):
 def bypass(module: nn.Module) -> Iterator[None]:
     """While it lasts every quantizer inside ``module`` leaves its codes out: no search, no state change.
 
-    ``quantized`` is the transform and its inverse of ``z`` (``z`` itself for most layers; zeros where masked),
+    ``quantized`` is the transform and its inverse of ``z`` (``z`` itself for most layers; zeros where masked), in a
+    composite with those of its parts, each on what it would be given if there were a code at every vector;
     ``indices`` are -1, ``loss`` and ``terms`` are 0 and still connected to all parameters. For training the first
     steps of an autoencoder unquantized, and for measuring what quantization costs.
 
@@ -565,6 +607,10 @@ def bypass(module: nn.Module) -> Iterator[None]:
             q._is_bypassed = was
 
 
+def _listed(settings: dict[str, float]) -> str:
+    return ", ".join(f"{name}={value:g}" for name, value in settings.items()) or "others"
+
+
 def zero_of(x: Tensor) -> Tensor:
     """A scalar 0 that is connected to ``x``, whatever that holds."""
     # Its gradient is one 0, expanded; that of an empty slice of x would be a tensor of zeros.
@@ -582,7 +628,7 @@ def where_valid(values: Tensor, valid: Tensor | None, other: int = -1) -> Tensor
 
 
 def _check_losses(owner: Quantizer, losses: list[Loss] | None) -> list[Loss]:
-    if losses is not None and not isinstance(losses, Sequence):
+    if losses is not None and not isinstance(losses, (Sequence, nn.ModuleList)):
         raise InvalidTypeError(
             f"`{type(owner).__name__}`: `losses` must be a list of losses. Got {type(losses).__name__}."
         )

@@ -268,13 +268,13 @@ class VectorQuantizer(Quantizer):
         """Writes effective codes Float (codebook_size, codebook_dim); see ``Codebook.set_codes``."""
         self.codebook.set_codes(codes)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
         if prefix + "codebook.pool" in state_dict:
             raise InvalidValueError(
                 f"`{type(self).__name__}`: the state must be of this version of straightvq. Got one of an earlier "
                 "version, whose codebooks hold other entries: load it with that version, or train anew."
             )
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._check_state(state_dict, prefix)
 
     def _check_not_recomputed(self) -> None:
         """Refuses a forward inside a backward: it would update the codebook twice and assign differently."""

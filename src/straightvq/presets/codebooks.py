@@ -205,7 +205,7 @@ def straight_residual(
     num_quantizers: int = 8,
     channel_dim: int = -1,
     codebook_dim: int | None = None,
-    fraction: float = 0.5,
+    memory: float = 100.0,
     sync: float = 0.0,
     commitment: float = 0.25,
     patience: int = 20,
@@ -215,8 +215,10 @@ def straight_residual(
 ) -> ResidualQuantizer:
     """Our recommendation for several codes per vector: alternated optimisation at every level.
 
-    Each level starts by k-means on what the levels before it have left. Whatever the width, no level can make what is
-    left longer than it was at the start.
+    Each level starts by k-means on what the levels before it have left, run until little changes, because every later
+    level inherits the error. Its codes are running means, so that small noisy batches, whole data sets and data that
+    move are served alike; see ``benchmarks/results/``. Whatever the width, no level can make what is left longer than
+    it was at the start.
 
     Args:
         dim: channels of ``z``.
@@ -225,7 +227,7 @@ def straight_residual(
         channel_dim: axis of the channels.
         codebook_dim: width of the codes, by a learned projection of each level; None, or at least ``dim``: that of
             ``z``.
-        fraction: of the way to the cluster mean, per step.
+        memory: how many of its vectors a code is the mean of; larger is steadier, smaller follows faster.
         sync: the paper's nu.
         commitment: weight of the commitment loss.
         patience: steps without use before a code is reset.
@@ -244,7 +246,8 @@ def straight_residual(
             dim,
             codebook_size,
             transform=projection_to(dim, codebook_dim, start="orthonormal"),
-            update=AlternatedUpdate(fraction=fraction, reassign=False),
+            update=AlternatedUpdate(memory=memory, reassign=False),
+            iterations=50,
             sync=sync,
             commitment=commitment,
             patience=patience,
@@ -374,11 +377,12 @@ def _alternated(
     sync: float,
     commitment: float,
     patience: int,
+    iterations: int = 10,
     channel_dim: int = -1,
 ) -> VectorQuantizer:
     return VectorQuantizer(
         dim,
-        Codebook(codebook_size, init=KMeansInit(), update=update, reset=DeadCodeReset(patience)),
+        Codebook(codebook_size, init=KMeansInit(iterations), update=update, reset=DeadCodeReset(patience)),
         transform=transform,
         estimator=StraightThrough(sync),
         losses=[CommitmentLoss(commitment), CodebookLoss()],

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from straightvq.nn.batch import Context
 from straightvq.nn.families.codebook_free import CodebookFree, check_bits
-from straightvq.nn.part import check_float, check_int
+from straightvq.nn.part import check_float, check_int, setting
 from straightvq.nn.slots.estimators import Estimator
 from straightvq.nn.slots.losses import CommitmentLoss, EntropyLoss, Loss
 from straightvq.nn.slots.transforms import Transform
@@ -28,13 +28,16 @@ class SignQuantizer(CodebookFree):
     """
 
     has_signs = True
-    half_width: float
+    bits: int = setting(check_int, minimum=1, keeps="all")
+    half_width: float = setting(check_float, minimum=0, open_minimum=True, keeps="all")
 
-    def _set_bits(self, bits: int) -> None:
-        self.bits = check_int(self, "bits", bits, 1)
+    def _bind(self, half_width: float) -> None:
         check_bits(self, "bits", 1 << self.bits)
         self._check_width("bits", self.bits)
         self.codebook_size = 1 << self.bits
+        self.half_width = half_width
+        self._declare(bits=self.bits, half_width=self.half_width)
+        self._is_bound = True
 
     def digits(self, z: Tensor) -> Tensor:
         return z >= 0
@@ -105,8 +108,9 @@ class LookupFreeQuantizer(SignQuantizer):
     ) -> None:
         losses = [EntropyLoss(), CommitmentLoss()] if losses is None else losses
         super().__init__(dim, transform=transform, estimator=estimator, losses=losses, channel_dim=channel_dim)
-        self.half_width = check_float(self, "scale", scale, minimum=0, open_minimum=True)
-        self._set_bits(bits)
+        scale = check_float(self, "scale", scale, minimum=0, open_minimum=True)
+        self.bits = bits
+        self._bind(scale)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + ("" if self.half_width == 1 else f", scale={self.half_width}")
@@ -158,8 +162,8 @@ class BinarySphericalQuantizer(SignQuantizer):
     ) -> None:
         losses = [EntropyLoss(temperature=0.01, group_bits=_GROUP)] if losses is None else losses
         super().__init__(dim, transform=transform, estimator=estimator, losses=losses, channel_dim=channel_dim)
-        self._set_bits(bits)
-        self.half_width = self.bits**-0.5
+        self.bits = bits
+        self._bind(self.bits**-0.5)
 
     def bound(self, x: Tensor) -> Tensor:
         length = x.norm(dim=-1, keepdim=True)

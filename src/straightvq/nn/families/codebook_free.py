@@ -26,6 +26,7 @@ class CodebookFree(Quantizer):
     """
 
     process_group: Group = None
+    _is_bound = False
 
     @abstractmethod
     def digits(self, z: Tensor) -> Tensor:
@@ -47,8 +48,7 @@ class CodebookFree(Quantizer):
         return self.index(self.digits(z))
 
     def lookup(self, indices: Tensor) -> Tensor:
-        state = next((p for p in self.parameters() if p.is_floating_point()), None)
-        return self.values(self.split(indices), torch.float32 if state is None else state.dtype)
+        return self.values(self.split(indices), self.settings.dtype)
 
     def step(self, x: Tensor, valid: Tensor | None) -> Step:
         """As in ``Quantizer``, without the way to the index and back."""
@@ -62,6 +62,9 @@ class CodebookFree(Quantizer):
     def _context(self, z: Tensor, indices: Tensor) -> Context | None:
         """For losses that look at more than vectors and their codes."""
         return None
+
+    def _work_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return torch.promote_types(super()._work_dtype(dtype), self.settings.dtype)
 
     def _check_width(self, argument: str, given: int) -> None:
         """Refuses a number of channels that the transform does not lead to."""

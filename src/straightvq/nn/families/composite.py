@@ -10,7 +10,7 @@ from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.nn.codebook import Codebook
 from straightvq.nn.draws import Clock, Draws
 from straightvq.nn.families.codebook_free import CodebookFree
-from straightvq.nn.part import can_ask, check_float, check_int, check_part, setting
+from straightvq.nn.part import at_least_float32, can_ask, check_float, check_int, check_part, setting
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, zero_of
 from straightvq.nn.ranks import Group, rank, stack_over_ranks
 from straightvq.nn.slots.assigners import Assigner
@@ -75,12 +75,13 @@ class Composite(Quantizer):
             raise
         if self.dropout:
             self.clock = Clock()
+        self._declare(**{number: self.num_parts})
         self._is_bound = True
         self.num_quantizers = sum(part.num_quantizers for part in self._serving())
         self.codebook_size = max(self.codebook_sizes)
 
     def _check_parts(
-        self, parts: Sequence[Quantizer] | Quantizer, num_parts: int | None, name: str, number: str
+        self, parts: Sequence[Quantizer] | nn.ModuleList | Quantizer, num_parts: int | None, name: str, number: str
     ) -> list[Quantizer]:
         owner = type(self).__name__
         if isinstance(parts, Quantizer):
@@ -90,21 +91,20 @@ class Composite(Quantizer):
                 )
             check_int(self, number, num_parts, 1)
             return [parts]
-        if not isinstance(parts, Sequence) or not parts:
+        if not isinstance(parts, (Sequence, nn.ModuleList)) or not parts:
             raise InvalidTypeError(f"`{owner}`: `{name}` must be a quantizer or a list of them. Got {parts!r}.")
-        for part in parts:
-            check_part(self, name, part, Quantizer)
+        listed: list[Quantizer] = [check_part(self, name, part, Quantizer) for part in parts]
         if num_parts is not None and num_parts != len(parts):
             raise InvalidValueError(
                 f"`{owner}`: `{number}` must be the length {len(parts)} of the list. Got {num_parts}."
             )
-        inside = [id(module) for part in parts for module in part.modules() if isinstance(module, Quantizer)]
+        inside = [id(module) for part in listed for module in part.modules() if isinstance(module, Quantizer)]
         if len(set(inside)) < len(inside):
             raise InvalidValueError(
                 f"`{owner}`: `{name}` must be different quantizers, with different ones inside. Got one twice; to "
                 f"share it pass it alone, with {number}={len(parts)}."
             )
-        return list(parts)
+        return listed
 
     def _check_widths(self, width: int) -> None:
         """Refuses parts that do not fit rows of this width."""
@@ -159,6 +159,7 @@ class Composite(Quantizer):
                 keeps all, or in training what ``dropout`` leaves.
         """
         self._check(z, mask)
+        self._check_reduction()
         batch = z.movedim(self.channel_dim, -1).shape[:-1]
         samples = batch[0] if batch else 1
         given = None if kept is None else self._check_kept(kept, samples, z.device)
@@ -170,6 +171,24 @@ class Composite(Quantizer):
             return self.step(x, valid, by_samples[:, None].expand(-1, len(x) // max(1, samples)).flatten())
 
         return self._quantize(z, mask, step)
+
+    def _check_reduction(self) -> None:
+        """Refuses parts whose losses would have another shape."""
+        for part in self.parts:
+            assert isinstance(part, Quantizer)
+            if part.reduction != self.reduction:
+                raise InvalidValueError(
+                    f"`{type(self).__name__}`: `reduction` must be the same in all quantizers inside: set it on the "
+                    f"outermost one. Got {part.reduction!r} in {type(part).__name__} and {self.reduction!r} here."
+                )
+            if isinstance(part, Composite):
+                part._check_reduction()
+
+    def _work_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        for part in self.parts:
+            assert isinstance(part, Quantizer)
+            dtype = part._work_dtype(dtype)
+        return at_least_float32(dtype)
 
     def _drop(self, x: Tensor, samples: int, valid: Tensor | None) -> Tensor | None:
         """Draws how many levels each sample keeps, Int64 (samples,); None for all."""

@@ -25,6 +25,8 @@ Form = Literal["paper", "symmetric"]
 _EPS = 1e-3
 # Indices below it are sums that float64 makes without rounding, by a product that is faster than one of integers.
 _EXACT = 1 << 53
+# Levels of one channel: with more of them rounding in float32 takes a code for its neighbour.
+_MOST_LEVELS = 1 << 22
 
 
 class FiniteScalarQuantizer(CodebookFree):
@@ -46,7 +48,7 @@ class FiniteScalarQuantizer(CodebookFree):
 
     Args:
         dim: channels of ``z``; as many as levels, unless a transform narrows them.
-        levels: number of levels of each channel, each at least 2; their product is the number of codes, 2^62 at most.
+        levels: number of levels of each channel, 2 to 2^22 each; their product is the number of codes, 2^62 at most.
             The paper recommends at least 5, and [8, 5, 5, 5] for about 2^10 codes, [8, 8, 8, 6, 5] for 2^14.
         form: ``"paper"`` or ``"symmetric"``.
         noise: share of a training batch's vectors that get noise instead of rounding, 0 to 1; may be changed later, but
@@ -83,8 +85,10 @@ class FiniteScalarQuantizer(CodebookFree):
 
     levels: Tensor
     basis: Tensor
+    form: Form = setting(check_choice, choices=get_args(Form), keeps="all")
     noise: float = setting(check_float, minimum=0, maximum=1, keeps="zero")
-    _is_bound = False
+    scale: float = setting(check_float, minimum=0, open_minimum=True, keeps="all")
+    clamp: bool = setting(check_bool, keeps="all")
 
     def __init__(
         self,
@@ -103,16 +107,17 @@ class FiniteScalarQuantizer(CodebookFree):
         super().__init__(dim, transform=transform, estimator=estimator, losses=losses, channel_dim=channel_dim)
         self._levels = self._check_levels(levels)
         self._check_width("levels", len(self._levels))
-        self.form = check_choice(self, "form", form, get_args(Form))
+        self.form = form
         self.noise = noise
-        self.scale = check_float(self, "scale", scale, minimum=0, open_minimum=True)
-        self.clamp = check_bool(self, "clamp", clamp)
+        self.scale = scale
+        self.clamp = clamp
         self.codebook_size = math.prod(self._levels)
         self.register_buffer("levels", torch.tensor(self._levels))
         self.register_buffer("basis", torch.tensor(self._basis()))
         zeros = zip(self._basis(), self._levels, strict=True)
         self._index_of_zero = sum(base * (count // 2) for base, count in zeros) if self.form == "paper" else 0
         self.clock = Clock() if self.noise else None
+        self._declare(symmetric=self.form == "symmetric", scale=self.scale, clamp=self.clamp)
         self._is_bound = True
 
     def _check_levels(self, levels: Any) -> tuple[int, ...]:
@@ -125,15 +130,21 @@ class FiniteScalarQuantizer(CodebookFree):
             raise InvalidValueError(f"`{type(self).__name__}`: `levels` must be a list of integers >= 2. Got none.")
         checked = tuple(check_int(self, "levels", level, 2) for level in levels)
         check_bits(self, "levels", math.prod(checked))
+        if max(checked) > _MOST_LEVELS:
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: `levels` must be at most {_MOST_LEVELS:,} in each channel, which float32 "
+                f"tells apart. Got {max(checked):,}; use several channels."
+            )
         return checked
 
     def _basis(self) -> list[int]:
         return [math.prod(self._levels[:channel]) for channel in range(len(self._levels))]
 
     def reset_parameters(self) -> None:
-        """Writes the levels anew, for a layer made on torch's meta device and given memory by ``to_empty``."""
+        """Writes levels and settings anew, for a layer made on torch's meta device and given memory by ``to_empty``."""
         self.levels.copy_(torch.tensor(self._levels))
         self.basis.copy_(torch.tensor(self._basis()))
+        super().reset_parameters()
 
     # --- maps on flat rows ----------------------------------------------------------------------------------------
 
@@ -222,14 +233,14 @@ class FiniteScalarQuantizer(CodebookFree):
 
     # --- other people's programs ----------------------------------------------------------------------------------
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _check_state(self, state_dict: dict[str, Any], prefix: str) -> None:
         saved = state_dict.get(prefix + "levels")
         if isinstance(saved, Tensor) and not saved.is_meta and tuple(saved.tolist()) != self._levels:
             raise InvalidValueError(
                 f"`{type(self).__name__}`: the state must be of a layer with the levels {list(self._levels)}. "
                 f"Got {saved.tolist()}."
             )
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._check_state(state_dict, prefix)
 
     def extra_repr(self) -> str:
         options = [f"dim={self.dim}, levels={list(self._levels)}, form={self.form!r}"]

@@ -122,6 +122,10 @@ class ProductQuantizer(Composite):
             loss, terms = self._over_groups(loss), {name: self._over_groups(term) for name, term in terms.items()}
         return Step(x, self._join_indices([step.indices for step in steps]), code, loss, terms, levels=tuple(steps))
 
+    def without_codes(self, x: Tensor) -> Tensor:
+        parts = zip(self._each(), self._split(x), strict=True)
+        return self._join([group.without_codes_rows(rows) for group, rows in parts])
+
     def estimate(self, step: Step) -> Tensor:
         if all(_is_plain(group) for group in self._each()):
             return self.estimator.estimate(step.z, step.code, None)  # of all groups at once

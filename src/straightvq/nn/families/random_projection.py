@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from straightvq.functional.nearest import nearest_code
-from straightvq.nn.part import check_bool, check_int
+from straightvq.nn.part import check_bool, check_int, setting
 from straightvq.nn.quantizer import Quantizer
 
 
@@ -48,6 +48,9 @@ class RandomProjectionQuantizer(Quantizer):
     projection: Tensor
     inverse: Tensor
     table: Tensor
+    normalize: bool = setting(check_bool, keeps="all")
+    seed: int = setting(check_int, minimum=0, keeps="all")
+    _is_bound = False
 
     def __init__(
         self,
@@ -64,20 +67,23 @@ class RandomProjectionQuantizer(Quantizer):
         self.codebook_size = check_int(self, "codebook_size", codebook_size, 2)
         self.codebook_dim = check_int(self, "codebook_dim", codebook_dim, 1)
         self.num_quantizers = check_int(self, "num_codebooks", num_codebooks, 1)
-        self.normalize = check_bool(self, "normalize", normalize)
-        self.seed = check_int(self, "seed", seed, 0)
+        self.normalize = normalize
+        self._declare(normalize=self.normalize)
+        self.seed = seed
         self.is_composite = self.num_quantizers > 1
         books = self.num_quantizers
         self.register_buffer("projection", torch.empty(books, self.dim, self.codebook_dim, dtype=torch.float32))
         self.register_buffer("inverse", torch.empty(books, self.codebook_dim, self.dim, dtype=torch.float32))
         self.register_buffer("table", torch.empty(books, self.codebook_size, self.codebook_dim, dtype=torch.float32))
         self.reset_parameters()
+        self._is_bound = True
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draws the numbers of the seed anew, for a layer made on torch's meta device and given memory later."""
         if self.table.is_meta:
             return
+        super().reset_parameters()
         generator = torch.Generator().manual_seed(self.seed)
         with torch.device("cpu"):
             maps = [torch.empty(self.dim, self.codebook_dim, dtype=torch.float64) for _ in self.projection]

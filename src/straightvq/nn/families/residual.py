@@ -10,7 +10,7 @@ from torch import Tensor
 from straightvq.errors import InvalidValueError
 from straightvq.functional.few import nearest_few
 from straightvq.nn.families.composite import Composite, add_up, columns, rows_of
-from straightvq.nn.part import check_choice, check_int, setting
+from straightvq.nn.part import check_choice, check_int
 from straightvq.nn.quantizer import Quantizer, Step, where_valid
 from straightvq.nn.slots.assigners import Nearest
 from straightvq.nn.slots.estimators import Estimator, StraightThrough
@@ -71,8 +71,6 @@ class ResidualQuantizer(Composite):
         (torch.Size([2, 5, 4]), torch.Size([2, 5, 8]))
     """
 
-    gradient: Gradient = setting(check_choice, choices=get_args(Gradient))
-
     def __init__(
         self,
         dim: int,
@@ -87,11 +85,8 @@ class ResidualQuantizer(Composite):
         estimator: Estimator | None = None,
         channel_dim: int = -1,
     ) -> None:
-        if gradient == "per_level" and estimator is not None:
-            raise InvalidValueError(
-                "`ResidualQuantizer`: with gradient='per_level' the levels' estimators pass the gradient. "
-                f"Got `estimator`, {type(estimator).__name__}, which would do nothing."
-            )
+        if estimator is not None:
+            _check_outer(gradient, estimator)
         super().__init__(
             dim,
             levels,
@@ -106,7 +101,6 @@ class ResidualQuantizer(Composite):
         )
         self.gradient = gradient
         self.beam = beam
-        self._check_estimators()
 
     def _check_widths(self, width: int) -> None:
         for number, level in enumerate(self._serving()):
@@ -123,10 +117,23 @@ class ResidualQuantizer(Composite):
                 f"because its codes may change once per forward. Got {type(first).__name__}."
             )
 
-    def _check_estimators(self) -> None:
+    @property
+    def gradient(self) -> Gradient:
+        """How the gradient of the task passes the levels."""
+        return self._gradient
+
+    @gradient.setter
+    def gradient(self, value: Gradient) -> None:
+        check_choice(self, "gradient", value, get_args(Gradient))
+        if type(self.estimator) is not StraightThrough:
+            _check_outer(value, self.estimator)
+        self._check_estimators(value)
+        self._gradient: Gradient = value
+
+    def _check_estimators(self, gradient: Gradient) -> None:
         for number, level in enumerate(self._serving()):
             is_plain = isinstance(level.estimator, StraightThrough) or _carries_gradient(level)
-            if self.gradient == "once" and not is_plain:
+            if gradient == "once" and not is_plain:
                 raise InvalidValueError(
                     f"`ResidualQuantizer`: with gradient='once' the estimator {type(level.estimator).__name__} of "
                     f"level {number} would do nothing. Give it to the residual quantizer as `estimator`, or pass "
@@ -237,6 +244,13 @@ class ResidualQuantizer(Composite):
 
         return self._walk(x, valids, choose)
 
+    def without_codes(self, x: Tensor) -> Tensor:
+        rest, every = x, []
+        for level in self._serving():
+            every.append(level.without_codes_rows(rest))
+            rest = rest - every[-1]
+        return functools.reduce(torch.add, every)
+
     def estimate(self, step: Step) -> Tensor:
         is_once = self.gradient == "once"
         if is_once and not any(_carries_gradient(level) for level in self._serving()):
@@ -302,6 +316,14 @@ class ResidualQuantizer(Composite):
 
     def extra_repr(self) -> str:
         return f"num_quantizers={self.num_quantizers}, gradient={self.gradient!r}, channel_dim={self.channel_dim}"
+
+
+def _check_outer(gradient: Gradient, estimator: Estimator) -> None:
+    if gradient == "per_level":
+        raise InvalidValueError(
+            "`ResidualQuantizer`: with gradient='per_level' the levels' estimators pass the gradient. "
+            f"Got `estimator`, {type(estimator).__name__}, which would do nothing."
+        )
 
 
 def _zero_where_left_out(rows: Tensor, indices: Tensor) -> Tensor:

@@ -162,14 +162,20 @@ class EMAUpdate(Update):
         return f"decay={self.decay}"
 
 
-def _check_rate(owner: Update, name: str, value: Any, *, other: str, **limits: Any) -> float | None:
-    """One of `fraction` and `lr`: the other one would be ignored."""
-    given = vars(owner).get("_" + other)
-    if value is None and given is None and owner._is_bound:
-        raise InvalidValueError(f"`{type(owner).__name__}`: one of `{name}` and `{other}` must be given. Got none.")
-    if value is not None and given is not None:
+_RATES = ("fraction", "lr", "memory")
+
+
+def _check_rate(owner: Update, name: str, value: Any, **limits: Any) -> float | None:
+    """One of `fraction`, `lr` and `memory`: the others would be ignored."""
+    given = {other: vars(owner).get("_" + other) for other in _RATES if other != name}
+    others = [other for other, rate in given.items() if rate is not None]
+    if value is None and not others and owner._is_bound:
+        listed = ", ".join(f"`{rate}`" for rate in _RATES)
+        raise InvalidValueError(f"`{type(owner).__name__}`: one of {listed} must be given. Got none.")
+    if value is not None and others:
         raise InvalidValueError(
-            f"`{type(owner).__name__}`: only one of `{name}` and `{other}` may be given. Got {value!r} and {given!r}."
+            f"`{type(owner).__name__}`: only one of `{name}` and `{others[0]}` may be given. "
+            f"Got {value!r} and {given[others[0]]!r}."
         )
     return check_optional_float(owner, name, value, **limits)
 
@@ -180,7 +186,10 @@ class AlternatedUpdate(Update):
     Each of ``steps`` inner steps assigns the vectors and moves every code that got some ``fraction`` of the way to
     their mean: ``code <- code + fraction * (mean - code)``. With ``lr`` it takes the authors' step instead: SGD on
     ``mean((code - sg[z])^2)`` over all elements, gradient ``2 / (N D) * (n * code - sum)``, in closed form and with
-    respect to the effective codes. ``momentum`` works as in ``torch.optim.SGD`` on either.
+    respect to the effective codes. With ``memory`` a code is the running mean of its vectors, of which no more than the
+    last ``memory`` or so count: n new ones take it ``n / (min(seen, memory) + n)`` of the way, ``seen`` being what they
+    found before. That is a k-means step at first and for large batches, and a small one for the few vectors of a small
+    batch, whose mean is mostly noise. ``momentum`` works as in ``torch.optim.SGD`` on all three.
 
     The codebook loss then trains the parametrization's own parameters only, and a synchronised estimator adds
     ``sync`` times the task gradient through the main optimizer. Nothing is updated twice.
@@ -191,11 +200,14 @@ class AlternatedUpdate(Update):
         lr: a learning rate, given instead of ``fraction``. One step moves code k by ``2 lr n_k / (N D)`` of
             the way to its mean, so it must grow with ``codebook_size * dim`` and overshoots when one code owns all
             vectors of a narrow codebook (``2 lr / D > 2`` diverges). The authors use 50 with momentum 0.9.
+        memory: in vectors, at least 0; given instead of ``fraction``. 100 serves small noisy batches, whole data sets
+            and data that move. A layer made without it stays without.
         momentum: in [0, 1). With it a code may overshoot its mean, whatever the fraction.
         reassign: whether vectors are assigned again after each inner step, the last one included. False keeps the
             first assignment, which saves the searches, as the authors do.
 
-    Source: arXiv 2305.08842, alternated optimisation (codebook form). The form that also moves the encoder is an
+    Source: arXiv 2305.08842, alternated optimisation (codebook form); ``memory``: MacQueen 1967, sequential k-means,
+    with a bound on the counts. The form that also moves the encoder is an
     option of the reconstruction task.
 
     Example:
@@ -206,9 +218,11 @@ class AlternatedUpdate(Update):
     loss, task = MAP_ONLY, ALL
 
     velocity: Tensor
+    seen: Tensor
     steps: int = setting(check_int, minimum=1)
-    fraction: float | None = setting(_check_rate, other="lr", minimum=0, maximum=1, open_minimum=True)
-    lr: float | None = setting(_check_rate, other="fraction", minimum=0, open_minimum=True)
+    fraction: float | None = setting(_check_rate, minimum=0, maximum=1, open_minimum=True)
+    lr: float | None = setting(_check_rate, minimum=0, open_minimum=True)
+    memory: float | None = setting(_check_rate, keeps="none", minimum=0)
     momentum: float = setting(check_float, keeps="zero", minimum=0, maximum=1, open_maximum=True)
     reassign: bool = setting(check_bool)
 
@@ -219,17 +233,21 @@ class AlternatedUpdate(Update):
         lr: float | None = None,
         momentum: float = 0.0,
         reassign: bool = True,
+        memory: float | None = None,
     ) -> None:
         super().__init__()
         self.steps = steps
-        self.fraction = 0.1 if fraction is None and lr is None else fraction
+        self.fraction = 0.1 if fraction is None and lr is None and memory is None else fraction
         self.lr = lr
+        self.memory = memory
         self.momentum = momentum
         self.reassign = reassign
 
     def _make(self, size: int, dim: int) -> None:
         if self.momentum:
             self.register_buffer("velocity", torch.zeros(size, dim))
+        if self.memory is not None:
+            self.register_buffer("seen", torch.zeros(size))
 
     def step(self, table: Table, batch: Batch, search: Callable[[Tensor], Tensor]) -> Assigned:
         for number in range(self.steps):
@@ -238,10 +256,7 @@ class AlternatedUpdate(Update):
                 indices = search(codes)
             counts, pull = table.pull(batch.z, codes, indices)
             rows = counts > 0
-            if self.lr is not None:
-                move = self.lr * 2 * pull / (counts.sum().clamp(min=1) * pull.shape[1])
-            else:
-                move = (self.fraction or 0.0) * pull / counts.clamp(min=1)[:, None]
+            move = self._move(counts, pull)
             if self.momentum:
                 # On a batch without vectors nothing moves, not even by momentum.
                 alive = rows.any()
@@ -251,16 +266,26 @@ class AlternatedUpdate(Update):
             table.write(codes + move, rows)
         return Assigned(None if self.reassign else indices, counts)
 
+    def _move(self, counts: Tensor, pull: Tensor) -> Tensor:
+        """Where one inner step takes the codes (k, d), from the counts (k,) and the sums of ``z - code`` (k, d)."""
+        if self.lr is not None:
+            return self.lr * 2 * pull / (counts.sum().clamp(min=1) * pull.shape[1])
+        if self.memory is not None:
+            seen = self.seen.clamp(max=self.memory) + counts
+            self.seen.copy_(torch.where(counts > 0, seen, self.seen))
+            return pull / seen.clamp(min=1)[:, None].to(pull.dtype)
+        return (self.fraction or 0.0) * pull / counts.clamp(min=1)[:, None]
+
     def forget(self, rows: Tensor | None) -> None:
-        if not self.momentum:
-            return
-        if rows is None:
-            self.velocity.zero_()
-        else:
-            self.velocity.masked_fill_(rows[:, None], 0)
+        for state in self.buffers():
+            if rows is None:
+                state.zero_()
+            else:
+                state.masked_fill_(rows.view(-1, *(1 for _ in state.shape[1:])), 0)
 
     def extra_repr(self) -> str:
-        given = [f"steps={self.steps}", f"fraction={self.fraction}" if self.lr is None else f"lr={self.lr}"]
+        given = [f"steps={self.steps}"]
+        given += [f"{rate}={value}" for rate in _RATES if (value := getattr(self, rate)) is not None]
         if self.momentum:
             given.append(f"momentum={self.momentum}")
         if not self.reassign:

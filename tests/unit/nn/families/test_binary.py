@@ -83,7 +83,17 @@ def test_length_changes_nothing_on_the_sphere() -> None:
 def test_default_losses_are_those_of_the_papers() -> None:
     assert set(svq.LookupFreeQuantizer(4, 4)(torch.randn(5, 4)).terms) == {"entropy", "commitment"}
     assert set(svq.BinarySphericalQuantizer(4, 4)(torch.randn(5, 4)).terms) == {"entropy"}
-    assert svq.LookupFreeQuantizer(4, 4).state_dict() == {}
+    assert list(svq.LookupFreeQuantizer(4, 4).state_dict()) == ["settings"]
+
+
+def test_bits_and_half_width_stay_those_of_the_construction() -> None:
+    layer = svq.LookupFreeQuantizer(4, 4, scale=0.5)
+    for name, value in {"bits": 5, "half_width": 1.0}.items():
+        with pytest.raises(ValueError, match=f"`{name}` must stay .* make a new layer"):
+            setattr(layer, name, value)
+    with pytest.raises(TypeError, match="`half_width` must be a number"):
+        layer.half_width = "wide"
+    assert (layer.bits, layer.half_width) == (4, 0.5)
 
 
 def test_entropy_penalty_brings_all_codes_into_use() -> None:

@@ -1,5 +1,6 @@
 """Residual and product quantizers against naive references: values, gradients, prefixes, levels left out."""
 
+import copy
 import itertools
 from collections.abc import Callable
 
@@ -81,6 +82,45 @@ def test_levels_start_by_kmeans_on_their_residuals(make: Callable[..., svq.Vecto
     assert all(len(column.unique()) == SIZE for column in out.indices.T)
 
 
+def residual_kmeans(z: Tensor, num_codes: int, generator: torch.Generator) -> list[Tensor]:
+    """Centres of each level, fitted to the end on what the levels before it leave."""
+    levels = []
+    for _ in range(4):
+        levels.append(svq.functional.kmeans(z, num_codes, iterations=100, generator=generator))
+        z = z - levels[-1][svq.functional.nearest_code(z, levels[-1])]
+    return levels
+
+
+def error(levels: list[Tensor], z: Tensor) -> float:
+    for codes in levels:
+        z = z - codes[svq.functional.nearest_code(z, codes)]
+    return z.square().mean().item()
+
+
+@pytest.mark.parametrize("case", ["whole", "small", "moving"])
+def test_the_preset_comes_near_residual_kmeans_on_whole_small_and_moving_batches(case: str) -> None:
+    """Whole batches, fresh ones of 4 vectors per code, and ones whose mean and spread move."""
+    torch.manual_seed(0)
+    g = torch.Generator().manual_seed(0)
+
+    def draw(n: int, time: float = 0.0) -> Tensor:
+        return 8 * time + (1 + 2 * time) * torch.randn(n, DIM, generator=g)
+
+    end = float(case == "moving")
+    fitted, new = draw(2000, end), draw(4000, end)
+    batches = {
+        "whole": lambda step: fitted,
+        "small": lambda step: draw(64),
+        "moving": lambda step: draw(256, step / 199),
+    }
+    q = svq.presets.straight_residual(DIM, 16, num_quantizers=4)
+    for step in range(60 if case == "whole" else 200):
+        q(batches[case](step))
+    z = fitted if case == "whole" else new
+    assert error([own.codes() for own in q.levels], z) < 1.06 * error(residual_kmeans(fitted, 16, g), z)
+    assert all(len(column.unique()) == 16 for column in q.encode(z).T)
+
+
 @pytest.mark.parametrize("dim", [16, 64, 512])
 def test_no_level_of_the_preset_lengthens_what_is_left(dim: int) -> None:
     torch.manual_seed(0)
@@ -150,14 +190,65 @@ def test_per_level_the_gradient_passes_every_layer_in_turn(narrow: bool) -> None
         torch.testing.assert_close(got[name], gradient, msg=name)
 
 
-def test_an_outer_estimator_gives_the_encoder_its_gradient() -> None:
-    class Twice(svq.Estimator):
-        def forward(self, z: Tensor, code: Tensor) -> Tensor:
-            return code.detach() + 2 * (z - z.detach())
+class Twice(svq.Estimator):
+    def forward(self, z: Tensor, code: Tensor) -> Tensor:
+        return code.detach() + 2 * (z - z.detach())
 
+
+def test_an_outer_estimator_gives_the_encoder_its_gradient() -> None:
     q, z, g = stack(narrow=True, estimator=Twice()), vectors().requires_grad_(), vectors(seed=1)
     q(z).quantized.backward(g)
     torch.testing.assert_close(z.grad, 2 * g)
+
+
+def test_a_gradient_that_would_leave_an_estimator_idle_is_refused_when_it_is_set() -> None:
+    q = stack(estimator=Twice())
+    with pytest.raises(ValueError, match=r"Got `estimator`, .* which would do nothing"):
+        q.gradient = "per_level"
+    assert q.gradient == "once"
+    levels = [svq.LookupFreeQuantizer(4, 4, estimator=svq.ReSTE(3.0), losses=[]) for _ in range(2)]
+    q = svq.ResidualQuantizer(4, levels, gradient="per_level")
+    with pytest.raises(ValueError, match="ReSTE of level 0 would do nothing"):
+        q.gradient = "once"
+    assert q.gradient == "per_level"
+    with pytest.raises(ValueError, match="'once', 'per_level'"):
+        q.gradient = "twice"
+    plain = stack()
+    plain.gradient = "per_level"
+    assert plain.gradient == "per_level"
+
+
+def test_parts_may_be_a_module_list() -> None:
+    assert svq.ResidualQuantizer(DIM, nn.ModuleList([level(), level()])).num_quantizers == 2
+    assert svq.ProductQuantizer(DIM, nn.ModuleList([level(3), level(3)])).num_quantizers == 2
+    layer = svq.VectorQuantizer(DIM, svq.Codebook(SIZE), losses=nn.ModuleList([svq.CodebookLoss()]))
+    assert set(layer(vectors()).terms) == {"codebook"}
+    with pytest.raises(TypeError, match="must be a quantizer or a list"):
+        svq.ResidualQuantizer(DIM, nn.ModuleList())
+
+
+def test_without_codes_every_part_has_its_transform() -> None:
+    """Each level passes what its projection can hold of what the earlier ones left; each group its own."""
+    z = vectors().requires_grad_()
+    narrow = stack(narrow=True)
+    rest, want = z, torch.zeros_like(z)
+    for own in narrow.levels:
+        kept = own.transform.inverse(own.transform(rest))
+        rest, want = rest - kept, want + kept
+    flat = svq.FiniteScalarQuantizer(3, [5] * 2, transform=svq.Projection(2))
+    groups = svq.ProductQuantizer(DIM, [flat, svq.BinarySphericalQuantizer(3, 3)])
+    first = flat.transform.inverse(flat.bound(flat.transform(z[:, :3])))
+    both = torch.cat([first, groups.groups[1].bound(z[:, 3:])], 1)
+    for q, expected in ((narrow, want), (groups, both)):
+        torch.testing.assert_close(q.unquantized(z), expected.detach())
+        with svq.bypass(q):
+            out = q(z)
+        torch.testing.assert_close(out.quantized, expected)
+        got = torch.autograd.grad(out.quantized.square().sum(), z)[0]
+        torch.testing.assert_close(got, torch.autograd.grad(expected.square().sum(), z)[0])
+    shared = svq.ResidualQuantizer(3, svq.FiniteScalarQuantizer(3, [5] * 3), num_quantizers=2)
+    first = shared.parts[0].bound(z[:, :3])
+    torch.testing.assert_close(shared.unquantized(z[:, :3]), (first + shared.parts[0].bound(z[:, :3] - first)).detach())
 
 
 # --- levels left out --------------------------------------------------------------------------------------------------
@@ -485,6 +576,21 @@ def test_a_loss_without_values_per_vector_is_refused_before_anything_changes() -
     with pytest.raises(ValueError, match="Whole has no value"):
         q.reduction = "none"
     assert {each.reduction for each in (q, *q.levels)} == {"mean"}
+
+
+@pytest.mark.parametrize("kind", [*list(_kinds())[1:], "nested"])
+def test_a_part_with_a_reduction_of_its_own_is_refused_before_anything_changes(kind: str) -> None:
+    q = svq.ResidualQuantizer(DIM, [level(), stack()]) if kind == "nested" else _kinds()[kind]()
+    part = q.parts[-1].parts[0] if kind == "nested" else q.parts[-1]
+    part.reduction = "none"
+    before = copy.deepcopy(q.state_dict())
+    with pytest.raises(
+        ValueError, match=r"`reduction` must be the same .* outermost one. Got 'none' in .* 'mean' here"
+    ):
+        q(vectors())
+    assert all(torch.equal(value, before[name]) for name, value in q.state_dict().items())
+    q.reduction = "none"
+    assert q(vectors()).loss.shape == (40,)
 
 
 @pytest.mark.parametrize("kind", _kinds())

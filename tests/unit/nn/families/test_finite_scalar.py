@@ -197,7 +197,7 @@ def test_noise_may_be_annealed_but_not_begun() -> None:
     layer = svq.FiniteScalarQuantizer(2, [5, 5])
     with pytest.raises(ValueError, match="`noise` must stay 0"):
         layer.noise = 0.5
-    assert list(layer.state_dict()) == ["levels", "basis"]
+    assert list(layer.state_dict()) == ["levels", "basis", "settings"]
 
 
 def test_noise_is_refused_under_activation_checkpointing() -> None:
@@ -223,6 +223,29 @@ def test_sixty_two_bits_are_told_apart_and_one_more_is_refused() -> None:
     assert torch.equal(layer.assign(layer.decode(indices)), indices)
     with pytest.raises(ValueError, match=r"`levels` must give at most 2\^62 codes"):
         svq.FiniteScalarQuantizer(32, [4] * 31 + [2])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("levels", [1 << 22, (1 << 22) - 1])
+def test_four_million_levels_are_told_apart_and_more_are_refused(levels: int, scale: float, form: str) -> None:
+    layer = svq.FiniteScalarQuantizer(1, [levels], form=form, scale=scale)
+    indices = torch.cat([torch.arange(1000), levels // 2 - torch.arange(1000), levels - 1 - torch.arange(1000)])
+    assert torch.equal(layer.assign(layer.decode(indices)), indices)
+    with pytest.raises(ValueError, match="at most 4,194,304 in each channel"):
+        svq.FiniteScalarQuantizer(2, [(1 << 22) + 1, 3])
+
+
+def test_the_grid_stays_that_of_the_construction() -> None:
+    layer = svq.FiniteScalarQuantizer(2, [5, 4])
+    for name, value in {"form": "symmetric", "scale": 2.0, "clamp": True}.items():
+        with pytest.raises(ValueError, match=f"`{name}` must stay .* make a new layer"):
+            setattr(layer, name, value)
+    with pytest.raises(ValueError, match="one of 'paper', 'symmetric'"):
+        layer.form = "even"
+    assert layer.form == "paper"
+    assert layer.scale == 1
+    assert layer.clamp is False
 
 
 def test_levels_that_do_not_fit_the_width_are_refused_with_a_way_out() -> None:

@@ -80,3 +80,13 @@ def test_codebooks_have_their_own_projections_and_a_prefix_decodes() -> None:
 
 def test_preset_has_the_width_of_the_paper() -> None:
     assert svq.presets.best_rq(80, 8192).table.shape == (1, 8192, 16)
+
+
+def test_seed_and_normalisation_stay_those_of_the_construction() -> None:
+    layer = svq.RandomProjectionQuantizer(4, 8)
+    for name, value in {"seed": 1, "normalize": False}.items():
+        with pytest.raises(ValueError, match=f"`{name}` must stay .* make a new layer"):
+            setattr(layer, name, value)
+    with pytest.raises(TypeError, match="`normalize` must be True or False"):
+        layer.normalize = 1
+    assert (layer.seed, layer.normalize) == (0, True)

@@ -110,6 +110,58 @@ def test_one_code_that_owns_all_vectors_does_not_overshoot() -> None:
     assert layer.codes().flatten().tolist() == pytest.approx([4.0, 1000.0])
 
 
+def test_a_running_mean_by_hand() -> None:
+    # c = {0,10}, memory 3. First {0,1,10,12}: k-means, {.5,11}, two seen each. Then {3,11,11,11,11}: 1 of min(2,3) + 1
+    # takes .5 to .5 + 2.5 / 3; four of 2 + 4 leave 11 in place. Then {2}: min(3,3) + 1 = 4, and the other code stays;
+    # {18}: min(6,3) + 1 = 4 take it a quarter of the way.
+    layer = layer_with(svq.AlternatedUpdate(memory=3.0), column(0, 10))
+    second = 0.5 + 2.5 / 3
+    third = second + (2 - second) / 4
+    batches = [column(0, 1, 10, 12), column(3, 11, 11, 11, 11), column(2), column(18)]
+    for batch, codes in zip(batches, [[0.5, 11], [second, 11], [third, 11], [third, 11 + 7 / 4]], strict=True):
+        layer(batch)
+        assert layer.codes().flatten().tolist() == pytest.approx(codes)
+    assert layer.codebook.update.seen.tolist() == [4, 4]
+
+
+def test_without_a_bound_the_codes_are_the_means_of_all_vectors() -> None:
+    torch.manual_seed(0)
+    layer = layer_with(svq.AlternatedUpdate(memory=1e9, reassign=False), column(-5, 5).double())
+    z = torch.randn(6, 20, 1).double() + torch.tensor([-5.0, 5.0]).repeat(10)[:, None]
+    for batch in z:
+        layer(batch)
+    means = torch.stack([z[:, ::2].mean(), z[:, 1::2].mean()])
+    torch.testing.assert_close(layer.codes().flatten(), means)
+
+
+def test_no_memory_is_a_k_means_step_and_a_rewritten_code_starts_over() -> None:
+    layer = layer_with(svq.AlternatedUpdate(memory=0.0), column(0, 10))
+    for _ in range(2):
+        layer(column(0, 1, 10, 12))
+        assert layer.codes().flatten().tolist() == [0.5, 11.0]
+    layer.codebook.update.memory = 50.0
+    layer.codebook.rewrite(column(4, 4), torch.tensor([True, False]))
+    layer(column(3, 13))  # the new code has seen nothing; the other one two vectors
+    assert layer.codes().flatten().tolist() == pytest.approx([3.0, 11 + 2 / 3])
+    layer.set_codes(column(0, 10))
+    layer(column(1, 13))
+    assert layer.codes().flatten().tolist() == [1.0, 13.0]
+
+
+def test_a_rate_may_change_but_not_its_kind() -> None:
+    memory, fraction = svq.AlternatedUpdate(memory=10.0), svq.AlternatedUpdate(fraction=0.3)
+    layer_with(memory, column(0, 10))
+    layer_with(fraction, column(0, 10))
+    memory.memory, fraction.fraction = 20.0, 0.1
+    with pytest.raises(ValueError, match="one of `fraction`, `lr`, `memory` must be given"):
+        memory.memory = None
+    with pytest.raises(ValueError, match="only one of `fraction` and `memory` may be given"):
+        memory.fraction = 0.1
+    with pytest.raises(ValueError, match="only one of `memory` and `fraction` may be given"):
+        fraction.memory = 10.0
+    assert (memory.memory, memory.fraction, fraction.fraction, fraction.memory) == (20.0, None, 0.1, None)
+
+
 PARTS = {
     "direct": lambda: svq.Direct(),
     "running": lambda: svq.RunningAffine(),
@@ -190,7 +242,12 @@ def test_alternated_lr_step_leaves_the_affine_map_alone() -> None:
 
 @pytest.mark.parametrize(
     "update",
-    [svq.AlternatedUpdate(momentum=0.9), svq.AlternatedUpdate(lr=5.0, momentum=0.9), svq.EMAUpdate()],
+    [
+        svq.AlternatedUpdate(momentum=0.9),
+        svq.AlternatedUpdate(lr=5.0, momentum=0.9),
+        svq.AlternatedUpdate(memory=9.0),
+        svq.EMAUpdate(),
+    ],
     ids=repr,
 )
 def test_batch_without_vectors_moves_nothing(update: svq.Update) -> None:

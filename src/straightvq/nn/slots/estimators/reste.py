@@ -1,14 +1,27 @@
 """The rectified straight-through estimator, for quantizers whose codes are signs."""
 
 import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from straightvq.errors import InvalidValueError
 from straightvq.nn.part import check_choice, check_float, setting
 from straightvq.nn.slots.estimators.base import Estimator
 
 Secant = Literal["continuous", "authors"]
+
+
+def _check_ends(owner: Estimator, name: str, value: Any, **limits: Any) -> float:
+    """``clip`` and ``limit``: where the constant gradient ends, and where all gradient does."""
+    value = check_float(owner, name, value, **limits)
+    ends = {end: vars(owner).get("_" + end, value) for end in ("clip", "limit")} | {name: value}
+    if ends["clip"] > ends["limit"]:
+        raise InvalidValueError(
+            f"`ReSTE`: `clip` must be at most `limit`, or no gradient would be that of the power. "
+            f"Got {ends['clip']} and {ends['limit']}."
+        )
+    return value
 
 
 class ReSTE(Estimator):
@@ -26,7 +39,7 @@ class ReSTE(Estimator):
     Args:
         power: the paper's o, at least 1. A setting that a schedule changes, see ``reste_power``: large powers from the
             start are unstable, since near 0 the gradient is large and elsewhere small.
-        limit: beyond it no gradient passes, in half-widths.
+        limit: beyond it no gradient passes, in half-widths; at least ``clip``.
         clip: within it the gradient is constant, in half-widths.
         secant: ``"continuous"`` or ``"authors"``.
 
@@ -46,8 +59,8 @@ class ReSTE(Estimator):
     needs_signs = True
 
     power: float = setting(check_float, minimum=1)
-    limit: float = setting(check_float, minimum=0, open_minimum=True)
-    clip: float = setting(check_float, minimum=0, open_minimum=True)
+    limit: float = setting(_check_ends, minimum=0, open_minimum=True)
+    clip: float = setting(_check_ends, minimum=0, open_minimum=True)
     secant: Secant = setting(check_choice, choices=get_args(Secant))
 
     def __init__(

@@ -1,16 +1,28 @@
 """The entropy penalty: few codes for each vector, all codes for the batch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from straightvq.errors import InvalidValueError
-from straightvq.functional.entropy import bit_entropy, bit_usage, entropy, soft_usage
+from straightvq.functional.entropy import bit_entropy, bit_logits, bit_usage, entropy, soft_usage
 from straightvq.nn.batch import Context
 from straightvq.nn.part import check_float, check_int, setting
 from straightvq.nn.slots.losses.base import Loss, means_over_ranks, needed
 
 # Codes whose shares are held at once: 64 MB in float32.
 _MOST_GROUP_BITS = 24
+
+
+def _check_group_bits(owner: Loss, name: str, value: Any, minimum: int) -> int:
+    value = check_int(owner, name, value, minimum)
+    if value > _MOST_GROUP_BITS:
+        raise InvalidValueError(
+            f"`EntropyLoss`: `{name}` must be at most {_MOST_GROUP_BITS}, because the share of every combination is "
+            f"held. Got {value}."
+        )
+    return value
 
 
 class EntropyLoss(Loss):
@@ -54,6 +66,7 @@ class EntropyLoss(Loss):
 
     diversity: float = setting(check_float, minimum=0)
     temperature: float = setting(check_float, minimum=0, open_minimum=True)
+    group_bits: int = setting(_check_group_bits, minimum=1)
 
     def __init__(
         self, weight: float = 0.1, diversity: float = 1.0, temperature: float = 1.0, group_bits: int = 18
@@ -61,22 +74,17 @@ class EntropyLoss(Loss):
         super().__init__(weight)
         self.diversity = diversity
         self.temperature = temperature
-        self.group_bits = check_int(self, "group_bits", group_bits, 1)
-        if self.group_bits > _MOST_GROUP_BITS:
-            raise InvalidValueError(
-                f"`EntropyLoss`: `group_bits` must be at most {_MOST_GROUP_BITS}, because the share of every "
-                f"combination is held. Got {group_bits}."
-            )
+        self.group_bits = group_bits
 
     def forward(self, z: Tensor, code: Tensor, valid: Tensor | None, context: Context | None = None) -> Tensor:
         context = needed(self, context)
-        weight = z.new_ones(len(z)) if valid is None else valid.to(z.dtype)
+        weight = z.new_ones(z.shape[:1]) if valid is None else valid.to(z.dtype)
         group = context.group if context.batch is None else context.batch.group
         if context.half_width is None:
             single, usage = soft_usage(z, context.codes.to(z.dtype), weight, self.temperature)
             usages = [usage]
         else:
-            logits = z * (4 * context.half_width / self.temperature)
+            logits = bit_logits(z, context.half_width, self.temperature)
             single = bit_entropy(logits).sum(1) @ weight
             usages = [bit_usage(part, weight) for part in logits.split(self.group_bits, 1)]
         single, *shares = means_over_ranks([single, *usages], weight.sum(), group)

@@ -80,6 +80,17 @@ def test_factor_is_the_derivative_of_the_surrogate(power: float) -> None:
     torch.testing.assert_close(estimator.factor(x.detach()), x.grad)
 
 
+def test_the_clip_never_passes_the_limit() -> None:
+    with pytest.raises(ValueError, match=r"`clip` must be at most `limit`.* Got 0.5 and 0.2"):
+        svq.ReSTE(limit=0.2, clip=0.5)
+    estimator = svq.ReSTE(limit=1.5, clip=0.1)
+    for name, value in {"clip": 2.0, "limit": 0.05}.items():
+        with pytest.raises(ValueError, match="`clip` must be at most `limit`"):
+            setattr(estimator, name, value)
+    assert (estimator.clip, estimator.limit) == (0.1, 1.5)
+    estimator.limit = estimator.clip  # then the gradient is constant within, and nothing outside
+
+
 def test_schedule_by_hand() -> None:
     assert svq.reste_power(0.0) == 1.0
     assert svq.reste_power(1.0) == pytest.approx(3.0)

@@ -105,8 +105,74 @@ def test_settings_may_be_annealed_and_are_checked() -> None:
     loss.temperature, loss.diversity, loss.coefficient = 0.1, 2.0, 0.0
     with pytest.raises(ValueError, match="`temperature` must be a finite number"):
         loss.temperature = 0.0
+    with pytest.raises(ValueError, match="`group_bits` must be at most 24"):
+        loss.group_bits = 25
+    assert loss.group_bits == 18
     with pytest.raises(ValueError, match="`context` must be given"):
         loss(torch.zeros(2, 2), torch.zeros(2, 2), None)
+
+
+LAYERS: dict[str, Callable[..., svq.Quantizer]] = {
+    "signs": lambda *losses: svq.LookupFreeQuantizer(4, 4, losses=list(losses)),
+    "table": lambda *losses: svq.VectorQuantizer(4, svq.Codebook(6), losses=list(losses)),
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("temperature", [1e-6, 1e-37, 5e-324])
+@pytest.mark.parametrize("size", [1.0, 1e12])
+def test_the_smallest_temperature_makes_every_vector_certain(kind: str, size: float, temperature: float) -> None:
+    """The entropy of a vector is then 0, and that of the codebook the one of the assignment."""
+    torch.manual_seed(0)
+    layer = LAYERS[kind](svq.EntropyLoss(1.0, temperature=temperature)).eval()
+    if isinstance(layer, svq.VectorQuantizer):
+        layer.set_codes(size * torch.randn(6, 4))
+    z = (size * torch.randn(50, 4)).requires_grad_()
+    out = layer(z)
+    out.loss.backward()
+    shares = out.indices.bincount() / 50
+    assert out.loss.item() == pytest.approx(-plain_entropy(shares[shares > 0]).item(), rel=1e-5)
+    assert z.grad is not None
+    assert (z.grad == 0).all()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_vector_between_two_codes_counts_for_both_at_any_temperature(kind: str) -> None:
+    layer = LAYERS[kind](svq.EntropyLoss(1.0, diversity=0.0, temperature=1e-300)).eval()
+    if isinstance(layer, svq.VectorQuantizer):
+        layer.set_codes(torch.tensor([[1.0, 0, 0, 0], [-1, 0, 0, 0], *([[0.0, 9, n, 0] for n in range(4)])]))
+    z = torch.tensor([[0.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    loss = layer(z).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(2) * (4 if kind == "signs" else 1))
+    assert z.grad is not None
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_derivatives_of_any_order_and_function_transforms_are_those_of_the_formula(kind: str) -> None:
+    torch.manual_seed(0)
+    layer = LAYERS[kind](svq.EntropyLoss(1.0, 0.7, 2.0)).double().eval()
+    codes = layer.codes() if isinstance(layer, svq.VectorQuantizer) else layer.decode(torch.arange(16))
+    z, direction = torch.randn(9, 4).double().requires_grad_(), torch.randn(9, 4).double()
+    want = torch.autograd.functional.hvp(lambda x: naive(x, codes, 2.0, 0.7), z.detach(), direction)[1]
+    slope = torch.autograd.grad(layer(z).loss, z, create_graph=True)[0]
+    curve = torch.autograd.grad((slope * direction).sum(), z)[0]
+    torch.testing.assert_close(curve, want)
+    torch.testing.assert_close(torch.func.grad(lambda x: layer(x).loss)(z.detach()), slope.detach())
+    twice = torch.func.grad(lambda y: (torch.func.grad(lambda x: layer(x).loss)(y) * direction).sum())
+    torch.testing.assert_close(twice(z.detach()), curve)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_forward_is_exported_for_any_number_of_vectors(kind: str, strict: bool) -> None:
+    torch.manual_seed(0)
+    layer = LAYERS[kind](svq.EntropyLoss(1.0), svq.CommitmentLoss()).eval()
+    sizes = {0: torch.export.Dim("n", min=2, max=1024)}
+    program = torch.export.export(layer, (torch.randn(6, 4),), dynamic_shapes=(sizes,), strict=strict).module()
+    z = torch.randn(33, 4)
+    torch.testing.assert_close(program(z).terms, layer(z).terms)
 
 
 def test_it_is_refused_where_there_is_neither_table_nor_sign() -> None:
