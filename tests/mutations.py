@@ -48,12 +48,8 @@ ESTIMATOR, LOSSES, BASE, LAYER = (
     "functional/straight_through.py", "nn/slots/losses.py", "nn/quantizer.py", "nn/vector_quantizer.py",
 )  # fmt: skip
 CODEBOOK, START, RESETS, UPDATES = "nn/codebook.py", "nn/start.py", "nn/slots/resets.py", "nn/slots/updates.py"
-MAPS, OPTIMIZERS, BATCH, DRAWS = (
-    "nn/slots/parametrizations.py",
-    "nn/optimizers.py",
-    "nn/batch.py",
-    "functional/draws.py",
-)
+OPTIMIZERS, BATCH, DRAWS = "nn/optimizers.py", "nn/batch.py", "functional/draws.py"
+UNIT_NORM, RUNNING, CHAIN = (f"nn/slots/parametrizations/{name}.py" for name in ("unit_norm", "running", "chain"))
 PART = "nn/part.py"
 RESIDUAL, PRODUCT, COMPOSITE = (f"nn/families/{name}.py" for name in ("residual", "product", "composite"))
 FAMILIES = f"{NN}/families"
@@ -337,9 +333,9 @@ FAULTS = [
     ),
     Fault(
         "reset on vectors of one rank",
-        RESETS,
-        "sum_over_ranks(self._own(batch, picks), batch.group)",
-        "self._own(batch, picks)",
+        BATCH,
+        "sum_over_ranks(self._own_of(places), self.group)",
+        "self._own_of(places)",
         LAWS,
     ),
     Fault(
@@ -386,21 +382,21 @@ FAULTS = [
     ),
     Fault(
         "a zero code without direction",
-        MAPS,
+        UNIT_NORM,
         "torch.where(largest > 0, codes / largest, _own_directions(codes))",
         "codes / largest.clamp(min=1e-30)",
         f"{NN}/slots/test_parametrizations.py",
     ),
     Fault(
         "variance with an absolute floor",
-        MAPS,
+        RUNNING,
         "least = _SMALLEST_VARIANCE * var.mean(-1, keepdim=True)",
         "least = torch.full_like(var[..., :1], _SMALLEST_VARIANCE)",
         f"{NN}/slots/test_parametrizations.py",
     ),
     Fault(
         "a normalisation before another map",
-        MAPS,
+        CHAIN,
         "if self.has_inverse and not part.is_onto:",
         "if False:",
         f"{NN}/slots/test_parametrizations.py",

@@ -11,15 +11,19 @@ from straightvq.nn.families.residual import ResidualQuantizer
 from straightvq.nn.optimizers import attach_optimizer, parameter_groups
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
 from straightvq.nn.resize import resize_codebooks
+from straightvq.nn.slots.anchors import AnchoredReset
 from straightvq.nn.slots.assigners import Assigner, Nearest
 from straightvq.nn.slots.entropy import EntropyLoss
 from straightvq.nn.slots.estimators import Estimator, StraightThrough
 from straightvq.nn.slots.inits import Init, KMeansInit, NormalInit, SampleInit, UniformInit
 from straightvq.nn.slots.losses import CodebookLoss, CommitmentLoss, Loss
 from straightvq.nn.slots.parametrizations import (
+    MLP,
     Affine,
+    Bridge,
     Chain,
     Direct,
+    Linear,
     Parametrization,
     RunningAffine,
     UnitNormCodes,
@@ -31,11 +35,14 @@ from straightvq.nn.slots.updates import AlternatedUpdate, EMAUpdate, GradientUpd
 from straightvq.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [
+    "MLP",
     "Affine",
     "AlternatedUpdate",
+    "AnchoredReset",
     "Assigner",
     "Batch",
     "BinarySphericalQuantizer",
+    "Bridge",
     "Chain",
     "Codebook",
     "CodebookLoss",
@@ -51,6 +58,7 @@ __all__ = [
     "Identity",
     "Init",
     "KMeansInit",
+    "Linear",
     "LookupFreeQuantizer",
     "Loss",
     "Nearest",

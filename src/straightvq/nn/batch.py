@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from straightvq.nn.draws import Draws
-from straightvq.nn.ranks import Group, num_ranks, rank, stack_over_ranks
+from straightvq.nn.ranks import Group, num_ranks, rank, stack_over_ranks, sum_over_ranks
 
 # A count travels among numbers of 32 bits, which hold 24 bits exactly: as two digits of this base.
 _BASE = 1 << 22
@@ -60,6 +60,27 @@ class Batch:
     def room(self) -> Tensor | int:
         """As ``total``, and a number of Python's where the host knows it, but for whether they are valid at all."""
         return self.z.shape[0] if self.is_uniform and num_ranks(self.group) == 1 else self.total()
+
+    def pick(self, places: Tensor) -> Tensor:
+        """Vectors (m, d) by their numbers among the valid ones of all ranks, Int64 (m,), on all ranks."""
+        return sum_over_ranks(self._own_of(places), self.group)
+
+    def _own_of(self, places: Tensor) -> Tensor:
+        """Those that live on this rank, zeros for the others."""
+        z, group = self.z, self.group
+        valid = None if self.is_uniform else self.valid
+        if len(z) == 0:
+            return z.new_zeros(len(places), z.shape[1])
+        if not (alone := num_ranks(group) == 1):
+            shares, me = self.shares(), rank(group)
+            places = places - shares[:me].sum()
+            here = (places >= 0) & (places < shares[me])
+        if valid is not None:  # the first row up to which there are more valid ones than that
+            places = torch.searchsorted(valid.cumsum(0), places, right=True)
+        if not alone or valid is not None:
+            places = places.clamp(0, len(z) - 1)
+        own = z.index_select(0, places)
+        return own if alone else torch.where(here[:, None], own, 0)
 
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """Number Int64 (1, 1), mean and biased variance Float (1, d) of the valid vectors of all ranks.

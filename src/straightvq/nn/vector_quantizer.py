@@ -81,7 +81,8 @@ class VectorQuantizer(Quantizer):
             self.transform._unbind()  # a failed construction leaves its parts free
             raise
         self.clock = Clock()
-        if codebook.update.loss.raw and not codebook.raw.requires_grad:
+        is_idle = codebook.update.loss.raw and not codebook.raw.requires_grad
+        if is_idle and not codebook.parametrization.freezes_raw:
             warnings.warn(
                 f"The codebook will not move: {type(codebook.update).__name__} needs a CodebookLoss with positive "
                 "weight or a synchronised estimator. If that is meant, call codebook.freeze().",

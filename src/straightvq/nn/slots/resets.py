@@ -8,7 +8,8 @@ from torch import Tensor
 
 from straightvq.nn.batch import Batch
 from straightvq.nn.part import Part, can_ask, check_choice, check_float, check_int, setting
-from straightvq.nn.ranks import num_ranks, rank, sum_over_ranks
+from straightvq.nn.ranks import num_ranks
+from straightvq.nn.slots.updates import Table
 
 Measure = Literal["spread", "norm"]
 
@@ -34,8 +35,13 @@ class Reset(Part):
         """
 
     @abstractmethod
-    def due(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """Codes to rewrite: rows Bool (k,) and effective vectors (k, d); None if surely none."""
+    def due(self, batch: Batch, table: Table) -> tuple[Tensor, Tensor] | None:
+        """Codes to rewrite: rows Bool (k,) and effective vectors (k, d); None if surely none.
+
+        Args:
+            batch: the step's vectors, not yet assigned.
+            table: the codebook.
+        """
 
     @abstractmethod
     def forget(self, rows: Tensor | None) -> None:
@@ -87,7 +93,7 @@ class DeadCodeReset(Reset):
     def record(self, counts: Tensor) -> None:
         self.idle.add_(counts.sum().clamp(max=self.size), alpha=1 / self.size).masked_fill_(counts > 0, 0)
 
-    def due(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+    def due(self, batch: Batch, table: Table) -> tuple[Tensor, Tensor] | None:
         # The tolerance absorbs the rounding of a sum of N/K, so that K/N steps are exactly one.
         dead = self.idle >= self.patience - 1e-3
         # Not among several ranks: one may run a compiled graph, which cannot ask, while another does not.
@@ -101,7 +107,7 @@ class DeadCodeReset(Reset):
         if not isinstance(room, int) or room < self.size:  # else there is a vector for every code
             turn = self._turns(room)
             picks, rows = picks[turn], rows & (turn < room)
-        vectors = sum_over_ranks(self._own(batch, picks), batch.group)
+        vectors = batch.pick(picks)
         if not self.noise:
             return rows, vectors
         if deviation is None:
@@ -123,25 +129,6 @@ class DeadCodeReset(Reset):
         info = torch.finfo(var.dtype)
         least = (_UNITS * info.eps) ** 2
         return torch.addcmul(self.noise**2 * var, mean, mean, value=least).add(info.tiny).sqrt()
-
-    @staticmethod
-    def _own(batch: Batch, picks: Tensor) -> Tensor:
-        """The picked vectors that live on this rank, zeros for the others."""
-        z, group = batch.z, batch.group
-        valid = None if batch.is_uniform else batch.valid
-        if len(z) == 0:
-            return z.new_zeros(len(picks), z.shape[1])
-        alone, place = num_ranks(group) == 1, picks
-        if not alone:
-            shares, me = batch.shares(), rank(group)
-            place = picks - shares[:me].sum()
-            here = (place >= 0) & (place < shares[me])
-        if valid is not None:  # the first row up to which there are more valid ones than that
-            place = torch.searchsorted(valid.cumsum(0), place, right=True)
-        if not alone or valid is not None:
-            place = place.clamp(0, len(z) - 1)
-        own = z.index_select(0, place)
-        return own if alone else torch.where(here[:, None], own, 0)
 
     def forget(self, rows: Tensor | None) -> None:
         if rows is None:
