@@ -52,6 +52,11 @@ PRESETS: dict[str, Factory] = {
     "straight-narrow": lambda channel_dim=-1: svq.presets.straight(
         DIM, SIZE, channel_dim=channel_dim, codebook_dim=3, patience=4, reassign=True
     ),
+    "simvq": lambda channel_dim=-1: svq.presets.simvq(DIM, SIZE, channel_dim=channel_dim),
+    "fvq": lambda channel_dim=-1: svq.presets.fvq(
+        DIM, SIZE, channel_dim=channel_dim, patch=3, width=8, depth=1, heads=2
+    ),
+    "cvq": lambda channel_dim=-1: svq.presets.cvq(DIM, SIZE, channel_dim=channel_dim),
 }
 
 CASES: dict[str, Factory] = PRESETS | {
@@ -169,6 +174,28 @@ CASES: dict[str, Factory] = PRESETS | {
         init=svq.KMeansInit(),
         update=svq.AlternatedUpdate(fraction=1.0),
         reset=svq.DeadCodeReset(3),
+    ),
+    "gradient+linear+kmeans+sync": lambda channel_dim=-1: _layer(
+        channel_dim, parametrization=svq.Linear(bias=True), init=svq.KMeansInit(), sync=0.3
+    ),
+    "alternated+linear+sync": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.Linear(freeze_basis=False, bias=True),
+        init=svq.KMeansInit(),
+        update=svq.AlternatedUpdate(fraction=0.3),
+        reset=svq.DeadCodeReset(3),
+        sync=0.3,
+    ),
+    "gradient+linear_chain+anchors": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.Chain([svq.Linear(freeze_basis=False), svq.UnitNormCodes()]),
+        transform=svq.UnitNorm(),
+        init=svq.SampleInit(),
+        reset=svq.AnchoredReset(0.5),
+    ),
+    "gradient+mlp+sync": lambda channel_dim=-1: _layer(channel_dim, parametrization=svq.MLP(8, 2), sync=0.3),
+    "ema+anchors": lambda channel_dim=-1: _layer(
+        channel_dim, init=svq.KMeansInit(), update=svq.EMAUpdate(0.9), reset=svq.AnchoredReset(0.9, "random")
     ),
 }
 

@@ -16,6 +16,8 @@ Anchor = Literal["closest", "random"]
 
 # A code that would go less than this share of the way stays where it is.
 _LEAST = 1e-3
+# Noise on a moved code, in units in the last place of its length: codes with the same anchor would become equal.
+_UNITS = 16
 
 
 class AnchoredReset(Reset):
@@ -29,7 +31,8 @@ class AnchoredReset(Reset):
     With K codes a = 0.999 for a code that was never used, 0.37 for one at a thousandth of the mean usage 1/K, and 0 at
     the mean. The move goes through the parametrization's inverse, and the state that belonged to the old row (EMA
     weight, inner momentum, and the moments of optimizers given to ``attach_optimizer``) starts over; the usage does
-    not. Nothing moves before a first batch was assigned, or in one without vectors. In evaluation nothing changes.
+    not. Nothing moves before a first batch was assigned, or in one without vectors. In evaluation nothing changes. A moved
+    code gets noise of some units in the last place, so that no two codes with the same anchor become equal.
 
     Args:
         decay: weight of the old usage, in [0, 1).
@@ -77,7 +80,11 @@ class AnchoredReset(Reset):
             room = batch.room()
             anchors = batch.pick(batch.draws.distinct("anchors", self.size, room)).to(codes.dtype)
             is_found = batch.total() > 0
-        return rows & is_found, torch.lerp(codes, anchors, way.to(codes.dtype)[:, None])
+        moved = torch.lerp(codes, anchors, way.to(codes.dtype)[:, None])
+        info = torch.finfo(moved.dtype)
+        deviation = _UNITS * info.eps * moved.norm(dim=1, keepdim=True) + info.tiny**0.5
+        noise = batch.draws.normal("anchor noise", (self.size, moved.shape[1]), moved.dtype)
+        return rows & is_found, torch.addcmul(moved, deviation, noise)
 
     def forget(self, rows: Tensor | None) -> None:
         """Starts over for all rows together only: a code that was moved is as little used as before."""

@@ -67,7 +67,8 @@ class Linear(Parametrization):
 
     def forward(self, raw: Tensor) -> Tensor:
         shift = None if self.shift is None else self.shift.to(raw.dtype)
-        return F.linear(raw, self.weight.to(raw.dtype), shift)
+        # A copy: autograd keeps it, and a write before the backward may make W start over.
+        return F.linear(raw, self.weight.to(raw.dtype, copy=True), shift)
 
     def inverse(self, codes: Tensor) -> Tensor:
         if self.shift is not None:
