@@ -243,6 +243,15 @@ OF_TABLES = (
 
 _PROJECTION = {"codes_quantize_to_themselves": "a projection does not return to its argument"}
 
+_NO_INVERSE = dict.fromkeys(
+    (
+        "far_from_the_origin_the_nearest_code_is_found",
+        "no_init_overwrites_codes_that_somebody_set",
+        "set_codes_writes_effective_codes",
+    ),
+    "the map has no inverse, through which codes could be written",
+)
+
 _NOISE = "in training a share of the vectors gets noise in place of a code"
 
 # case -> law -> reason
@@ -251,6 +260,8 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "training_forward_returns_rows_of_the_table_it_leaves_behind": _NOISE,
         "double_input_to_a_float32_layer": _NOISE,
     },
+    "fvq": _NO_INVERSE,
+    "gradient+mlp+sync": _NO_INVERSE,
     "straight-narrow": _PROJECTION,
     "gradient+uniform+projection": _PROJECTION,
     "ema+unit_norm+projection": _PROJECTION,

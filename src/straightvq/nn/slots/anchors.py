@@ -62,9 +62,9 @@ class AnchoredReset(Reset):
         self.register_buffer("usage", torch.zeros(size))
 
     def record(self, counts: Tensor) -> None:
+        counts = counts.to(self.usage.dtype)
         total = counts.sum()
-        share = (counts / total.clamp(min=1)).to(self.usage.dtype)
-        usage = self.decay * self.usage + (1 - self.decay) * share
+        usage = self.decay * self.usage + (1 - self.decay) * counts / total.clamp(min=1)
         self.usage.copy_(torch.where(total > 0, usage, self.usage))
 
     def due(self, batch: Batch, table: Table) -> tuple[Tensor, Tensor] | None:
