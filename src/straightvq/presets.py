@@ -570,9 +570,7 @@ def fvq(
     transform = _projection(check_int("fvq", "dim", dim, 1), codebook_dim)
     return VectorQuantizer(
         dim,
-        Codebook(
-            codebook_size, parametrization=Bridge(patch, width, depth, heads), init=_unit_init(dim, transform)
-        ),
+        Codebook(codebook_size, parametrization=Bridge(patch, width, depth, heads), init=_unit_init(dim, transform)),
         transform=transform,
         losses=[CommitmentLoss(commitment), CodebookLoss()],
         channel_dim=channel_dim,

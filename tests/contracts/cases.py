@@ -56,7 +56,8 @@ PRESETS: dict[str, Factory] = {
     "fvq": lambda channel_dim=-1: svq.presets.fvq(
         DIM, SIZE, channel_dim=channel_dim, patch=3, width=8, depth=1, heads=2
     ),
-    "cvq": lambda channel_dim=-1: svq.presets.cvq(DIM, SIZE, channel_dim=channel_dim),
+    # Closest anchors of codes that start beside the data are all the same vector: rounding tells these codes apart.
+    "cvq": lambda channel_dim=-1: svq.presets.cvq(DIM, SIZE, channel_dim=channel_dim, anchor="random"),
 }
 
 CASES: dict[str, Factory] = PRESETS | {
@@ -195,7 +196,7 @@ CASES: dict[str, Factory] = PRESETS | {
     ),
     "gradient+mlp+sync": lambda channel_dim=-1: _layer(channel_dim, parametrization=svq.MLP(8, 2), sync=0.3),
     "ema+anchors": lambda channel_dim=-1: _layer(
-        channel_dim, init=svq.KMeansInit(), update=svq.EMAUpdate(0.9), reset=svq.AnchoredReset(0.9, "random")
+        channel_dim, init=svq.KMeansInit(), update=svq.EMAUpdate(0.9), reset=svq.AnchoredReset(0.9)
     ),
 }
 

@@ -234,7 +234,8 @@ def is_abstract(kind: type[Any]) -> bool:
 def test_table_covers_every_parametrization_update_and_writer() -> None:
     names = " ".join(str(cell) for cell in cells())
     for part in [*concrete(svq.Parametrization), *concrete(svq.Update)]:
-        assert part.__name__ in names or part.__name__ in NETWORKS, f"{part.__name__} has no row in the gradient contract"
+        name = part.__name__
+        assert name in names or name in NETWORKS, f"{name} has no row in the gradient contract"
     writers = [part for part in [*concrete(svq.Init), *concrete(svq.Update)] if getattr(part, "needs_data", True)]
     writers = [part for part in writers if getattr(part, "writes", True)] + concrete(svq.Reset)
     assert {part.__name__ for part in writers} == set(WRITERS)

@@ -31,13 +31,14 @@ class AnchoredReset(Reset):
     With K codes a = 0.999 for a code that was never used, 0.37 for one at a thousandth of the mean usage 1/K, and 0 at
     the mean. The move goes through the parametrization's inverse, and the state that belonged to the old row (EMA
     weight, inner momentum, and the moments of optimizers given to ``attach_optimizer``) starts over; the usage does
-    not. Nothing moves before a first batch was assigned, or in one without vectors. In evaluation nothing changes. A moved
-    code gets noise of some units in the last place, so that no two codes with the same anchor become equal.
+    not. A moved code gets noise of some units in the last place, or codes with the same anchor would become equal.
+    Nothing moves before a first batch was assigned, or in one without vectors. In evaluation nothing changes.
 
     Args:
         decay: weight of the old usage, in [0, 1).
-        anchor: ``"closest"``: the vector closest to the code in Euclidean distance, over all ranks; two codes may have
-            the same one. ``"random"``: a vector drawn from those of all ranks, no vector twice while there are enough.
+        anchor: ``"closest"``: the vector closest to the code in Euclidean distance, over all ranks. Codes far from
+            the data may all have the same one; they then lie a thousandth of their former distances apart, and which of
+            them gets a vector is up to rounding. ``"random"``: a vector drawn from those of all ranks, no vector twice while there are enough.
 
     Source: arXiv 2307.15139 (CVQ-VAE), equations for the running usage and the moved codes. Deviations: the usage is
     that of the steps before, because codes move before they are read; moves of less than a thousandth of the way are

@@ -27,7 +27,8 @@ class Chain(Parametrization):
 
     Example:
         >>> import torch
-        >>> chain = Chain([Affine(), UnitNormCodes()])
+        >>> import straightvq as svq
+        >>> chain = Chain([svq.Affine(), svq.UnitNormCodes()])
         >>> chain.bind(2, 2)
         >>> chain(torch.tensor([[3.0, 4.0], [0.0, 2.0]])).norm(dim=1).tolist()
         [1.0, 1.0]

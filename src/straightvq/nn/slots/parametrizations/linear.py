@@ -99,7 +99,8 @@ class Linear(Parametrization):
         return ~((there <= LARGEST_SCALE) & (back <= LARGEST_SCALE) & (there * back <= LARGEST_SCALE))
 
     def _start_over(self, steep: Tensor) -> None:
-        self.weight.copy_(torch.where(steep, torch.eye(len(self.weight)).to(self.weight), self.weight))
+        identity = torch.eye(len(self.weight), dtype=self.weight.dtype, device=self.weight.device)
+        self.weight.copy_(torch.where(steep, identity, self.weight))
         if self.shift is not None:
             self.shift.masked_fill_(steep, 0)
 

@@ -1,6 +1,8 @@
 """The linear map of the codes, by hand and against its formula."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ def bound(part: svq.Parametrization, size: int, dim: int) -> svq.Parametrization
     return part.double()
 
 
-def layer_of(part: svq.Parametrization, dim: int = 6, size: int = 16, sync: float = 0.0, **slots) -> svq.VectorQuantizer:
+def layer_of(
+    part: svq.Parametrization, dim: int = 6, size: int = 16, sync: float = 0.0, **slots: Any
+) -> svq.VectorQuantizer:
     torch.manual_seed(0)
     codebook = svq.Codebook(size, parametrization=part, **slots)
     return svq.VectorQuantizer(dim, codebook, estimator=svq.StraightThrough(sync))
@@ -189,7 +193,9 @@ def test_a_bound_layer_keeps_its_kind_of_map() -> None:
 
 
 @pytest.mark.parametrize("part", [svq.Linear, lambda: svq.Linear(False, True), lambda: svq.Bridge(3, 8, 1, 2)])
-def test_a_folded_codebook_is_a_plain_one_with_the_same_codes(part) -> None:
+def test_a_folded_codebook_is_a_plain_one_with_the_same_codes(
+    part: Callable[[], svq.Parametrization],
+) -> None:
     layer = trained(layer_of(part()))
     folded = copy.deepcopy(layer)
     folded.codebook.fold()
