@@ -36,9 +36,10 @@ class AnchoredReset(Reset):
 
     Args:
         decay: weight of the old usage, in [0, 1).
-        anchor: ``"closest"``: the vector closest to the code in Euclidean distance, over all ranks. Codes far from
-            the data may all have the same one; they then lie a thousandth of their former distances apart, and which of
-            them gets a vector is up to rounding. ``"random"``: a vector drawn from those of all ranks, no vector twice while there are enough.
+        anchor: ``"closest"``: the vector closest to the code in Euclidean distance, over all ranks. Codes far from the
+            data may all have the same one; they then lie a thousandth of their former distances apart, and which of
+            them gets a vector is up to rounding. ``"random"``: a vector drawn from those of all ranks, no vector twice
+            while there are enough.
 
     Source: arXiv 2307.15139 (CVQ-VAE), equations for the running usage and the moved codes. Deviations: the usage is
     that of the steps before, because codes move before they are read; moves of less than a thousandth of the way are
