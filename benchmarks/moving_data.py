@@ -50,7 +50,10 @@ def preset(make: Callable[[int, int], svq.VectorQuantizer], init: svq.Init | Non
     layer = make(DIM, CODES)
     if init is not None:
         layer.codebook.init = init
-        layer.codebook.set_codes(init.start(CODES, DIM))
+        if layer.codebook.parametrization.has_inverse:
+            layer.codebook.set_codes(init.start(CODES, DIM))
+        else:  # it starts as the identity
+            layer.codebook.raw.data.copy_(init.start(CODES, DIM))
     return layer
 
 
@@ -62,6 +65,9 @@ METHODS: dict[str, Callable[[svq.Init | None], svq.VectorQuantizer]] = {
     "running affine": running_affine,
     "alternated": alternated,
     "vq_ste_pp": lambda init: preset(svq.presets.vq_ste_pp, init),
+    "simvq": lambda init: preset(svq.presets.simvq, init),
+    "fvq": lambda init: preset(svq.presets.fvq, init),
+    "cvq": lambda init: preset(svq.presets.cvq, init),
     "straight": lambda init: preset(svq.presets.straight, init),
     "straight, fraction 0.05": lambda init: preset(partial(svq.presets.straight, fraction=0.05), init),
 }

@@ -48,12 +48,11 @@ ESTIMATOR, LOSSES, BASE, LAYER = (
     "functional/straight_through.py", "nn/slots/losses/pair.py", "nn/quantizer.py", "nn/vector_quantizer.py",
 )  # fmt: skip
 CODEBOOK, START, RESETS, UPDATES = "nn/codebook.py", "nn/start.py", "nn/slots/resets.py", "nn/slots/updates.py"
-MAPS, OPTIMIZERS, BATCH, DRAWS = (
-    "nn/slots/parametrizations.py",
-    "nn/optimizers.py",
-    "nn/batch.py",
-    "functional/draws.py",
+OPTIMIZERS, BATCH, DRAWS = "nn/optimizers.py", "nn/batch.py", "functional/draws.py"
+UNIT_NORM, RUNNING, CHAIN, LINEAR, BRIDGE = (
+    f"nn/slots/parametrizations/{name}.py" for name in ("unit_norm", "running", "chain", "linear", "bridge")
 )
+ANCHORS, OF_MAPS = "nn/slots/anchors.py", "tests/unit/nn/slots/parametrizations"
 PART = "nn/part.py"
 RESIDUAL, PRODUCT, COMPOSITE = (f"nn/families/{name}.py" for name in ("residual", "product", "composite"))
 FAMILIES = f"{NN}/families"
@@ -398,21 +397,77 @@ FAULTS = [
     ),
     Fault(
         "a zero code without direction",
-        MAPS,
+        UNIT_NORM,
         "torch.where(largest > 0, codes / largest, _own_directions(codes))",
         "codes / largest.clamp(min=1e-30)",
         f"{NN}/slots/test_parametrizations.py",
     ),
     Fault(
         "variance with an absolute floor",
-        MAPS,
+        RUNNING,
         "least = _SMALLEST_VARIANCE * var.mean(-1, keepdim=True)",
         "least = torch.full_like(var[..., :1], _SMALLEST_VARIANCE)",
         f"{NN}/slots/test_parametrizations.py",
     ),
     Fault(
+        "a linear map from the other side",
+        LINEAR,
+        "F.linear(raw, self.weight.to(raw.dtype, copy=True), shift)",
+        "F.linear(raw, self.weight.mT.to(raw.dtype, copy=True), shift)",
+        f"{OF_MAPS}/test_linear.py",
+    ),
+    Fault(
+        "a frozen basis that is trained",
+        CODEBOOK,
+        "Trains(trains.raw and not self.parametrization.freezes_raw, trains.parametrization)",
+        "trains",
+        f"{OF_MAPS}/test_linear.py",
+    ),
+    Fault(
+        "a singular map inverted",
+        LINEAR,
+        "return ~((there <= LARGEST_SCALE) & (back <= LARGEST_SCALE) & (there * back <= LARGEST_SCALE))",
+        "return there > LARGEST_SCALE",
+        f"{OF_MAPS}/test_linear.py",
+    ),
+    Fault(
+        "heads of a bridge mixed up",
+        BRIDGE,
+        "attended.transpose(1, 2).reshape(number, width)",
+        "attended.reshape(number, width)",
+        f"{OF_MAPS}/test_networks.py",
+    ),
+    Fault(
+        "a mapped table read twice",
+        CODEBOOK,
+        "if loss == NOTHING or task == NOTHING:",
+        "if False:",
+        f"{OF_MAPS}/test_networks.py",
+    ),
+    Fault(
+        "the farthest vector as the anchor",
+        ANCHORS,
+        "own = z.index_select(0, nearest_code(codes, z))",
+        "own = z.index_select(0, torch.cdist(codes, z).argmax(1))",
+        f"{NN}/slots/test_anchors.py",
+    ),
+    Fault(
+        "an anchored code that stays where it was",
+        ANCHORS,
+        "torch.lerp(codes, anchors, way",
+        "torch.lerp(anchors, codes, way",
+        f"{NN}/slots/test_anchors.py",
+    ),
+    Fault(
+        "masked vectors as anchors",
+        ANCHORS,
+        "if valid is not None:  # a vector that is valid",
+        "if False:  # a vector that is valid",
+        f"{NN}/slots/test_anchors.py",
+    ),
+    Fault(
         "a normalisation before another map",
-        MAPS,
+        CHAIN,
         "if self.has_inverse and not part.is_onto:",
         "if False:",
         f"{NN}/slots/test_parametrizations.py",

@@ -71,6 +71,12 @@ PRESETS |= {
     "mmd": lambda channel_dim=-1: svq.presets.mmd(DIM, SIZE, channel_dim=channel_dim, queue=100),
     "optvq": lambda channel_dim=-1: svq.presets.optvq(DIM, SIZE, channel_dim=channel_dim),
     "stablevq": lambda channel_dim=-1: svq.presets.stablevq(DIM, SIZE, channel_dim=channel_dim, window=2),
+    "simvq": lambda channel_dim=-1: svq.presets.simvq(DIM, SIZE, channel_dim=channel_dim),
+    "fvq": lambda channel_dim=-1: svq.presets.fvq(
+        DIM, SIZE, channel_dim=channel_dim, patch=3, width=8, depth=1, heads=2
+    ),
+    # Closest anchors of codes that start beside the data are all the same vector: rounding tells these codes apart.
+    "cvq": lambda channel_dim=-1: svq.presets.cvq(DIM, SIZE, channel_dim=channel_dim, anchor="random"),
 }
 
 CASES: dict[str, Factory] = PRESETS | {
@@ -204,6 +210,28 @@ CASES: dict[str, Factory] = PRESETS | {
         update=svq.AlternatedUpdate(fraction=1.0),
         reset=svq.DeadCodeReset(3),
     ),
+    "gradient+linear+kmeans+sync": lambda channel_dim=-1: _layer(
+        channel_dim, parametrization=svq.Linear(bias=True), init=svq.KMeansInit(), sync=0.3
+    ),
+    "alternated+linear+sync": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.Linear(freeze_basis=False, bias=True),
+        init=svq.KMeansInit(),
+        update=svq.AlternatedUpdate(fraction=0.3),
+        reset=svq.DeadCodeReset(3),
+        sync=0.3,
+    ),
+    "gradient+linear_chain+anchors": lambda channel_dim=-1: _layer(
+        channel_dim,
+        parametrization=svq.Chain([svq.Linear(freeze_basis=False), svq.UnitNormCodes()]),
+        transform=svq.UnitNorm(),
+        init=svq.SampleInit(),
+        reset=svq.AnchoredReset(0.5),
+    ),
+    "gradient+mlp+sync": lambda channel_dim=-1: _layer(channel_dim, parametrization=svq.MLP(8, 2), sync=0.3),
+    "ema+anchors": lambda channel_dim=-1: _layer(
+        channel_dim, init=svq.KMeansInit(), update=svq.EMAUpdate(0.9), reset=svq.AnchoredReset(0.9)
+    ),
 }
 
 CASES |= {
@@ -274,6 +302,15 @@ OF_TABLES = (
 
 _PROJECTION = {"codes_quantize_to_themselves": "a projection does not return to its argument"}
 
+_NO_INVERSE = dict.fromkeys(
+    (
+        "far_from_the_origin_the_nearest_code_is_found",
+        "no_init_overwrites_codes_that_somebody_set",
+        "set_codes_writes_effective_codes",
+    ),
+    "the map has no inverse, through which codes could be written",
+)
+
 _NOISE = "in training a share of the vectors gets noise in place of a code"
 
 _NO_CODE = {
@@ -295,6 +332,8 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
         "training_forward_returns_rows_of_the_table_it_leaves_behind": _NOISE,
         "double_input_to_a_float32_layer": _NOISE,
     },
+    "fvq": _NO_INVERSE,
+    "gradient+mlp+sync": _NO_INVERSE,
     "straight-narrow": _PROJECTION,
     "gradient+uniform+projection": _PROJECTION,
     "ema+unit_norm+projection": _PROJECTION,

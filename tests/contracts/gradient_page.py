@@ -69,10 +69,15 @@ Here `λ` is `Affine(lr_scale=λ)`, `s` and `b` its scale and shift, whose sums 
 the map of `LinearMap`, a parametrization of one's own with `code = raw @ M` and no inverse. In a chain
 `v = (I − ĉĉᵀ) u / max(‖a‖, 0.01)`, where `a` is the row before `UnitNormCodes` and `ĉ = a / ‖a‖`; alone, `ĉ = c / ‖c‖`.
 A row of zeros (k, counted from 0) stands for `(cos(kD + 1), …, cos(kD + D))`, in its direction and in its length.
-The running moments of `RunningAffine` take no gradient.
+The running moments of `RunningAffine` take no gradient. `W` and its shift are those of `Linear`, `code = raw Wᵀ + b`.
+`MLP` and `Bridge` are networks without an inverse: they take the routes of `LinearMap`, and `u` goes on through their
+layers, held by `tests/unit/nn/slots/parametrizations/test_networks.py`.
 """
 
 
+_FROZEN = """The init writes the table, once at the start, and so may `set_codes`. Refused by name:
+{}.
+"""
 _WITHOUT_INVERSE = """Without an inverse nothing can write codes. Refused by name:
 {}; and `set_codes`.
 """
@@ -134,6 +139,8 @@ def page() -> str:
         maps = list(group)
         head = _HEAD if maps[0].is_learned else _HEAD[:-1]
         lines += [f"## {kind}\n", _listed(which.name for which in maps) + ".\n", _table(head, _rows(maps))]
+        if maps[0].freezes_raw:
+            lines += [_FROZEN.format(_listed(name for name in WRITERS if not name.endswith("Init")))]
     lines += [_WITHOUT_INVERSE.format(_listed(WRITERS)), _OWN_UPDATES, _table(_OWN_HEAD, _own_rows())]
     lines += [estimators.TITLE, estimators.INTRO, _table(estimators.HEAD, estimators.rows()) + estimators.NOTES]
     lines += [_LEVELS + _table(("", "encoder", "transform of level l", "codes of level l"), _LEVEL_ROWS) + _LEVELS_END]

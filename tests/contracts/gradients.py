@@ -124,6 +124,7 @@ class Map:
     raw: str  # formula of the raw table's gradient, in terms of u
     own: str = ""  # formula of its own parameters' gradients; empty for none
     has_inverse: bool = True
+    freezes_raw: bool = False
 
     @property
     def part(self) -> str:
@@ -138,6 +139,8 @@ class Map:
     def kind(self) -> str:
         if not self.is_learned:
             return "Parametrizations without parameters"
+        if self.freezes_raw:
+            return "Learned parametrizations of a frozen table"
         return "Learned parametrizations" if self.has_inverse else "Learned parametrizations without an inverse"
 
 
@@ -153,6 +156,11 @@ MAPS = (
         "Chain([Affine(), UnitNormCodes()])", lambda: svq.Chain([svq.Affine(LR_SCALE), svq.UnitNormCodes()]),
         "(1 + λs) ⊙ v", _AFFINE.format("v"),
     ),
+    Map(
+        "Linear(freeze_basis=False, bias=True)", lambda: svq.Linear(freeze_basis=False, bias=True),
+        "u W", "weight `Σₖ uₖᵀ cₖ`, shift `Σₖ uₖ`",
+    ),
+    Map("Linear()", svq.Linear, "–", "weight `Σₖ uₖᵀ cₖ`", freezes_raw=True),
     Map("LinearMap()", LinearMap, "u Mᵀ", "map `Σₖ cₖᵀ uₖ`", has_inverse=False),
     Map(
         "Chain([LinearMap(), UnitNormCodes()])", lambda: svq.Chain([LinearMap(), svq.UnitNormCodes()]),
@@ -160,6 +168,9 @@ MAPS = (
     ),
 )  # fmt: skip
 DIRECT, AFFINE = MAPS[0], MAPS[3]
+
+# Networks without an inverse: routes and refusals as `LinearMap`, and the chain rule of a network.
+NETWORKS = ("MLP", "Bridge")
 
 # Per loss: its term at the encoder and at the effective codes.
 TERMS = {"commitment": ("C", ""), "codebook": ("", "B"), "joint": ("J", "−J")}
@@ -176,6 +187,7 @@ WRITERS: dict[str, Callable[[], dict[str, Any]]] = {
     "SampleInit": lambda: {"init": svq.SampleInit()},
     "KMeansInit": lambda: {"init": svq.KMeansInit()},
     "DeadCodeReset": lambda: {"reset": svq.DeadCodeReset()},
+    "AnchoredReset": lambda: {"reset": svq.AnchoredReset()},
     "EMAUpdate": lambda: {"update": svq.EMAUpdate()},
     "AlternatedUpdate": lambda: {"update": svq.AlternatedUpdate()},
 }
@@ -212,6 +224,8 @@ class Cell:
         part, update = self.map.part, self.rule.update.__name__
         if self.rule.writes and not self.map.has_inverse:
             return Refusal(update, part, "would write codes", "it would write codes that no raw table is known for")
+        if self.rule.writes and self.map.freezes_raw:
+            return Refusal(update, part, "would move the raw table", "it would move a table that is to stay")
         if self.map.is_learned and not (self.rule.loss.own or self.rule.task.own):
             return Refusal(part, update, "need a gradient", "no loss may train the parametrization")
         if self.sync and self.rule.task == NOTHING:
@@ -223,12 +237,12 @@ class Cell:
     @property
     def is_idle(self) -> bool:
         """Legal, but nothing moves a raw table that waits for a gradient: construction warns."""
-        return self.rule.loss.raw and not self.raw_terms
+        return self.rule.loss.raw and not self.map.freezes_raw and not self.raw_terms
 
     @property
     def raw_terms(self) -> list[str]:
         """Terms of u that reach the raw table."""
-        return self._terms(self.rule.task.raw, self.rule.loss.raw)
+        return [] if self.map.freezes_raw else self._terms(self.rule.task.raw, self.rule.loss.raw)
 
     @property
     def own_terms(self) -> list[str]:
@@ -260,7 +274,7 @@ class State:
     indices: Any  # (n,), -1 where masked
     raw: Array  # (k, d)
     scale: Array  # (groups, d); the running form's sqrt(var_z / var_c)
-    shift: Array  # (groups, d); zeros where there is none
+    shift: Array  # (groups, d), or (d,) of a linear map; zeros where there is none
     mean_z: Array  # (d,)
     mean_c: Array  # (d,)
     matrix: Array  # (d, d)
@@ -288,6 +302,8 @@ def _before_norm(which: Map, state: State) -> Array:
             row = (1 + LR_SCALE * state.scale[group]) * row + LR_SCALE * state.shift[group]
         elif "LinearMap" in which.name:
             row = row @ state.matrix
+        elif "Linear" in which.name:
+            row = row @ state.matrix.T + state.shift.reshape(-1)
         out[k] = row
     return out
 
@@ -315,7 +331,7 @@ def expected(cell: Cell, state: State) -> dict[str, Array | None]:
         encoder[i] = state.g[i] + (weights["commitment"] + weights["joint"]) * error
         kinds["νS"][k] += SYNC * state.g[i]
         kinds["L"][k] -= (weights["codebook"] + weights["joint"]) * error
-    answer: dict[str, Array | None] = dict.fromkeys(("raw", "scale", "shift", "map"))
+    answer: dict[str, Array | None] = dict.fromkeys(("raw", "scale", "shift", "map", "weight"))
     answer["encoder"] = encoder
     if cell.raw_terms:
         u = sum((kinds[term] for term in cell.raw_terms), start=np.zeros_like(codes))
@@ -341,6 +357,8 @@ def _to_raw(which: Map, state: State, u: Array) -> Array:
     v = _through_norm(which, state, u)
     if "LinearMap" in which.name:
         return v @ state.matrix.T
+    if "Linear" in which.name:
+        return v @ state.matrix
     out = np.empty_like(v)
     for k, row in enumerate(v):
         scale = state.scale[k // state.per_group]
@@ -358,6 +376,9 @@ def _to_own(which: Map, state: State, u: Array) -> dict[str, Array | None]:
         return {
             "map": sum((np.outer(c, row) for c, row in zip(state.raw, v, strict=True)), np.zeros_like(state.matrix))
         }
+    if "Linear" in which.name:
+        weight = sum((np.outer(row, c) for c, row in zip(state.raw, v, strict=True)), np.zeros_like(state.matrix))
+        return {"weight": weight} | ({"shift": v.sum(0)} if "bias=True" in which.name else {})
     scale, shift = np.zeros_like(state.scale), np.zeros_like(state.shift)
     for k, row in enumerate(v):
         scale[k // state.per_group] += LR_SCALE * state.raw[k] * row

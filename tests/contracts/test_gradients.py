@@ -17,6 +17,7 @@ from tests.contracts.gradient_page import page
 from tests.contracts.gradients import (
     LOSSES,
     MAPS,
+    NETWORKS,
     OWN_UPDATES,
     SHORTEST,
     SYNC,
@@ -41,6 +42,7 @@ LENGTHS = [1.4, 0.6, SHORTEST / 10, 0.8, 0.0, 1.1]
 MAKE = {"commitment": svq.CommitmentLoss, "codebook": svq.CodebookLoss, "joint": Joint}
 LEGAL = [cell for cell in cells() if cell.refusal is None]
 REFUSED = [cell for cell in cells() if cell.refusal is not None]
+FROZEN = [which for which in MAPS if which.freezes_raw]
 WITHOUT_INVERSE = [which for which in MAPS if not which.has_inverse]
 
 
@@ -89,7 +91,7 @@ def state_of(layer: svq.VectorQuantizer, z: Tensor, g: Tensor, indices: Tensor) 
     if isinstance(part, svq.RunningAffine):
         scale = (part.var_z / part.var_c) ** 0.5
         mean_z, mean_c = part.mean_z[0], part.mean_c[0]
-    scale, shift, matrix = own.get("scale", scale), own.get("shift", shift), own.get("map", matrix)
+    scale, shift, matrix = own.get("scale", scale), own.get("shift", shift), own.get("map", own.get("weight", matrix))
     floats = (layer.codebook.raw, scale, shift, mean_z, mean_c, matrix)
     return State(array(z), array(g), indices.numpy(), *map(array, floats))
 
@@ -175,6 +177,13 @@ def test_codebook_that_nothing_moves_is_warned_of(cell: Cell) -> None:
 @pytest.mark.parametrize("which", WITHOUT_INVERSE, ids=lambda which: which.name)
 def test_what_writes_codes_is_refused_without_an_inverse(which: Map, name: str) -> None:
     with pytest.raises(ValueError, match=rf"{name} would write codes, and {which.part} has no inverse"):
+        svq.Codebook(K, parametrization=which.make(), **WRITERS[name]())
+
+
+@pytest.mark.parametrize("name", [name for name in WRITERS if not name.endswith("Init")])
+@pytest.mark.parametrize("which", FROZEN, ids=lambda which: which.name)
+def test_what_moves_a_frozen_table_is_refused(which: Map, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} would move the raw table, and {which.part} keeps it.*Use"):
         svq.Codebook(K, parametrization=which.make(), **WRITERS[name]())
 
 
@@ -266,7 +275,8 @@ def is_abstract(kind: type[Any]) -> bool:
 def test_table_covers_every_parametrization_update_and_writer() -> None:
     names = " ".join(str(cell) for cell in cells())
     for part in [*concrete(svq.Parametrization), *concrete(svq.Update)]:
-        assert part.__name__ in names, f"{part.__name__} has no row in the gradient contract"
+        name = part.__name__
+        assert name in names or name in NETWORKS, f"{name} has no row in the gradient contract"
     writers = [part for part in [*concrete(svq.Init), *concrete(svq.Update)] if getattr(part, "needs_data", True)]
     writers = [part for part in writers if getattr(part, "writes", True)] + concrete(svq.Reset)
     assert {part.__name__ for part in writers} == set(WRITERS)

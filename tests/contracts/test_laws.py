@@ -58,6 +58,8 @@ def test_table_holds_both_values_of_every_switch() -> None:
         (svq.StraightThrough, "sync"),
         (svq.DeadCodeReset, "noise"),
         (svq.Codebook, "reset"),
+        (svq.Linear, "freeze_basis"),
+        (svq.Linear, "bias"),
         (svq.FiniteScalarQuantizer, "clamp"),
         (svq.FiniteScalarQuantizer, "noise"),
         (svq.RandomProjectionQuantizer, "normalize"),
@@ -66,6 +68,8 @@ def test_table_holds_both_values_of_every_switch() -> None:
         assert values(kind, name) == {False, True}, f"{kind.__name__}.{name} has one value only in the table"
     distances = {module.distance for module in modules if isinstance(module, svq.Nearest)}
     assert distances == {"euclidean", "cosine"}
+    anchors = {module.anchor for module in modules if isinstance(module, svq.AnchoredReset)}
+    assert anchors == {"closest", "random"}
     forms = {module.form for module in modules if isinstance(module, svq.FiniteScalarQuantizer)}
     assert forms == {"paper", "symmetric"}
     for kind in (svq.Affine, svq.RunningAffine):

@@ -11,6 +11,7 @@ from straightvq.nn.families.residual import ResidualQuantizer
 from straightvq.nn.optimizers import attach_optimizer, parameter_groups
 from straightvq.nn.quantizer import Quantizer, QuantizerOutput, Step, bypass
 from straightvq.nn.resize import resize_codebooks
+from straightvq.nn.slots.anchors import AnchoredReset
 from straightvq.nn.slots.assigners import Assigner, LargestProduct, Nearest, Sinkhorn, Stochastic
 from straightvq.nn.slots.estimators import (
     NSVQ,
@@ -39,9 +40,12 @@ from straightvq.nn.slots.losses import (
     WassersteinLoss,
 )
 from straightvq.nn.slots.parametrizations import (
+    MLP,
     Affine,
+    Bridge,
     Chain,
     Direct,
+    Linear,
     Parametrization,
     RunningAffine,
     UnitNormCodes,
@@ -52,12 +56,15 @@ from straightvq.nn.slots.updates import AlternatedUpdate, EMAUpdate, GradientUpd
 from straightvq.nn.vector_quantizer import VectorQuantizer
 
 __all__ = [
+    "MLP",
     "NSVQ",
     "Affine",
     "AlternatedUpdate",
+    "AnchoredReset",
     "Assigner",
     "Batch",
     "BinarySphericalQuantizer",
+    "Bridge",
     "Chain",
     "Codebook",
     "CodebookLoss",
@@ -78,6 +85,7 @@ __all__ = [
     "Init",
     "KMeansInit",
     "LargestProduct",
+    "Linear",
     "LookupFreeQuantizer",
     "Loss",
     "MMDLoss",

@@ -101,6 +101,7 @@ class Codebook(Part):
         self.update: Update = check_part(self, "update", default(update, GradientUpdate), Update)
         self.reset: Reset | None = None if reset is None else check_part(self, "reset", reset, Reset)
         self._check_inverse()
+        self._check_frozen_raw()
         self._check_learned()
         self.process_group: Group = None
         self._trained_by, self._estimator = (False, False), ""
@@ -138,6 +139,19 @@ class Codebook(Part):
                 f"`Codebook`: {names} would write codes, and {_kind(self.parametrization)} has no inverse that finds "
                 "the raw table for them. Use GradientUpdate, no reset and no init from data, or another "
                 "parametrization."
+            )
+
+    def _check_frozen_raw(self) -> None:
+        """Refuses parts that would move a raw table which is meant to stay as it starts."""
+        if not self.parametrization.freezes_raw:
+            return
+        movers: list[Part] = [self.update] if self.update.writes else []
+        movers += [] if self.reset is None else [self.reset]
+        if movers:
+            raise InvalidValueError(
+                f"`Codebook`: {' and '.join(map(_kind, movers))} would move the raw table, and "
+                f"{_kind(self.parametrization)} keeps it as it starts. Use GradientUpdate and no reset, or a "
+                "parametrization whose table may move, such as Linear(freeze_basis=False)."
             )
 
     def _check_task(self, by_task: bool) -> None:
@@ -203,7 +217,6 @@ class Codebook(Part):
             raise
 
     def _make(self, dim: int) -> None:
-        by_loss, by_task = self._trained_by
         self.parametrization.bind(self.size, dim)
         self._check_learned()  # again: some parts show their parameters only now
         self._check_trained()
@@ -213,16 +226,27 @@ class Codebook(Part):
         with torch.no_grad():
             raw = self.parametrization.start(self.init, self.size, dim).to(torch.get_default_dtype())
             self._check_start(raw, self.parametrization(raw), dim)
-        self._takes_gradient = (by_loss and self.update.loss.raw) or (by_task and self.update.task.raw)
-        if self._takes_gradient:
-            self.raw = nn.Parameter(raw)
-        else:
-            self.register_buffer("raw", raw)
+        self._hold(raw)
         self.register_buffer("is_ready", torch.zeros(()))
         self.register_buffer("filled", torch.zeros(self.size))
         self.register_buffer("is_frozen", torch.zeros(()))
         self.register_buffer("rewritten", torch.zeros(self.size))
         self.read_flags()
+
+    def _hold(self, raw: Tensor) -> None:
+        """Makes this the raw table: a parameter or a buffer."""
+        by_loss, by_task = self._trained_by
+        self._takes_gradient = (by_loss and self._reach(self.update.loss).raw) or (
+            by_task and self._reach(self.update.task).raw
+        )
+        if self._takes_gradient:
+            self.raw = nn.Parameter(raw, requires_grad=not self._frozen)
+        else:
+            self.register_buffer("raw", raw)
+
+    def _reach(self, trains: Trains) -> Trains:
+        """What is left of it where the parametrization freezes the raw table."""
+        return Trains(trains.raw and not self.parametrization.freezes_raw, trains.parametrization)
 
     def _check_start(self, raw: Tensor, codes: Tensor, dim: int) -> None:
         if tuple(codes.shape) != (self.size, dim):
@@ -296,8 +320,9 @@ class Codebook(Part):
         Raises:
             ValueError: where nothing is there to be trained: a setting has changed since the layer was made.
         """
-        task, loss = self.update.task if by_task else NOTHING, self.update.loss if by_loss else NOTHING
         self._check_task(by_task)
+        task = self._reach(self.update.task) if by_task else NOTHING
+        loss = self._reach(self.update.loss) if by_loss else NOTHING
         if (task.raw or loss.raw) and not self._takes_gradient:
             source = "an estimator" if task.raw else "a loss"
             raise InvalidValueError(
@@ -309,6 +334,10 @@ class Codebook(Part):
 
     def tables(self, task: Trains, loss: Trains) -> tuple[Tensor, Tensor]:
         """Effective codes twice: as the estimator's gradient may train them, and as the losses may."""
+        if loss == NOTHING or task == NOTHING:  # one reading serves both
+            codes = self._read(task if loss == NOTHING else loss)
+            still = codes.detach()
+            return (still, codes) if task == NOTHING else (codes, still)
         codes = self._read(task)
         return codes, codes if loss == task else self._read(loss)
 
@@ -410,6 +439,27 @@ class Codebook(Part):
         self.is_frozen.fill_(False)
         self.read_flags()
 
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Makes the effective codes the raw table and drops the parametrization, for use without it.
+
+        The codes stay what they are to the bit, and so do all indices. What is left is a codebook as if made without a
+        parametrization: its state loads into one. An optimizer that holds the old parameters knows nothing of it.
+
+        Example:
+            >>> import straightvq as svq
+            >>> layer = svq.VectorQuantizer(8, svq.Codebook(32, parametrization=svq.Linear()))
+            >>> codes = layer.codes()
+            >>> layer.codebook.fold()
+            >>> layer.codebook.parametrization, bool((layer.codes() == codes).all())
+            (Direct(), True)
+        """
+        codes = self.codes()
+        self.parametrization = Direct()
+        self.parametrization.bind(*codes.shape)
+        del self.raw
+        self._hold(codes)
+
     # --- one training step --------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -440,7 +490,7 @@ class Codebook(Part):
             batch = collect()
         if was_ready:
             self.parametrization.observe(batch, self.raw)
-        due = None if self.reset is None else self.reset.due(batch)
+        due = None if self.reset is None else self.reset.due(batch, self)
         if due is not None:
             rows, vectors = due
             self.rewrite(vectors, rows)

@@ -89,7 +89,8 @@ class VectorQuantizer(Quantizer):
             raise
         self.clock = Clock()
         self._warn_of_losses()
-        if codebook.update.loss.raw and not codebook.raw.requires_grad:
+        is_idle = codebook.update.loss.raw and not codebook.raw.requires_grad
+        if is_idle and not codebook.parametrization.freezes_raw:
             warnings.warn(
                 f"The codebook will not move: {type(codebook.update).__name__} needs a CodebookLoss with positive "
                 "weight or a synchronised estimator. If that is meant, call codebook.freeze().",

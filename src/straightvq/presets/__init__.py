@@ -13,15 +13,18 @@ from straightvq.presets.codebooks import (
 )
 from straightvq.presets.estimators import diveq, dynamic_ste, gumbel, ibq, nsvq, reinmax, rotation, sf_diveq
 from straightvq.presets.losses import mmd, optvq, stablevq, wasserstein
+from straightvq.presets.maps import cvq, fvq, simvq
 
 __all__ = [
     "best_rq",
     "bsq",
+    "cvq",
     "dac",
     "diveq",
     "dynamic_ste",
     "ema",
     "fsq",
+    "fvq",
     "gumbel",
     "ibq",
     "lfq",
@@ -32,6 +35,7 @@ __all__ = [
     "rotation",
     "rq_vae",
     "sf_diveq",
+    "simvq",
     "soundstream",
     "stablevq",
     "straight",

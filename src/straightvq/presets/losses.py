@@ -1,11 +1,12 @@
 """Presets whose losses or assignment reach every code."""
 
 from straightvq.nn import (
-    Affine,
     Codebook,
     CodebookLoss,
     CommitmentLoss,
+    DynamicStraightThrough,
     GradientUpdate,
+    Linear,
     Loss,
     MMDLoss,
     NormalInit,
@@ -105,8 +106,7 @@ def optvq(
         temperature: of the transport plan, in standard deviations of the cost.
         iterations: sweeps of balancing.
 
-    Source: arXiv 2412.15195. Deviations: nearest codes in evaluation; the authors' map that all codes share is here
-    ``Affine``, a diagonal one with a shift.
+    Source: arXiv 2412.15195, with its linear map that all codes share. Deviation: nearest codes in evaluation.
 
     Example:
         >>> optvq(8, 16).assigner
@@ -118,7 +118,7 @@ def optvq(
         channel_dim,
         [CommitmentLoss(commitment), CodebookLoss()],
         codebook_dim=codebook_dim,
-        parametrization=Affine(),
+        parametrization=Linear(freeze_basis=False),
         assigner=Sinkhorn(temperature, iterations),
     )
 
@@ -132,7 +132,7 @@ def stablevq(
     commitment: float = 0.25,
     window: int = 20,
 ) -> VectorQuantizer:
-    """Gradient codebook under the region loss: used codes take unused ones near them along.
+    """A linear map of all codes under the region loss, by which used codes take unused ones along; dynamic estimator.
 
     Args:
         dim: channels of ``z``.
@@ -142,16 +142,23 @@ def stablevq(
         commitment: weight of the commitment loss.
         window: steps without use after which a code is taken along.
 
-    Source: StableVQ (2026). Deviations: the plain straight-through estimator; the authors' map that all codes share is
-    here ``Affine``, a diagonal one with a shift. Most of its effect is a constant rate for the codes (1e-3) beside one
-    that anneals: give ``codebook_lr`` to the optimizer.
+    Source: StableVQ (2026), as we have it second-hand. Most of its effect is a constant rate for the codes (1e-3)
+    beside one that anneals: give ``codebook_lr`` to the optimizer.
 
     Example:
         >>> stablevq(8, 16).losses[1]
         RegionLoss(weight=1.0, window=20)
     """
     losses: list[Loss] = [CommitmentLoss(commitment), RegionLoss(window=window)]
-    return _by_gradient(dim, codebook_size, channel_dim, losses, codebook_dim=codebook_dim, parametrization=Affine())
+    return _by_gradient(
+        dim,
+        codebook_size,
+        channel_dim,
+        losses,
+        codebook_dim=codebook_dim,
+        parametrization=Linear(freeze_basis=False),
+        estimator=DynamicStraightThrough(),
+    )
 
 
 def _by_gradient(
@@ -163,12 +170,14 @@ def _by_gradient(
     codebook_dim: int | None,
     parametrization: Parametrization | None = None,
     assigner: Sinkhorn | None = None,
+    estimator: DynamicStraightThrough | None = None,
 ) -> VectorQuantizer:
     return VectorQuantizer(
         dim,
         Codebook(codebook_size, parametrization=parametrization, init=NormalInit(), update=GradientUpdate()),
         transform=projection_to(dim, codebook_dim),
         assigner=assigner,
+        estimator=estimator,
         losses=losses,
         channel_dim=channel_dim,
     )

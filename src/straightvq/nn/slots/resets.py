@@ -9,6 +9,7 @@ from torch import Tensor
 from straightvq.nn.batch import Batch
 from straightvq.nn.part import Part, can_ask, check_choice, check_float, check_int, setting
 from straightvq.nn.ranks import num_ranks
+from straightvq.nn.slots.updates import Table
 
 Measure = Literal["spread", "norm"]
 
@@ -34,8 +35,13 @@ class Reset(Part):
         """
 
     @abstractmethod
-    def due(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
-        """Codes to rewrite: rows Bool (k,) and effective vectors (k, d); None if surely none."""
+    def due(self, batch: Batch, table: Table) -> tuple[Tensor, Tensor] | None:
+        """Codes to rewrite: rows Bool (k,) and effective vectors (k, d); None if surely none.
+
+        Args:
+            batch: the step's vectors, not yet assigned.
+            table: the codebook.
+        """
 
     @abstractmethod
     def forget(self, rows: Tensor | None) -> None:
@@ -87,7 +93,7 @@ class DeadCodeReset(Reset):
     def record(self, counts: Tensor) -> None:
         self.idle.add_(counts.sum().clamp(max=self.size), alpha=1 / self.size).masked_fill_(counts > 0, 0)
 
-    def due(self, batch: Batch) -> tuple[Tensor, Tensor] | None:
+    def due(self, batch: Batch, table: Table) -> tuple[Tensor, Tensor] | None:
         # The tolerance absorbs the rounding of a sum of N/K, so that K/N steps are exactly one.
         dead = self.idle >= self.patience - 1e-3
         # Not among several ranks: one may run a compiled graph, which cannot ask, while another does not.

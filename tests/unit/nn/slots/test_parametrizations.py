@@ -11,7 +11,7 @@ import straightvq as svq
 from straightvq.nn.batch import Batch
 from straightvq.nn.draws import Clock, Draws
 from straightvq.nn.ranks import Message
-from straightvq.nn.slots import parametrizations
+from straightvq.nn.slots.parametrizations import groups
 
 
 def bound(part: svq.Parametrization, size: int, dim: int, dtype: torch.dtype = torch.float64) -> svq.Parametrization:
@@ -433,7 +433,7 @@ def test_rebasing_changes_the_numbers_and_not_the_training(monkeypatch: pytest.M
     """The same codes in float64, whether the table is rebased at every write or never."""
     trained = []
     for largest in (1.0, math.inf):
-        monkeypatch.setattr(parametrizations, "_LARGEST_SCALE", largest)
+        monkeypatch.setattr(groups, "LARGEST_SCALE", largest)
         torch.manual_seed(0)
         parts = {"update": svq.AlternatedUpdate(fraction=0.3), "reset": svq.DeadCodeReset(3)}
         codebook = svq.Codebook(32, parametrization=svq.RunningAffine(groups=2), init=svq.SampleInit(), **parts)

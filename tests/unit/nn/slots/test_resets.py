@@ -200,7 +200,7 @@ def test_a_step_launches_few_kernels(which: str) -> None:
     valid = None if which == "all" else torch.empty(shape, dtype=torch.bool, device="meta").expand(80)
     batch = Batch(z, valid, None, Draws(Clock().to("meta")))
     with Launches() as launches:
-        assert reset.due(batch) is not None
+        assert reset.due(batch, svq.Codebook(K)) is not None
         reset.record(counts)
     assert len(launches.names) <= LAUNCHES[which], launches.names
 
