@@ -146,8 +146,8 @@ def reproduce(args: list[str]) -> None:
 def compare(args: list[str]) -> None:
     about = (
         "Ranks quantizers under equal conditions: the same bits, network, data, steps and seeds, and as many settings "
-        "tried for each. Writes a table, a picture and what each was tuned to. Finished runs are not repeated; a stopped "
-        "one resumes; one that fails becomes a row that says so."
+        "tried for each. Writes a table, a picture and what each was tuned to. Finished runs are not repeated; a "
+        "stopped one resumes; one that fails becomes a row that says so."
     )
     parser = _Parser("compare", about)
     parser.add_argument("--presets", nargs="+", metavar="NAME", help="presets to compare, or all")

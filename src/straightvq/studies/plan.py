@@ -95,8 +95,8 @@ class Plan:
         stale = [run.title for run in self if self.results.is_stale(run)]
         if stale:
             raise InvalidValueError(
-                f"`{self.command}`: {len(stale)} result(s) in {str(self.results.folder)!r} are of other settings than the "
-                f"study has now: {', '.join(stale[:3])}{' and so on' if len(stale) > 3 else ''}. Repeat them with "
+                f"`{self.command}`: {len(stale)} result(s) in {str(self.results.folder)!r} are of other settings than "
+                f"the study has now: {', '.join(stale[:3])}{' and so on' if len(stale) > 3 else ''}. Repeat them with "
                 "--rerun, take a new folder with --out, or give the options they were made with."
             )
 

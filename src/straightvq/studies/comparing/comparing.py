@@ -150,9 +150,7 @@ def _study(
     if not is_tuned:  # the only setting is that of every run
         configs = {name: Config({**config, **next(iter(tried[name].values()))}) for name, config in configs.items()}
         tried = {name: {} for name in tried}
-    rows = {
-        name: Row(name, config, settings=tried[name], bound=name == BOUND) for name, config in configs.items()
-    }
+    rows = {name: Row(name, config, settings=tried[name], bound=name == BOUND) for name, config in configs.items()}
     size = Size(
         asked.size,
         sets=[on.name],

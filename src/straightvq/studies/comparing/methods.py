@@ -173,8 +173,8 @@ def described(name: str, config: Config, dim: int, codebook_size: int, channel_d
     quantizer = _built(name, whole)
     if (quantizer.dim, quantizer.channel_dim) != (dim, channel_dim):
         raise InvalidValueError(
-            f"`{OWNER}`: the quantizer {name!r} must have dim={dim} and channel_dim={channel_dim}, for the network that "
-            f"all share. Got {quantizer.dim} and {quantizer.channel_dim}; leave both out, and they are filled in."
+            f"`{OWNER}`: the quantizer {name!r} must have dim={dim} and channel_dim={channel_dim}, for the network "
+            f"that all share. Got {quantizer.dim} and {quantizer.channel_dim}; leave both out, and they are filled in."
         )
     books = _books(quantizer)
     return Method(
@@ -209,7 +209,7 @@ def refuse_unequal(methods: Sequence[Method]) -> None:
 
 def _completed(name: str, config: Config, dim: int, codebook_size: int, channel_dim: int) -> Config:
     """The configuration with the sizes of the comparison, where the class takes them and the file says nothing."""
-    own = {"dim": dim, "codebook_size": codebook_size, "channel_dim": channel_dim}
+    own: dict[str, Any] = {"dim": dim, "codebook_size": codebook_size, "channel_dim": channel_dim}
     own |= {"levels": nearest_levels(codebook_size), "bits": max(1, round(math.log2(codebook_size)))}
     module, _, called = str(config.get("class_path", "")).rpartition(".")
     try:

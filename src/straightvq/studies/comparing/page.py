@@ -144,8 +144,8 @@ class Ranking:
         per_code = self.target.tokens / self.codebook_size
         text = (
             f"Codes used and perplexity are of all {self.target.tokens:,} vectors of the test set, {per_code:.0f} per "
-            "code. Layer, ms and MiB: one training step of the layer alone, and what it holds for it; run, ms per step: "
-            "of the whole training with its validation. Times are of this machine as it was."
+            "code. Layer, ms and MiB: one training step of the layer alone, and what it holds for it; run, ms per "
+            "step: of the whole training with its validation. Times are of this machine as it was."
         )
         if per_code < ENOUGH_TOKENS:
             text += " **So few vectors per code** make both lower than they are: take more test data or fewer codes."
@@ -155,9 +155,9 @@ class Ranking:
         if not len(tuned):
             return []
         text = (
-            f"Each row tried the same number of settings with seed 0 and half the budget, measured by "
-            f"`{self.plan.study.tune.by}` on validation data; the best, in bold, was used for all seeds. A row without a "
-            "weight or a rate that others tune tries as many learning rates instead."
+            "Each row tried the same number of settings with seed 0 and half the budget, measured by "
+            f"`{self.plan.study.tune.by}` on validation data; the best, in bold, was used for all seeds. A row without "
+            "a weight or a rate that others tune tries as many learning rates instead."
         )
         return ["## Tuning", text, tuning_table(self.plan.study, self.plan.compared, tuned).markdown()]
 

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from straightvq.diagnostics import panels
-from straightvq.studies.comparing.standings import Standings, mean_and_error
+from straightvq.studies.comparing.standings import ONCE, Standing, Standings, mean_and_error
 from straightvq.studies.study import Measure
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LEADING, BEHIND = panels.PALETTE[1], panels.PALETTE[0]
+# By what a verdict says; in the order of the legend.
+COLORS = {"best or tied": panels.PALETTE[1], "behind": panels.PALETTE[0], ONCE: panels.FAINT_INK}
 LONGEST = 30  # letters of a row's name
 WIDE_RANGE = 20  # times the least value, from which on an axis is logarithmic
 
@@ -20,7 +22,7 @@ WIDE_RANGE = 20  # times the least value, from which on an axis is logarithmic
 def draw_ranking(standings: Standings, ranked_by: Measure, measures: Sequence[Measure], title: str) -> "Figure":
     """One panel for each measure, rows in the order of the ranking; blue is best or tied with it, by that measure.
 
-    A row without a network's bound has a line of its own; one without values is left out.
+    The network without a quantizer is a dashed line; a row without values is left out.
     """
     rows = [one.row for one in standings.by(ranked_by) if one.rank is not None]
     names = [panels.clip(row, LONGEST) for row in rows]
@@ -35,17 +37,20 @@ def draw_ranking(standings: Standings, ranked_by: Measure, measures: Sequence[Me
 
 
 def _panel(ax: "Axes", standings: Standings, measure: Measure, rows: Sequence[str]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
     values, found = standings.values(measure), {one.row: one for one in standings.by(measure)}
-    handles, seen = {}, []
+    handles: dict[str, Artist] = {}
+    seen = []
     for place, row in enumerate(reversed(rows)):
         mean, error = mean_and_error(values[row])
         if math.isnan(mean):
             continue
-        color = LEADING if found[row].is_leading else BEHIND
+        name = _verdict(found[row])
+        color = COLORS[name]
         if not math.isnan(error):
             ax.plot([mean - 2 * error, mean + 2 * error], [place] * 2, color=color, linewidth=2.6, alpha=0.5, zorder=2)
         dot = ax.plot(mean, place, marker="o", markersize=9, color=color, linestyle="none", zorder=3)[0]
-        name = "best, or tied with it" if found[row].is_leading else "behind the best"
         handles.setdefault(name, dot)
         seen.append(mean)
     for row in (name for name in standings.rows if standings.study.rows[name].bound):
@@ -54,8 +59,15 @@ def _panel(ax: "Axes", standings: Standings, measure: Measure, rows: Sequence[st
             handles[row] = ax.axvline(bound, color=panels.FAINT_INK, linewidth=1.3, linestyle=(0, (5, 4)), zorder=1)
     if seen and min(seen) > 0 and max(seen) > WIDE_RANGE * min(seen):
         ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     ax.set_ylim(-0.6, len(rows) - 0.4)
     ax.set_xlabel(f"{measure.heading} ({measure.better} is better)")
-    order = ["best, or tied with it", "behind the best"]
-    handles = {name: handles[name] for name in [*order, *handles] if name in handles}
-    panels.finish(ax, handles, measure.label)
+    panels.finish(ax, {name: handles[name] for name in [*COLORS, *handles] if name in handles}, measure.label)
+
+
+def _verdict(standing: Standing) -> str:
+    if standing.is_leading:
+        return "best or tied"
+    return ONCE if standing.verdict.startswith(ONCE) else "behind"

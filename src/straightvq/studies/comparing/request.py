@@ -146,8 +146,8 @@ def read_grid(words: Sequence[str]) -> dict[str, list[float]]:
 def settings(method: Method | None, grid: Mapping[str, Sequence[float]], rate: float) -> dict[str, Config]:
     """What one row tries in tuning, by name: as many settings as every other row.
 
-    An axis that does nothing to a row (no commitment loss, no codebook that is trained by gradient) is made up for by as
-    many more learning rates, evenly spaced from half the lowest to twice the highest.
+    An axis that does nothing to a row (no commitment loss, no codebook that is trained by gradient) is made up for by
+    as many more learning rates, evenly spaced from half the lowest to twice the highest.
 
     Args:
         method: None for the network without a quantizer.
@@ -156,9 +156,9 @@ def settings(method: Method | None, grid: Mapping[str, Sequence[float]], rate: f
     """
     useful = {"lr": True, "codebook_lr": bool(method and method.trains_codes)}
     useful["commitment"] = bool(method and method.has_commitment)
-    axes = {"lr": [rate], **grid}
+    axes: dict[str, Sequence[float]] = {"lr": [rate], **grid}
     lost = math.prod(len(values) for axis, values in axes.items() if not useful[axis])
-    axes = {axis: list(values) for axis, values in axes.items() if useful[axis]}
+    axes = {axis: values for axis, values in axes.items() if useful[axis]}
     axes["lr"] = _spaced(axes["lr"], lost)
     combined: list[dict[str, float]] = [{}]
     for axis, values in axes.items():
@@ -171,10 +171,10 @@ def settings(method: Method | None, grid: Mapping[str, Sequence[float]], rate: f
     }
 
 
-def _spaced(rates: list[float], times: int) -> list[float]:
+def _spaced(rates: Sequence[float], times: int) -> list[float]:
     """As many times as many rates; the same ones for once."""
     if times == 1:
-        return rates
+        return list(rates)
     low, high, count = min(rates) / 2, max(rates) * 2, len(rates) * times
     return [float(f"{low * (high / low) ** (i / (count - 1)):.4g}") for i in range(count)]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from straightvq.data import Images
 from straightvq.data.module import EMBEDDED
@@ -111,7 +110,9 @@ def target(data: str, size: str, steps: int, pixels: int | None, accelerator: st
     }
     if data == MOVING:
         if pixels is not None:
-            raise InvalidValueError(f"`compare`: `pixels` is the side of images, and {MOVING!r} has none. Got {pixels}.")
+            raise InvalidValueError(
+                f"`compare`: `pixels` is the side of images, and {MOVING!r} has none. Got {pixels}."
+            )
         return _moving(size, steps, shared)
     return _images(data, size, steps, pixels, shared)
 
@@ -138,22 +139,20 @@ def _moving(size: str, steps: int, shared: Mapping[str, Any]) -> Target:
     tuning = Config({"data.init_args.batch_size": batch // 2})
     measures = {measure.heading: measure for measure in (_DISTORTION, *_LAYER)}
     name = "no network"
-    return Target(
-        MOVING, name, dim, -1, test, Config(base), tuning, measures, (_DISTORTION,), has_bound=False
-    )
+    return Target(MOVING, name, dim, -1, test, Config(base), tuning, measures, (_DISTORTION,), has_bound=False)
 
 
 def _images(data: str, size: str, steps: int, pixels: int | None, shared: Mapping[str, Any]) -> Target:
     is_digits, is_small = data == "digits", size == "small"
     side = (16 if is_digits else 32) if pixels is None else pixels
-    most = {"num_train": 10_000, "num_test": 2_000} if is_small else {"num_train": 320, "num_test": 64}
+    most: dict[str, Any] = {"num_train": 10_000, "num_test": 2_000} if is_small else {"num_train": 320, "num_test": 64}
     channels = 1 if is_digits else 3
-    settings = {"size": side, "channels": channels, "on_error": "raise", **most}
+    settings: dict[str, Any] = {"size": side, "channels": channels, "on_error": "raise", **most}
     images = Images(source=data, **settings)
     downsample = _downsample(side)
     images.setup("validate")
     images.setup("test")
-    tokens = len(images.test_dataloader().dataset) * (side // downsample) ** 2  # type: ignore
+    pictures = sum(len(batch["label"]) for batch in images.test_dataloader())
     variance = _variance(images)
     hidden, dim = (64, 32) if is_small else (16, 8)
     place = None if data in EMBEDDED else data
@@ -183,7 +182,16 @@ def _images(data: str, size: str, steps: int, pixels: int | None, shared: Mappin
     tuning = Config({"trainer": {"max_steps": half, "val_check_interval": half}})
     measures = {measure.heading: measure for measure in (_MSE, _DISTORTION, _PSNR, *_LAYER[:2], _GAP, *_LAYER[2:])}
     return Target(
-        _set_name(data), "autoencoder", dim, 1, tokens, Config(base), tuning, measures, (_DISTORTION, _PSNR), place
+        _set_name(data),
+        "autoencoder",
+        dim,
+        1,
+        pictures * (side // downsample) ** 2,
+        Config(base),
+        tuning,
+        measures,
+        (_DISTORTION, _PSNR),
+        place,
     )
 
 
