@@ -27,7 +27,7 @@ def draw_ranking(standings: Standings, ranked_by: Measure, measures: Sequence[Me
     rows = [one.row for one in standings.by(ranked_by) if one.rank is not None]
     names = [panels.clip(row, LONGEST) for row in rows]
     left = 0.5 + panels.LETTER_WIDTH * max(map(len, names), default=1)
-    width = max(left + 5.2 * len(measures), 0.8 + panels.HEADLINE_LETTER_WIDTH * (len(title) + 1))
+    width = max(left + 5.7 * len(measures), 0.8 + panels.HEADLINE_LETTER_WIDTH * (len(title) + 1))
     figure = panels.new_figure(width, 2.6 + 0.36 * max(2, len(rows)), title)
     axes = panels.grid(figure, len(measures), len(measures), top=0.75, above=0.75, below=0.75, left=left, between=0.4)
     for ax, measure in zip(axes, measures, strict=True):

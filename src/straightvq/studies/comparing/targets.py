@@ -107,6 +107,7 @@ def target(data: str, size: str, steps: int, pixels: int | None, accelerator: st
         },
         "checkpoint": {"monitor": None, "save_top_k": 0},  # the last state is measured, not the best one
         "monitor": {"pictures_every": 0},
+        "save_every": 100,
     }
     if data == MOVING:
         if pixels is not None:
@@ -154,7 +155,7 @@ def _images(data: str, size: str, steps: int, pixels: int | None, shared: Mappin
     images.setup("test")
     pictures = sum(len(batch["label"]) for batch in images.test_dataloader())
     variance = _variance(images)
-    hidden, dim = (64, 32) if is_small else (16, 8)
+    hidden, dim = ((64, 32) if side > 16 else (32, 16)) if is_small else (16, 8)
     place = None if data in EMBEDDED else data
     base = {
         **shared,
