@@ -18,7 +18,7 @@ from straightvq.studies.engine import Engine, check, executor
 from straightvq.studies.plan import Plan
 from straightvq.studies.reproduction import guarded
 from straightvq.studies.results import Cell, Results
-from straightvq.studies.study import Config, DataSet, Model, Row, Size, Study, Tuning, slug
+from straightvq.studies.study import Config, DataSet, Model, Row, Size, Study, Tuning, laid_over, slug
 
 _NAMED = {"own": "its own", "kmeans": "k-means for all", "with": "the same for all", "without": "none"}
 
@@ -148,7 +148,7 @@ def _study(
         configs[BOUND] = Config({place: quantizer, "model.init_args.quantize": False})
     is_tuned = max(map(len, tried.values())) > 1
     if not is_tuned:  # the only setting is that of every run
-        configs = {name: Config({**config, **next(iter(tried[name].values()))}) for name, config in configs.items()}
+        configs = {name: laid_over(config, *tried[name].values()) for name, config in configs.items()}
         tried = {name: {} for name in tried}
     rows = {name: Row(name, config, settings=tried[name], bound=name == BOUND) for name, config in configs.items()}
     size = Size(

@@ -154,7 +154,10 @@ def test_own_quantizers_and_own_pictures(compare: Callable[..., int], tmp_path: 
         (("--presets", "ema", "--grid", "lr"), "`--grid` must be AXIS=VALUE,VALUE"),
         (("--presets", "ema", "--workers", "0"), "`workers` must be an integer >= 1"),
         (("--presets", "ema", "--codebook-size", "x"), "invalid int value: 'x'. `straightvq compare --help` lists"),
-        (("--config", "unequal.yaml"), "all quantizers must have as many bits per vector, within half a bit. 'ema' has"),
+        (
+            ("--config", "unequal.yaml"),
+            "all quantizers must have as many bits per vector, within half a bit. 'ema' has",
+        ),
         (("--config", "broken.yaml"), "Option 'decai' is not accepted"),
     ],
 )
