@@ -60,7 +60,8 @@ def test_rows_are_ranked_with_paired_differences_and_verdicts() -> None:
         ("none", None, ""),
     ]
     assert places[0].to_best is None
-    assert places[1].to_best is not None and places[2].to_best is not None
+    assert places[1].to_best is not None
+    assert places[2].to_best is not None
     assert (places[1].to_best.difference, places[1].to_best.error) == (1.0, 0.0)
     assert (places[2].to_best.difference, places[2].to_best.error) == pytest.approx((1.0, math.sqrt(7 / 3)))
     assert places[2].to_best.text(MSE) == "+1.00 ± 1.53 (x 1.33)"
