@@ -101,7 +101,7 @@ def adjusted(
 
     Example:
         >>> adjusted(svq.presets.vq_vae(4, 8), reset="with").codebook.reset
-        DeadCodeReset(patience=20, noise=0.01)
+        DeadCodeReset(patience=20, noise=0.01, relative_to='spread')
     """
     check_part(OWNER, "quantizer", quantizer, Quantizer)
     check_choice(OWNER, "init", init, ("own", "kmeans"))

@@ -18,8 +18,8 @@ from straightvq.studies.study import Config, DataSet, Measure, Model, Row, Size,
 
 MSE = Measure("test/mse", "MSE", "lower", "ratio", digits=2)
 PSNR = Measure("test/psnr", "PSNR", "higher", digits=1)
-# Over three seeds. b - a is 1, 1, 1: worse beyond doubt. c - a is -2, 2, 3: mean 1, error sqrt(7) / sqrt(3) = 1.53.
-VALUES = {"b": [3.0, 4.0, 5.0], "a": [2.0, 3.0, 4.0], "c": [0.0, 5.0, 7.0], "none": [0.5, 0.5, 0.5]}
+# Over three seeds. b - a is 1, 1, 1: worse beyond doubt. c - a is -2, 2, 4.5: mean 1.5, error sqrt(10.75 / 3) = 1.89.
+VALUES = {"b": [3.0, 4.0, 5.0], "a": [2.0, 3.0, 4.0], "c": [0.0, 5.0, 8.5], "none": [0.5, 0.5, 0.5]}
 
 
 def study() -> Study:
@@ -63,8 +63,8 @@ def test_rows_are_ranked_with_paired_differences_and_verdicts() -> None:
     assert places[1].to_best is not None
     assert places[2].to_best is not None
     assert (places[1].to_best.difference, places[1].to_best.error) == (1.0, 0.0)
-    assert (places[2].to_best.difference, places[2].to_best.error) == pytest.approx((1.0, math.sqrt(7 / 3)))
-    assert places[2].to_best.text(MSE) == "+1.00 ± 1.53 (x 1.33)"
+    assert (places[2].to_best.difference, places[2].to_best.error) == pytest.approx((1.5, math.sqrt(10.75 / 3)))
+    assert places[2].to_best.text(MSE) == "+1.50 ± 1.89 (x 1.50)"
     assert [one.is_leading for one in places] == [True, False, True, False, False]
 
 
@@ -91,7 +91,7 @@ def test_the_picture_has_ranks_from_the_top_and_colours_by_verdict() -> None:
         return {(float(line.get_xdata()[0]), float(line.get_ydata()[0])): line.get_color() for line in lines}
 
     leading, behind = COLORS["best or tied"], COLORS["behind"]
-    assert dots(left) == {(4.0, 0.0): leading, (4.0, 1.0): behind, (3.0, 2.0): leading}
+    assert dots(left) == {(4.5, 0.0): leading, (4.0, 1.0): behind, (3.0, 2.0): leading}
     bar = next(line for line in left.lines if list(line.get_ydata()) == [2, 2])
     assert list(bar.get_xdata()) == pytest.approx([3 - 2 / math.sqrt(3), 3 + 2 / math.sqrt(3)])
     assert any(line.get_linestyle() == "--" and line.get_xdata()[0] == -0.5 for line in right.lines)
