@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import straightvq as svq
+from straightvq.data.vectors.moving import drift, gaussian
 from straightvq.studies.results import hardware
 
 DIM, CODES, VECTORS, STEPS = 8, 1024, 4096, 500
@@ -74,7 +75,7 @@ METHODS: dict[str, Callable[[svq.Init | None], svq.VectorQuantizer]] = {
 
 
 def draw(count: int, mean: float, std: float, generator: torch.Generator) -> Tensor:
-    return mean + std * torch.randn(count, DIM, generator=generator)
+    return gaussian(count, DIM, mean, std, generator)
 
 
 def error_and_use(codes: Tensor, z: Tensor) -> tuple[float, float]:
@@ -119,7 +120,7 @@ def main() -> None:
         arms += [
             (f"mean {mean:g}" + (", far start" if far else ""), far, lambda _, mean=mean: (mean, 1.0)) for mean in MEANS
         ]
-    arms.append(("drifting", False, lambda step: (8 * step / (STEPS - 1), 1 + 2 * step / (STEPS - 1))))
+    arms.append(("drifting", False, lambda step: drift(step / (STEPS - 1))))
 
     lines = ["| method | " + " | ".join(name for name, _, _ in arms) + " |", "|---" * (len(arms) + 1) + "|"]
     progress = tqdm(total=len(args.methods) * len(arms) * args.seeds)

@@ -20,6 +20,7 @@ OTHERS = {
     "recipes": "list the packaged recipes, or show one",
     "analyze": "measure a run's checkpoints: divergence, gradients, pictures, a report; or several side by side",
     "reproduce": "run a comparison of methods, small on a CPU or full on a GPU, and write its report",
+    "compare": "rank quantizers under equal conditions, on data of your own or embedded ones",
     "generate": "draw pictures from a trained generation run, or fill a region of one",
 }
 EXAMPLES = """\
@@ -31,6 +32,7 @@ examples:
   straightvq test --config photos --ckpt_path best
   straightvq analyze runs/photos
   straightvq reproduce toy
+  straightvq compare --presets straight ema vq_vae --data digits
   straightvq generate --run runs/maskgit_digits
 `straightvq <command> --help` lists the options of a command; --verbose_errors shows the whole of an error."""
 VERBOSE = "--verbose_errors"

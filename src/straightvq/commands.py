@@ -141,3 +141,38 @@ def reproduce(args: list[str]) -> None:
     from straightvq import studies
 
     studies.reproduce(options.pop("study"), **options)
+
+
+def compare(args: list[str]) -> None:
+    about = (
+        "Ranks quantizers under equal conditions: the same bits, network, data, steps and seeds, and as many settings "
+        "tried for each. Writes a table, a picture and what each was tuned to. Finished runs are not repeated; a "
+        "stopped one resumes; one that fails becomes a row that says so."
+    )
+    parser = _Parser("compare", about)
+    parser.add_argument("--presets", nargs="+", metavar="NAME", help="presets to compare, or all")
+    parser.add_argument("--config", type=Path, help="YAML file with quantizers of your own and any of these options")
+    data = "moving (drifting vectors, no network), digits, photos, a folder, a .parquet file, or owner/name on the Hub"
+    parser.add_argument("--data", help=f"{data} (default: moving)")
+    parser.add_argument("--size", help="small, or tiny to see that everything works (default: small)")
+    parser.add_argument("--codebook-size", type=int, help="codes of every quantizer (default: that of the size)")
+    parser.add_argument("--steps", type=int, help="training steps of a run (default: that of the size)")
+    parser.add_argument("--seeds", type=int, help="runs of every quantizer (default: that of the size)")
+    grid = "values to tune over, each combination once: lr=1e-3,3e-3 codebook_lr=... commitment=... (default: three lr)"
+    parser.add_argument("--grid", nargs="+", metavar="AXIS=VALUES", help=grid)
+    parser.add_argument("--init", help="own, or kmeans for every codebook (default: own)")
+    parser.add_argument("--reset", help="dead codes: own, with (a reset for all) or without (default: own)")
+    parser.add_argument("--pixels", type=int, help="side of the images (default: 32, digits 16)")
+    parser.add_argument("--accelerator", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--workers", type=int, help="runs at a time; several need Ray (default: 1)")
+    parser.add_argument("--out", type=Path, help="folder of the results (default: comparisons/DATA-SIZE)")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs")
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished runs")
+    parser.add_argument("--rerun", action="store_true", help="repeat runs that failed or have other settings")
+    options = vars(parser.parse_args(args))
+    from straightvq import studies
+    from straightvq.studies.comparing.request import read_grid
+
+    if "grid" in options:
+        options["grid"] = read_grid(options["grid"])
+    studies.compare_quantizers(**options)

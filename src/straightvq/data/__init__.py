@@ -6,5 +6,15 @@ from straightvq.data.module import Images
 from straightvq.data.sound import Sound, UnreadableSoundError
 from straightvq.data.tokens import Tokens
 from straightvq.data.vectors.module import Vectors
+from straightvq.data.vectors.moving import MovingVectors
 
-__all__ = ["EpochSampler", "Images", "Sound", "Tokens", "UnreadableImageError", "UnreadableSoundError", "Vectors"]
+__all__ = [
+    "EpochSampler",
+    "Images",
+    "MovingVectors",
+    "Sound",
+    "Tokens",
+    "UnreadableImageError",
+    "UnreadableSoundError",
+    "Vectors",
+]

@@ -23,7 +23,7 @@ class Followed:
         self.size = quantizer.codebook_size
         codebook = getattr(quantizer, "codebook", None)
         self.codebook: Codebook | None = codebook if isinstance(codebook, Codebook) else None
-        self.dim = self.codebook.dim or quantizer.dim if self.codebook is not None else quantizer.dim
+        self.dim = quantizer.transform.codebook_dim(quantizer.dim)
         self._seen = seen
         self._handle = quantizer.register_step_hook(self._after_step)
 

@@ -6,14 +6,12 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
 from straightvq.errors import InvalidValueError, did_you_mean
 from straightvq.studies.plan import Plan
-from straightvq.studies.report.page import Report
-from straightvq.studies.report.pictures import draw
 from straightvq.studies.results import TUNE, Result, Run
 from straightvq.studies.train import Check, discard_checkpoints, train
 
@@ -50,6 +48,16 @@ def _named(run: Run) -> Iterator[None]:
         raise
 
 
+class Writes(Protocol):
+    """What tells of the results."""
+
+    def write(self) -> None:
+        """The tables of what is finished, after each result."""
+
+    def draw(self) -> None:
+        """The pictures, at the end."""
+
+
 @dataclass
 class Engine:
     """Does what is due of a plan."""
@@ -58,7 +66,8 @@ class Engine:
     executor: Executor  # where
     workers: int  # runs at a time
     keep: bool  # the checkpoints of finished runs
-    report: Report  # written after each result, with pictures at the end
+    report: Writes
+    goes_on: bool = False  # where a run crashes: its result says so
 
     def run(self) -> None:
         """Does what is due; several at a time where there are several workers."""
@@ -68,7 +77,7 @@ class Engine:
         finally:
             if self.plan.results:
                 self.plan.results.write()
-                draw(self.plan)
+                self.report.draw()
                 self.report.write()
 
     def _run(self) -> None:
@@ -105,12 +114,11 @@ class Engine:
         return self.executor.submit(train, run, place, show if self.workers == 1 else None)
 
     def _finish(self, run: Run, future: Future[Result]) -> None:
-        with _named(run):
-            result = future.result()
+        result = self._result(run, future)
         decides = self.plan.study.tune.by if run.kind == TUNE else self.plan.study.headline.name
         if not result.error and decides not in result.metrics:
             raise InvalidValueError(
-                f"`reproduce`: {run.title} has no value {decides!r}, by which the study compares."
+                f"`{self.plan.command}`: {run.title} has no value {decides!r}, by which the study compares."
                 f"{did_you_mean(decides, list(result.metrics))} It has: {', '.join(sorted(result.metrics))}. The "
                 "trained state is kept: the same command goes on with the study file put right."
             )
@@ -120,6 +128,18 @@ class Engine:
             discard_checkpoints(self.plan.results.folder / run.folder)
         tqdm.write(f"{run.title}: {self._words(result)}, {result.seconds:.0f} s", file=sys.stdout)
         self.report.write()
+
+    def _result(self, run: Run, future: Future[Result]) -> Result:
+        try:
+            with _named(run):
+                return future.result()
+        except OSError:  # no fault of the run's
+            raise
+        except Exception as error:
+            if not self.goes_on:
+                raise
+            words = next(iter(str(error).splitlines()), "")
+            return Result.of(run, 0.0, {}, error=f"{type(error).__name__}: {words}")
 
     def _failed_before(self, run: Run) -> Result | None:
         """The result of a run that is built upon a failed one; an error if the other run's checkpoint is gone."""
@@ -176,7 +196,7 @@ class RayWorkers(Executor):
             import ray
         except ImportError as error:
             raise InvalidValueError(
-                f"`reproduce`: `workers` must be 1 where Ray is not installed. Got {workers}. Several need the extra: "
+                f"`workers` must be 1 where Ray is not installed. Got {workers}. Several need the extra: "
                 'pip install "straightvq[cluster]".'
             ) from error
         self._ray = ray

@@ -22,6 +22,7 @@ class Plan:
     compared: list[Cell]  # what is reported
     seeds: int  # of each cell
     before: "dict[str, Plan]" = field(default_factory=dict)  # what is built upon, by the option that gets a folder
+    command: str = "reproduce"  # whose errors these are
     again: set[Path] = field(default_factory=set)  # folders of the failed runs that are to be repeated
 
     def __iter__(self) -> Iterator[Run]:
@@ -94,9 +95,9 @@ class Plan:
         stale = [run.title for run in self if self.results.is_stale(run)]
         if stale:
             raise InvalidValueError(
-                f"`reproduce`: {len(stale)} result(s) in {str(self.results.folder)!r} are of other settings than the "
-                f"study has now: {', '.join(stale[:3])}{' and so on' if len(stale) > 3 else ''}. Repeat them with "
-                "--rerun, take a new folder with --out, or give the --precision they were made with."
+                f"`{self.command}`: {len(stale)} result(s) in {str(self.results.folder)!r} are of other settings than "
+                f"the study has now: {', '.join(stale[:3])}{' and so on' if len(stale) > 3 else ''}. Repeat them with "
+                "--rerun, take a new folder with --out, or give the options they were made with."
             )
 
     def listing(self) -> str:

@@ -107,7 +107,7 @@ def reproduce(
     options += [] if seeds == chosen.seeds else ["--seeds", str(seeds)]
     options += [] if precision is None else ["--precision", precision]
     command = shlex.join(["straightvq", "reproduce", source, "--size", chosen.name, *options])
-    with executor(workers) as pool, _guarded(results):
+    with executor(workers) as pool, guarded(results):
         for part, there in taken:
             there.copy(part.results)
         for part in plans:
@@ -195,7 +195,7 @@ def _taken(plan: Plan, known: Path) -> list[tuple[Plan, Known]]:
 
 
 @contextlib.contextmanager
-def _guarded(results: Results) -> Iterator[None]:
+def guarded(results: Results, command: str = "reproduce") -> Iterator[None]:
     """Lets one process at a time into a folder; says what is safe and how to go on when it is stopped."""
     folder = results.folder
     try:
@@ -205,7 +205,7 @@ def _guarded(results: Results) -> Iterator[None]:
             yield
     except filelock.Timeout as error:
         raise InvalidValueError(
-            f"`reproduce`: another process is at the study in {str(folder)!r}. Wait for it, take a folder of your own "
+            f"`{command}`: another process is at the study in {str(folder)!r}. Wait for it, take a folder of your own "
             "with --out, or let one process do several runs at a time with --workers."
         ) from error
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning leaves by the second
@@ -214,13 +214,13 @@ def _guarded(results: Results) -> Iterator[None]:
         ) from stop
     except OSError as error:
         way_out = f"The {len(results)} finished runs in {str(folder)!r} are intact; the same command goes on"
-        raise _unwritable(error, way_out) from error
+        raise _unwritable(error, way_out, command) from error
 
 
-def _unwritable(error: OSError, way_out: str) -> InvalidValueError:
+def _unwritable(error: OSError, way_out: str, command: str = "reproduce") -> InvalidValueError:
     is_full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
     condition = "there is room" if is_full else "that is put right"
-    return InvalidValueError(f"`reproduce`: cannot write the results: {error}. {way_out} once {condition}.")
+    return InvalidValueError(f"`{command}`: cannot write the results: {error}. {way_out} once {condition}.")
 
 
 def _run_script(study: Study, script: Script, folder: Path) -> Path:

@@ -45,6 +45,19 @@ def _lay_over(target: dict[str, Any], overlay: Mapping[str, Any]) -> None:
             target[first] = value
 
 
+def laid_over(*overlays: Mapping[str, Any]) -> Config:
+    """One configuration of several, each laid over the ones before.
+
+    Example:
+        >>> laid_over({"a.b": 1, "a.c": 2}, {"a.b": 3})
+        {'a': {'b': 3, 'c': 2}}
+    """
+    whole = Config()
+    for overlay in overlays:
+        _lay_over(whole, overlay)
+    return whole
+
+
 # jsonargparse would look into what is meant for the command line, and fill in what is not said.
 register_type(Config, serializer=dict, deserializer=Config)
 

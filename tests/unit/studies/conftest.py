@@ -32,5 +32,5 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Run]:
 
     monkeypatch.setattr(engine, "train", train)
     monkeypatch.setattr(engine, "Check", lambda: lambda run, place: None)
-    monkeypatch.setattr("straightvq.studies.engine.draw", lambda plan: None)
+    monkeypatch.setattr("straightvq.studies.report.page.draw", lambda plan: None)
     return runs

@@ -358,7 +358,7 @@ def test_precision_is_a_setting_of_every_run_and_the_report_names_it(
     page = Path("out/report.md").read_text()
     assert "`straightvq reproduce mine.yaml --size s --seeds 1 --precision bf16-mixed`" in page
     before = table()
-    assert "give the --precision they were made with" in study.refuses(*options)
+    assert "give the options they were made with" in study.refuses(*options)
     assert table() == before
     assert study(*options, "--precision", "bf16-mixed") == 0
     assert len(counter.titles) == 3

@@ -7,6 +7,7 @@ import pandas as pd
 
 from straightvq.io import write_text
 from straightvq.studies.plan import Plan
+from straightvq.studies.report.pictures import draw
 from straightvq.studies.report.tables import MainTable, tuning_table
 from straightvq.studies.results import FINAL, TUNE, by_place, of_cells
 
@@ -45,6 +46,10 @@ class Report:
         ]
         write_text(folder / "report.md", "\n\n".join(filter(None, sections)) + "\n")
         write_text(folder / "report.tex", "\n\n".join(table.latex() for table in [*mains, *tunings]) + "\n")
+
+    def draw(self) -> None:
+        """Writes the pictures."""
+        draw(self.plan)
 
     def _head(self, finals: pd.DataFrame, stale: int) -> list[str]:
         plan, study, size = self.plan, self.plan.study, self.plan.size

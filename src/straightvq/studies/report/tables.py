@@ -182,23 +182,30 @@ class MainTable:
 def best_rows(values: pd.DataFrame, headline: Measure) -> str:
     """Which row is best on average, and which are tied with it over their common seeds.
 
-    The average is that over the seeds which all repeated rows have, if there are two: a row must not win by the seeds
-    that the others lack. ``values`` are seeds x rows, nan where there is none.
+    ``values`` are seeds x rows, nan where there is none.
     """
     values = values.dropna(axis=1, how="all")
     if not headline.better or values.shape[1] < 2:
         return ""
-    is_repeated = values.count() > 1  # one run proves little
-    repeated = values.loc[:, is_repeated] if is_repeated.any() else values
-    common = repeated.dropna()
-    means = (common if len(common) > 1 else repeated).mean()
-    best = means.idxmax() if headline.better == "higher" else means.idxmin()
+    best = best_row(values, headline.better)
     verdicts = {row: compare(values[row], values[best], headline.better).verdict for row in values if row != best}
     unknown = [row for row, verdict in verdicts.items() if not verdict]
     text = f"Best {headline.label}: {best}"
     if len(unknown) < len(verdicts):
         text += f"; tied with it: {', '.join(row for row in verdicts if verdicts[row] == 'tied') or 'none'}"
     return text + (f"; too few common seeds to compare it with: {', '.join(unknown)}." if unknown else ".")
+
+
+def best_row(values: pd.DataFrame, better: str) -> str:
+    """The row of the best average over the seeds which all repeated rows have, if there are two.
+
+    A row must not win by the seeds that the others lack. ``values`` are seeds x rows; every row has at least one.
+    """
+    is_repeated = values.count() > 1  # one run proves little
+    repeated = values.loc[:, is_repeated] if is_repeated.any() else values
+    common = repeated.dropna()
+    means = (common if len(common) > 1 else repeated).mean()
+    return str(means.idxmax() if better == "higher" else means.idxmin())
 
 
 def tuning_table(study: Study, cells: Sequence[Cell], results: pd.DataFrame) -> Table:
