@@ -3,10 +3,14 @@
 Tried with torch 2.13 and lightning 2.6; tests/unit/test_internals.py says which name is gone when one is.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils import _pytree
+
+# Whether `torch.export` is tracing. Torch 2.6 cannot be asked; what is exported with it holds our own operators.
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def in_backward() -> bool:

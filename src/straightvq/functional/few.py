@@ -7,6 +7,7 @@ from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.functional.nearest import check_search
 from straightvq.functional.points import make_table, place
 from straightvq.functional.tiles import best_few, padded
+from straightvq.internals import is_exporting
 
 # Candidates beyond those asked for, so that the rounding of products costs none; numbers held at once.
 _SPARE, _NUMBERS = 4, 1 << 22
@@ -70,7 +71,7 @@ def _checked(owner: str, name: str, z: Tensor, codes: Tensor, few: int, distance
         raise InvalidTypeError(f"`{owner}`: `{name}` must be an integer >= 1. Got {few!r}.")
     if few < 1:
         raise InvalidValueError(f"`{owner}`: `{name}` must be an integer >= 1. Got {few}.")
-    if torch.compiler.is_exporting():
+    if is_exporting():
         return _search(z, codes, few, distance)
     distances, indices = _search_op(z.detach(), codes.detach(), few, distance)
     return distances, indices

@@ -17,6 +17,7 @@ from straightvq.functional.copies import first_of_equals
 from straightvq.functional.knn import check_usable, is_preferred
 from straightvq.functional.points import Table, closest, closest_of_all, make_table, place
 from straightvq.functional.tiles import best_few, padded, products_are_lowered, split
+from straightvq.internals import is_exporting
 from straightvq.kernels.nearest import Precision, can_search, search
 
 Distance = Literal["euclidean", "cosine"]
@@ -78,7 +79,7 @@ def nearest_code(z: Tensor, codes: Tensor, *, distance: Distance = "euclidean", 
         distances, indices = closest_of_all(z, codes)  # the operator below would take as long again
         if z.device.type != "cpu" or distances.isfinite().all():
             return indices
-    if torch.compiler.is_exporting():
+    if is_exporting():
         indices = _search_in_graph(z, codes, distance)
     else:
         indices = _search(z, codes, distance, backend)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from straightvq.internals import is_exporting
+
 
 class Table(NamedTuple):
     """What a search needs of the codes, once for all vectors."""
@@ -18,7 +20,7 @@ class Table(NamedTuple):
 
 def make_table(codes: Tensor, distance: str) -> Table:
     """The middle is the median of up to 64 codes: one code that is far away draws a mean after it."""
-    always = codes.device.type != "cpu" or torch.compiler.is_exporting()  # asking would wait for the device
+    always = codes.device.type != "cpu" or is_exporting()  # asking would wait for the device
     points = codes
     if distance == "cosine":
         points = _unit(codes)

@@ -109,6 +109,10 @@ def products_are_lowered(device: torch.device) -> bool:
     These settings tell however it said so (``allow_tf32``, ``fp32_precision``, `torch.set_float32_matmul_precision`).
     """
     onednn: Any = torch.backends.mkldnn  # whose `matmul` is made when torch is imported
+    if not hasattr(onednn, "matmul"):  # torch before 2.9
+        if device.type == "cpu":
+            return torch.get_float32_matmul_precision() == "medium"
+        return torch.backends.cuda.matmul.allow_tf32
     settings = [onednn.matmul.fp32_precision]
     if device.type != "cpu":
         settings.append(torch.backends.cuda.matmul.fp32_precision)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from straightvq.errors import InvalidTypeError, InvalidValueError
+from straightvq.internals import is_exporting
 from straightvq.models.transformer import TransformerBlock, check_heads, init_transformer_
 from straightvq.nn.part import check_bool, check_float, check_int
 
@@ -126,7 +127,7 @@ def _check_integers(name: str, values: Tensor, size: int, negative: str) -> None
     if not isinstance(values, Tensor) or values.is_floating_point() or values.dtype == torch.bool:
         got = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise InvalidTypeError(f"`MaskGIT`: `{name}` must be an integer tensor. Got {got}.")
-    if torch.compiler.is_exporting() or values.numel() == 0:
+    if is_exporting() or values.numel() == 0:
         return
     message = f"`MaskGIT`: `{name}` must be in [0, {size}), or -1 for {negative}."
     values = values.long()  # comparing in a narrow dtype would wrap -1 and the size around

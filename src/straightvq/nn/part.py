@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from straightvq.errors import InvalidTypeError, InvalidValueError
+from straightvq.internals import is_exporting
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -119,7 +120,7 @@ def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[objec
     """Switches autocast off. A program that is exported where it is off gets no such region: it could not be saved."""
     if device.type == "meta":  # has none
         return contextlib.nullcontext()
-    if torch.compiler.is_exporting() and not torch.is_autocast_enabled(device.type):
+    if is_exporting() and not torch.is_autocast_enabled(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from straightvq.errors import InvalidTypeError, InvalidValueError, NonFiniteError
-from straightvq.internals import register_named_tuple
+from straightvq.internals import is_exporting, register_named_tuple
 from straightvq.nn.batch import Context
 from straightvq.nn.codebook import Codebook
 from straightvq.nn.part import (
@@ -483,7 +483,7 @@ class Quantizer(nn.Module, ABC):
 
     def _check_values(self, flat: Tensor) -> Tensor | None:
         """Raises where the values can be asked for; elsewhere returns whether they are sound, Bool ()."""
-        if not self.check_finite or torch.compiler.is_exporting() or flat.numel() == 0:
+        if not self.check_finite or is_exporting() or flat.numel() == 0:
             return None
         dtype = at_least_float32(flat.dtype)
         low, high = (v.to(dtype) for v in flat.detach().aminmax())  # one pass; NaN comes through
@@ -518,7 +518,7 @@ class Quantizer(nn.Module, ABC):
                 f"`{owner}`: `indices` must have enough axes for vectors with their channels on axis "
                 f"{self.channel_dim}. Got shape {tuple(indices.shape)}."
             )
-        if torch.compiler.is_exporting() or indices.numel() == 0:
+        if is_exporting() or indices.numel() == 0:
             return None
         # Comparing in a narrow dtype would wrap -1 and the size around; of an unsigned one nothing is below 0.
         least = -1 if indices.dtype.is_signed else 0

@@ -99,7 +99,11 @@ def register(codebook: "Codebook") -> tuple[Tensor]:
     return (torch.tensor(handle, device="cpu"),)
 
 
-@torch.library.custom_op("straightvq::start", mutates_args=("state",))
+# The schema is written out because torch 2.6 does not read it off `list[Tensor]`.
+_SCHEMA = "(Tensor(a!)[] state, Tensor z, Tensor? valid, Tensor owner) -> ()"
+
+
+@torch.library.custom_op("straightvq::start", mutates_args=("state",), schema=_SCHEMA)
 def _start_op(state: list[Tensor], z: Tensor, valid: Tensor | None, owner: Tensor) -> None:
     """``_start_now`` inside a compiled graph, where ``state`` may be copies of the codebook's own."""
     codebook = _OWNERS[int(owner)]

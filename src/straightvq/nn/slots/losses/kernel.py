@@ -38,7 +38,11 @@ def _squares(x: Tensor, y: Tensor) -> Tensor:
     return torch.cdist(x, y).square()
 
 
-@torch.library.custom_op("straightvq::kernel_sum", mutates_args=())
+# Schemas are written out because torch 2.6 does not read them off `list[float]`.
+_SETS = "Tensor x, Tensor y, Tensor of_x, Tensor of_y, float[] scales"
+
+
+@torch.library.custom_op("straightvq::kernel_sum", mutates_args=(), schema=f"({_SETS}) -> Tensor")
 def _kernel_sum(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor, scales: list[float]) -> Tensor:
     total = y.new_zeros(())
     for rows in _tiles(x, y):
@@ -48,7 +52,9 @@ def _kernel_sum(x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor, scales: list[f
     return total / len(scales)
 
 
-@torch.library.custom_op("straightvq::kernel_sum_backward", mutates_args=())
+@torch.library.custom_op(
+    "straightvq::kernel_sum_backward", mutates_args=(), schema=f"(Tensor by_total, {_SETS}) -> Tensor"
+)
 def _kernel_sum_backward(
     by_total: Tensor, x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor, scales: list[float]
 ) -> Tensor:
