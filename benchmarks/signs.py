@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--csv", type=Path, default=Path("runs/benchmarks/signs.csv"))
     args = parser.parse_args()
-    rows = list(csv.DictReader(args.csv.open())) if args.csv.is_file() else []
+    rows = list(csv.DictReader(args.csv.read_text().splitlines())) if args.csv.is_file() else []
     ends = [None, *args.ends]
     source = Path(args.source).name
     command = f"python benchmarks/signs.py --source {source} --size {args.size} --steps {args.steps}"
