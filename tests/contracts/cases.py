@@ -5,7 +5,10 @@ global generator. ``FREE`` are the quantizers without a codebook, of that width 
 ``EXCEPTIONS`` is the table's column of laws that say nothing about a case, or are not kept by it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
 
 import straightvq as svq
 
@@ -257,6 +260,51 @@ CASES |= {
         estimator=svq.ReinMax(),
     ),
 }
+
+# Other combinations of what the rest holds: in the suite of slow tests only, which CI runs as well.
+SLOW = {
+    "vq_ste_pp-groups",
+    "vq_ste_pp-sgd",
+    "straight-sync",
+    "diveq-detached",
+    "gradient+uniform+projection",
+    "gradient+running",
+    "ema+no_losses",
+    "alternated+momentum",
+    "alternated+running+groups+sync",
+    "alternated+direct+explicit",
+    "gradient+explicit",
+    "gradient+chain_of_statistics+cosine",
+    "gradient+affine+sync_alone",
+    "ema+entropy",
+    "alternated+affine+orthogonality+mmd",
+    "gradient+codebook_alone",
+    "ema+unit_norm+sample+no_memory",
+    "alternated+affine+groups+sgd",
+    "alternated+unit_norm+projection+cosine",
+    "alternated+linear+sync",
+    "gradient+linear_chain+anchors",
+    "ema+anchors",
+    "ema+rotation+unbounded",
+    "alternated+affine+diveq",
+    "ema+drawn",
+}
+
+
+def every(argument: str, table: Mapping[str, Any]) -> pytest.MarkDecorator:
+    """A test for each value of a table of cases; for each name where the argument is ``name`` or ``case``."""
+    return pytest.mark.parametrize(
+        argument,
+        [
+            pytest.param(
+                name if argument in ("name", "case") else value,
+                id=name,
+                marks=[pytest.mark.slow] if name in SLOW else [],
+            )
+            for name, value in table.items()
+        ],
+    )
+
 
 FREE_PRESETS: dict[str, Callable[..., svq.Quantizer]] = {
     "fsq": lambda channel_dim=-1: svq.presets.fsq(DIM, [4, 4], channel_dim=channel_dim),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import straightvq as svq
-from tests.contracts.cases import CASES, DIM, SIZE
+from tests.contracts.cases import CASES, DIM, SIZE, every
 
 fuzzed = settings(
     max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -36,7 +36,7 @@ def same(layer: svq.VectorQuantizer, before: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("case", CASES)
+@every("case", CASES)
 def test_values_whose_squares_overflow_are_refused_and_change_nothing(case: str, dtype: torch.dtype) -> None:
     layer = make(case)
     before = state(layer)
@@ -54,7 +54,7 @@ def test_values_whose_squares_overflow_are_refused_and_change_nothing(case: str,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", CASES)
+@every("case", CASES)
 def test_the_largest_values_that_are_taken_overflow_nowhere(case: str, dtype: torch.dtype) -> None:
     layer = make(case)
     generator = torch.Generator().manual_seed(1)
@@ -69,7 +69,7 @@ def test_the_largest_values_that_are_taken_overflow_nowhere(case: str, dtype: to
         assert all(value.isfinite().all() for value in layer.state_dict().values())
 
 
-@pytest.mark.parametrize("case", CASES)
+@every("case", CASES)
 def test_the_same_vector_many_times_and_tiny_ones_keep_the_state_finite(case: str) -> None:
     """No spread, then none that float32 can square: variances and weights near zero must not divide by it."""
     layer = make(case)
@@ -95,7 +95,7 @@ def test_an_average_outlives_a_code_that_is_idle_for_ever() -> None:
 # --- indices ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", CASES)
+@every("case", CASES)
 def test_decode_takes_or_refuses_any_integers(case: str) -> None:
     layer = make(case).eval()
     before = state(layer)

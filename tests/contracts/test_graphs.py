@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import straightvq as svq
-from tests.contracts.cases import CASES, DIM, PRESETS, SIZE, Factory
+from tests.contracts.cases import CASES, DIM, PRESETS, SIZE, Factory, every
 
-every_case = pytest.mark.parametrize("make", list(CASES.values()), ids=list(CASES))
-every_preset = pytest.mark.parametrize("make", list(PRESETS.values()), ids=list(PRESETS))
-every_other_case = pytest.mark.parametrize(
-    "make", [v for k, v in CASES.items() if k not in PRESETS], ids=[k for k in CASES if k not in PRESETS]
-)
+every_case = every("make", CASES)
+every_preset = every("make", PRESETS)
+every_other_case = every("make", {name: make for name, make in CASES.items() if name not in PRESETS})
 
 
 @pytest.fixture(autouse=True)

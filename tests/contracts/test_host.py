@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_leaves
 
 import straightvq as svq
 from straightvq.functional import nearest
-from tests.contracts.cases import CASES, DIM, Factory
+from tests.contracts.cases import CASES, DIM, Factory, every
 from tests.ranks import pretend_ranks
 
-every_case = pytest.mark.parametrize("make", list(CASES.values()), ids=list(CASES))
+every_case = every("make", CASES)
 
 # Operators whose result, or its shape, is known only when the device has come to them.
 WAITING = {

@@ -11,7 +11,7 @@ import straightvq as svq
 from straightvq.testing import LAWS, Law
 from straightvq.testing.check import outcome
 from straightvq.testing.subject import Subject
-from tests.contracts.cases import CASES, DIM, EXCEPTIONS, FREE, FREE_PRESETS, OF_TABLES, PRESETS
+from tests.contracts.cases import CASES, DIM, EXCEPTIONS, FREE, FREE_PRESETS, OF_TABLES, PRESETS, SLOW, every
 from tests.contracts.test_families import CASES as FAMILIES
 
 EVERY = CASES | FREE
@@ -24,7 +24,7 @@ def subject(name: str) -> Subject:
 
 # Graphs have a suite of their own, which asks for more.
 @pytest.mark.parametrize("law", [law for law in LAWS.values() if law.chapter != "graphs"], ids=str)
-@pytest.mark.parametrize("name", list(EVERY))
+@every("name", EVERY)
 def test_law_holds(name: str, law: Law) -> None:
     reason = EXCEPTIONS.get(name, {}).get(law.name)
     report = outcome(law, subject(name), reason)
@@ -35,11 +35,12 @@ def test_law_holds(name: str, law: Law) -> None:
 
 
 def test_table_holds_every_preset_and_every_concrete_part() -> None:
-    used = {type(module) for make in (EVERY | FAMILIES).values() for module in make().modules()}
+    quick = {name: make for name, make in (EVERY | FAMILIES).items() if name not in SLOW}
+    used = {type(module) for make in quick.values() for module in make().modules()}
     for name in svq.__all__:
         item = getattr(svq, name)
         if inspect.isclass(item) and issubclass(item, nn.Module) and not inspect.isabstract(item):
-            assert item in used, f"{name} appears in no case"
+            assert item in used, f"{name} appears in no quick case"
     for name in svq.presets.__all__:
         assert any(key.split("-")[0] == name for key in PRESETS | FREE_PRESETS | FAMILIES), f"preset {name} has no case"
 

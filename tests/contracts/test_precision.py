@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import straightvq as svq
-from tests.contracts.cases import CASES, DIM, SIZE, Factory
+from tests.contracts.cases import CASES, DIM, SIZE, Factory, every
 
-every_case = pytest.mark.parametrize("make", list(CASES.values()), ids=list(CASES))
+every_case = every("make", CASES)
 HALVES = [torch.bfloat16, torch.float16]
 every_half = pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
 
