@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -90,21 +91,18 @@ def test_offsets_beyond_32_bits_and_no_memory_but_the_result() -> None:
     assert (got[:-5] == 0).all()
 
 
-@needs_triton
-@pytest.mark.skipif(is_interpreted, reason="the interpreter compiles nothing")
-def test_a_single_group_of_odd_sizes_is_loaded_16_bytes_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Read off the code compiled for compute capability 9.0, for which no device is needed."""
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """Kernels that were launched, compiled for compute capability 9.0, for which no device is needed."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
     kernels = module._kernel_module()
-    kernel, compiled = kernels.nearest_kernel, []
+    kernel, launched = kernels.nearest_kernel, []
 
     class Compiler:
         def __getitem__(self, grid: object) -> Callable[..., None]:
-            return lambda *args, **constants: compiled.append(kernel.warmup(*args, grid=grid, **constants))
+            return lambda *args, **constants: launched.append(kernel.warmup(*args, grid=grid, **constants))
 
     pretended = SimpleNamespace(
         get_current_target=lambda: GPUTarget("cuda", 90, 32),
@@ -114,11 +112,28 @@ def test_a_single_group_of_odd_sizes_is_loaded_16_bytes_at_a_time(
     monkeypatch.setattr(driver, "_active", pretended)
     monkeypatch.setattr(kernels, "nearest_kernel", Compiler())
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    return launched
+
+
+@needs_triton
+@pytest.mark.skipif(is_interpreted, reason="the interpreter compiles nothing")
+def test_a_single_group_of_odd_sizes_is_loaded_16_bytes_at_a_time(compiled: list[Any]) -> None:
     z, codes, bias = inputs(1001, 513, 8, "cpu")
     run(z, codes, bias, "float32", module.tiles("float32", 8)[-1])
     # Vectors and codes; a copy of 4 bytes for each number instead, where the strides hide that rows are aligned.
     copied = re.findall(r"cp\.async\.c[ag]\.shared\.global .*, (\w+), %", compiled[0].asm["ptx"])
     assert {int(size, 0) for size in copied} == {16}
+
+
+@needs_triton
+@pytest.mark.skipif(is_interpreted, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("width", [8, 64, pytest.param(256, marks=pytest.mark.slow)])
+def test_the_default_search_fits_into_shared_memory(width: int, compiled: list[Any]) -> None:
+    z, codes, bias = inputs(100, 200, width, "cpu")
+    for tile in module.tiles("tf32x3", width):
+        run(z, codes, bias, "tf32x3", tile, (4,))
+    assert min(kernel.metadata.shared for kernel in compiled) <= 99 << 10  # of compute capability 8.6 and 8.9
+    assert max(kernel.metadata.shared for kernel in compiled) <= 227 << 10
 
 
 @needs_triton
