@@ -19,10 +19,12 @@ from straightvq.nn.slots.estimators import Estimator
 from straightvq.nn.slots.losses import Loss
 from straightvq.nn.slots.transforms import Transform
 
-Form = Literal["paper", "symmetric"]
+Form = Literal["paper", "symmetric", "atanh"]
 
 # Of the paper's bound: it keeps the outermost levels half a step and a little away from the next.
 _EPS = 1e-3
+# Levels from which on the bound of the other form, wider by as much, would be rounded to one that there is not.
+_MOST_OUTSIDE = 1000
 # Indices below it are sums that float64 makes without rounding, by a product that is faster than one of integers.
 _EXACT = 1 << 53
 # Levels of one channel: with more of them rounding in float32 takes a code for its neighbour.
@@ -36,6 +38,7 @@ class FiniteScalarQuantizer(CodebookFree):
 
         paper:      b = tanh(x + tan(o / l)) l - o,  l = (L - 1)(1 - eps) / 2, o = 1/2 for even L else 0, eps = 1e-3
                     code = scale round(b) / floor(L / 2)
+        atanh:      as in the paper's, with l = (L - 1)(1 + eps) / 2 and b = tanh(x + atanh(o / l)) l - o
         symmetric:  b = tanh(x) (L - 1) / 2
                     code = scale (round(b + (L - 1) / 2) / ((L - 1) / 2) - 1)
 
@@ -50,7 +53,8 @@ class FiniteScalarQuantizer(CodebookFree):
         dim: channels of ``z``; as many as levels, unless a transform narrows them.
         levels: number of levels of each channel, 2 to 2^22 each; their product is the number of codes, 2^62 at most.
             The paper recommends at least 5, and [8, 5, 5, 5] for about 2^10 codes, [8, 8, 8, 6, 5] for 2^14.
-        form: ``"paper"`` or ``"symmetric"``.
+        form: ``"paper"``, ``"symmetric"``, or ``"atanh"`` for the paper's grid with the bound of
+            vector-quantize-pytorch, under which a vector of zeros is bounded to 0; of levels below 1,000.
         noise: share of a training batch's vectors that get noise instead of rounding, 0 to 1; may be changed later, but
             a layer made without noise stays without.
         scale: half-width of the grid. A level of a residual stack takes a finer one.
@@ -107,7 +111,12 @@ class FiniteScalarQuantizer(CodebookFree):
         super().__init__(dim, transform=transform, estimator=estimator, losses=losses, channel_dim=channel_dim)
         self._levels = self._check_levels(levels)
         self._check_width("levels", len(self._levels))
-        self.form = form
+        self.form = check_choice(self, "form", form, get_args(Form))
+        if self.form == "atanh" and max(self._levels) >= _MOST_OUTSIDE:
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: `levels` must be below {_MOST_OUTSIDE} each with form='atanh', whose bound "
+                f"lies outside of the grid by a share of it. Got {max(self._levels)}."
+            )
         self.noise = noise
         self.scale = scale
         self.clamp = clamp
@@ -115,7 +124,7 @@ class FiniteScalarQuantizer(CodebookFree):
         self.register_buffer("levels", torch.tensor(self._levels))
         self.register_buffer("basis", torch.tensor(self._basis()))
         zeros = zip(self._basis(), self._levels, strict=True)
-        self._index_of_zero = sum(base * (count // 2) for base, count in zeros) if self.form == "paper" else 0
+        self._index_of_zero = sum(base * (count // 2) for base, count in zeros) if self.form != "symmetric" else 0
         self.clock = Clock() if self.noise else None
         self._declare(symmetric=self.form == "symmetric", scale=self.scale, clamp=self.clamp)
         self._is_bound = True
@@ -157,15 +166,17 @@ class FiniteScalarQuantizer(CodebookFree):
         x = x if self.scale == 1 else x / self.scale
         if self.form == "symmetric":
             return x.tanh() if self.scale == 1 else x.tanh() * self.scale
-        reach = (self.levels.to(x.dtype) - 1) * (0.5 * (1 - _EPS))
+        is_paper = self.form == "paper"
+        reach = (self.levels.to(x.dtype) - 1) * (0.5 * (1 - _EPS if is_paper else 1 + _EPS))
         offset = (self.levels % 2 == 0).to(x.dtype) * 0.5
-        return torch.addcmul(-offset * unit, (x + (offset / reach).tan()).tanh(), reach * unit)
+        shift = (offset / reach).tan() if is_paper else (offset / reach).atanh()
+        return torch.addcmul(-offset * unit, (x + shift).tanh(), reach * unit)
 
     def digits(self, z: Tensor) -> Tensor:
         """The grid's steps from the code 0 in the paper's form, from the lowest code in the symmetric one."""
         half = self._half(z.dtype)
         steps = half if self.scale == 1 else half / self.scale
-        return (z * steps if self.form == "paper" else torch.addcmul(half, z, steps)).round()
+        return (z * steps if self.form != "symmetric" else torch.addcmul(half, z, steps)).round()
 
     def index(self, digits: Tensor) -> Tensor:
         if self.codebook_size <= _EXACT and digits.device.type != "mps":
@@ -179,7 +190,7 @@ class FiniteScalarQuantizer(CodebookFree):
 
     def values(self, digits: Tensor, dtype: torch.dtype) -> Tensor:
         half, digits = self._half(dtype), digits.to(dtype)
-        code = digits / half if self.form == "paper" else (digits - half) / half
+        code = digits / half if self.form != "symmetric" else (digits - half) / half
         return code if self.scale == 1 else code * self.scale
 
     def assign(self, z: Tensor) -> Tensor:
@@ -189,11 +200,11 @@ class FiniteScalarQuantizer(CodebookFree):
 
     def _half(self, dtype: torch.dtype) -> Tensor:
         """Steps of the grid in a half-width, (d,)."""
-        return (self.levels // 2).to(dtype) if self.form == "paper" else (self.levels.to(dtype) - 1) / 2
+        return (self.levels // 2).to(dtype) if self.form != "symmetric" else (self.levels.to(dtype) - 1) / 2
 
     def _lowest(self, dtype: torch.dtype) -> Tensor:
         """Digit of the lowest code, (d,)."""
-        return (-(self.levels // 2) if self.form == "paper" else 0 * self.levels).to(dtype)
+        return (-(self.levels // 2) if self.form != "symmetric" else 0 * self.levels).to(dtype)
 
     # --- noise in place of rounding -------------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""One file for each library: what its entries are called, and what they become."""
