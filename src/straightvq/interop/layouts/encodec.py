@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from straightvq.errors import InvalidValueError
-from straightvq.interop.layouts.vqp import take_maps
+from straightvq.interop.layouts.vqp import RESIDUAL_STEP, take_maps
 from straightvq.interop.source import Source, cannot_hold
 from straightvq.interop.tables import (
     check_distance,
@@ -41,6 +41,7 @@ def read(source: Source) -> Quantizer:
         losses, decay = ema_losses(_COMMITMENT), source.ask("decay", _DECAY)
         levels.append(make_layer(source, codes, losses=losses, decay=decay, cluster_size=size, maps=maps))
     source.note("Laplace's smoothing of the weights is left out: codes that nobody uses stay where they are.")
+    source.note(RESIDUAL_STEP)
     source.note("codes whose weight falls below 2 are replaced there; here by a `DeadCodeReset`, if you give one.")
     return ResidualQuantizer(levels[0].dim, levels, channel_dim=source.ask("channel_dim", -1))
 

@@ -38,6 +38,7 @@ _ROTATION = (
     "the library's gradient is that of the rotation trick unless it was told otherwise; here it is straight-through."
 )
 _SMOOTHING = "Laplace's smoothing of the weights is left out: codes that nobody uses stay where they are."
+RESIDUAL_STEP = "in training a level here sees what the codes of the earlier ones leave after their step, there before."
 _REFUSED = {
     r"(.*\.)?project_in\.1\..*": "a normalisation behind the projection (layernorm_after_project_in) has no part here.",
     r"(.*\.)?_codebook\.(batch|codebook)_(mean|variance).*": (
@@ -150,6 +151,7 @@ def _residual(source: Source, at: str, channel_dim: int = -1) -> ResidualQuantiz
         raise InvalidValueError("`from_state_dict`: levels with several heads cannot be represented.")
     dim = tables[0].codes.shape[1] if maps is None else maps.down.shape[1]
     transform = make_transform(maps)
+    source.note(RESIDUAL_STEP)
     if number > 1 and all(torch.equal(table.codes, tables[0].codes) for table in tables):
         source.note("levels that share their codes: the library lets the averages decay once per level, here per step.")
         level = _layer(source, tables[0])
