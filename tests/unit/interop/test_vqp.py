@@ -231,7 +231,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
         lambda: vqp.ResidualVQ(dim=DIM, num_quantizers=2, codebook_size=SIZE, implicit_neural_codebook=True),
         {}, "implicit_neural_codebook",
     ),
-    "rotation": (lambda: vqp.FSQ([5, 5], orthogonal_rotation=True), {"layout": "vqp.fsq", "levels": [5, 5]}, "rotation"),
+    "rotation": (lambda: vqp.FSQ([5, 5], orthogonal_rotation=True), {"layout": "vqp.fsq", "levels": [5, 5]}, "fixed"),
     "unstarted": (lambda: vqp.VectorQuantize(DIM, SIZE, kmeans_init=True), {}, "must have been started"),
     "simvq": (lambda: vqp.SimVQ(dim=DIM, codebook_size=SIZE), {}, "SimVQ"),
     "no_levels": (lambda: vqp.FSQ([5, 5]), {"layout": "vqp.fsq"}, "`levels` must be given"),
