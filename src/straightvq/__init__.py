@@ -7,10 +7,11 @@ out = layer(z)                  # z: (B, 64, H, W)
 loss = task_loss(out.quantized) + out.loss
 """
 
-from straightvq import functional, nn, presets
+from straightvq import functional, interop, nn, presets
+from straightvq.interop import replace
 from straightvq.nn import *
 
 __version__ = "0.1.0"
 
-__all__ = ["functional", "presets"]
+__all__ = ["functional", "interop", "presets", "replace"]
 __all__ += nn.__all__

@@ -145,6 +145,14 @@ def from_state_dict(
     return source.finish(LAYOUTS[name].read(source))
 
 
+def import_module(layout: str, state: Mapping[str, Tensor], **settings: Any) -> Imported:
+    """As `from_state_dict`, for a live module of the library, which knows all its settings; None for one it lacks."""
+    source = Source(layout, state, "", {})
+    for name, value in settings.items():
+        source.set(name, value)
+    return source.finish(LAYOUTS[layout].read(source))
+
+
 def from_file(path: str | Path, layout: str | None = None, **settings: Any) -> Imported:
     """`from_state_dict` of a ``.safetensors``, ``.pt``, ``.pth``, ``.bin`` or ``.ckpt`` file; runs no code of it.
 

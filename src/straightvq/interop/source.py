@@ -121,8 +121,9 @@ class Source:
 
     def set(self, name: str, value: Any) -> None:
         """A setting that every layout has a use for."""
-        self._settings[name] = value
         self._asked.add(name)
+        if value is not None:
+            self._settings[name] = value
 
     def ask(self, name: str, default: Any = None) -> Any:
         self._asked.add(name)

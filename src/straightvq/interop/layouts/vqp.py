@@ -114,8 +114,9 @@ def _tables(source: Source, at: str) -> list[_Table]:
     source.drop(f"{at}initted", "the codes are there")
     is_unit = is_unit_norm(source, *embed)
     means = F.normalize(averages, dim=-1) if is_unit else averages / smoothed(weights)[..., None]
-    by_gradient = bool((weights == 1).all()) and not torch.allclose(means, embed, rtol=1e-3, atol=1e-6)
-    if by_gradient:
+    # Averages that nothing has moved, beside codes that something has.
+    is_idle = bool((weights == 1).all()) and not torch.allclose(means, embed, rtol=1e-3, atol=1e-6)
+    if source.ask("by_gradient", is_idle):
         return [_Table(codes, None, is_unit) for codes in embed]
     for codes, own in zip(embed, means, strict=True):
         note_stale(source, codes, own)

@@ -1,0 +1,1 @@
+"""Our quantizers behind the interfaces of other libraries' classes."""
