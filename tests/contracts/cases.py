@@ -320,6 +320,9 @@ FREE: dict[str, Callable[..., svq.Quantizer]] = FREE_PRESETS | {
     "finite+paper+clamp": lambda channel_dim=-1: svq.FiniteScalarQuantizer(
         DIM, [2, 3, 2, 2, 3, 2], clamp=True, scale=15.0, channel_dim=channel_dim
     ),
+    "finite+atanh": lambda channel_dim=-1: svq.FiniteScalarQuantizer(
+        DIM, [3, 3, 4, 3, 3, 3], form="atanh", scale=8.0, channel_dim=channel_dim
+    ),
     "finite+noise": lambda channel_dim=-1: svq.FiniteScalarQuantizer(
         DIM, [2, 3, 2, 2, 3, 2], noise=0.5, scale=2.0, losses=[svq.CommitmentLoss()], channel_dim=channel_dim
     ),

@@ -72,7 +72,7 @@ def test_table_holds_both_values_of_every_switch() -> None:
     anchors = {module.anchor for module in modules if isinstance(module, svq.AnchoredReset)}
     assert anchors == {"closest", "random"}
     forms = {module.form for module in modules if isinstance(module, svq.FiniteScalarQuantizer)}
-    assert forms == {"paper", "symmetric"}
+    assert forms == {"paper", "symmetric", "atanh"}
     for kind in (svq.Affine, svq.RunningAffine):
         groups = {module.groups > 1 for module in modules if isinstance(module, kind)}
         assert groups == {False, True}, f"{kind.__name__} with one group or with several is missing"

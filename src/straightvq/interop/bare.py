@@ -24,7 +24,7 @@ class Bare(nn.Module):
         TypeError: for anything else than a quantizer.
 
     Example:
-        >>> import straightvq as svq
+        >>> import straightvq as svq, torch
         >>> layer = Bare(svq.presets.ema(4, 16, channel_dim=1))
         >>> net = nn.Sequential(nn.Conv2d(3, 4, 1), layer, nn.Conv2d(4, 3, 1))
         >>> net(torch.randn(1, 3, 8, 8)).shape, layer.last.indices.shape

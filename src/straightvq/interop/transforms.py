@@ -19,10 +19,11 @@ class Steps(Transform):
         TypeError, ValueError: for other parts than transforms, and for none.
 
     Example:
+        >>> import torch
         >>> from straightvq import Projection, UnitNorm
         >>> steps = Steps([Projection(2), UnitNorm()])
         >>> steps.bind(8)
-        >>> steps(torch.ones(1, 8)).norm().item() - 1 < 1e-6
+        >>> abs(steps(torch.ones(1, 8)).norm().item() - 1) < 1e-6
         True
     """
 
@@ -60,6 +61,7 @@ class Reversed(Transform):
     """Takes the channels in reverse, for libraries whose first channel is the highest bit of the index.
 
     Example:
+        >>> import torch
         >>> Reversed()(torch.tensor([[1.0, 2.0, 3.0]])).tolist()
         [[3.0, 2.0, 1.0]]
     """

@@ -4,12 +4,12 @@ from typing import Any
 
 from torch import nn
 
-from straightvq.errors import InvalidValueError
+from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.interop.live.adapter import Adapter
 from straightvq.interop.live.codecs import DacQuantizer, EncodecQuantizer, MimiQuantizer
 from straightvq.interop.live.images import VQGANQuantizer, VQVAEQuantizer
 from straightvq.interop.live.vqp import FSQ, LFQ, ResidualVQ, VectorQuantize
-from straightvq.nn.part import check_choice, check_module
+from straightvq.nn.part import check_choice
 
 # Layout, package, class -> adapter. Classes that people copy into their own files have no package.
 _KNOWN: list[tuple[str, str, tuple[str, ...], type[Adapter]]] = [
@@ -60,7 +60,8 @@ def replace(model: nn.Module, layout: str | None = None) -> nn.Module:
         >>> type(layer.quantizer).__name__, quantized.shape
         ('VectorQuantizer', torch.Size([2, 8, 4, 4]))
     """
-    check_module("replace", model)
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(f"`replace`: `model` must be a torch.nn.Module. Got {model!r} ({type(model).__name__}).")
     layouts = [*(known[0] for known in _KNOWN), _VQVAE]
     if layout is not None:
         check_choice("replace", "layout", layout, layouts)
