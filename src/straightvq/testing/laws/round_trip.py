@@ -68,4 +68,4 @@ def codes_quantize_to_themselves(subject: Subject) -> None:
         back = layer.transform.inverse(codes)
         if back.shape != codes.shape or not torch.allclose(layer.transform(back), codes, rtol=1e-4, atol=1e-4):
             raise NotApplicable(f"{type(layer.transform).__name__} does not return to its argument")
-        near(layer(back).quantized, codes, "a code to be quantized to itself")
+        near(layer(back).quantized, back, "a code to be quantized to itself")
