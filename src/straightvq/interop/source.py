@@ -136,6 +136,13 @@ class Source:
             raise InvalidValueError(f"`{_OWNER}`: `{name}` must be given, because {reason}. Got None.")
         return value
 
+    def decay(self, default: float) -> float:
+        """That of the moving averages, as told or the library's."""
+        told = self.ask("decay")
+        if told is None:
+            self.note(f"no entry tells the decay of the moving averages: it is the library's default, {default}.")
+        return float(default if told is None else told)
+
     # --- the end --------------------------------------------------------------------------------------------------
 
     def finish(self, quantizer: Quantizer) -> Imported:

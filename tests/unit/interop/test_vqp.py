@@ -112,6 +112,26 @@ def test_next_training_step_moves_the_codes_as_the_librarys_does(name: str) -> N
         assert (ours - theirs).abs().max() < 2e-3 * move
 
 
+def test_gradient_of_residual_levels_is_passed_once_here_and_once_per_level_there() -> None:
+    module = vqp.ResidualVQ(dim=DIM, num_quantizers=3, codebook_size=SIZE, rotation_trick=False)
+    found = interop.from_state_dict(module.state_dict())
+    assert any("3 times in all; here once" in note for note in found.notes)
+    x = torch.randn(2, 5, DIM, requires_grad=True)
+    (theirs,) = torch.autograd.grad(module.train()(x)[0].sum(), x)
+    (ours,) = torch.autograd.grad(found.quantizer(x).quantized.sum(), x)
+    torch.testing.assert_close(theirs, 3 * ours)
+
+
+def test_number_of_heads_and_decay_are_told_when_they_are_guessed() -> None:
+    module = trained(LAYERS["euclidean"][0])
+    notes = " ".join(interop.from_state_dict(module.state_dict()).notes)
+    assert "one of width 8" in notes
+    assert "the library's default, 0.8" in notes
+    notes = " ".join(interop.from_state_dict(module.state_dict(), dim=DIM, decay=0.5).notes)
+    assert "one of width" not in notes
+    assert "default" not in notes
+
+
 def test_next_step_without_the_weights_would_be_another() -> None:
     module = trained(LAYERS["euclidean"][0])
     state = module.state_dict()

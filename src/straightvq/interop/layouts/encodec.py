@@ -38,7 +38,7 @@ def read(source: Source) -> Quantizer:
         source.drop(f"{at}inited", "the codes are there")
         note_stale(source, codes, sums / smoothed(size).clamp(min=1e-30)[:, None])
         maps = take_maps(source, f"layers.{number}.")
-        losses, decay = ema_losses(_COMMITMENT), source.ask("decay", _DECAY)
+        losses, decay = ema_losses(_COMMITMENT), source.decay(_DECAY)
         levels.append(make_layer(source, codes, losses=losses, decay=decay, cluster_size=size, maps=maps))
     source.note("Laplace's smoothing of the weights is left out: codes that nobody uses stay where they are.")
     source.note(RESIDUAL_STEP)

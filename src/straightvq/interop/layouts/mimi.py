@@ -37,7 +37,7 @@ def _branch(source: Source, at: str) -> ResidualQuantizer:
         sums = source.take(f"{book}embed_sum", None, None)
         size = source.take(f"{book}cluster_usage", len(sums))
         source.drop(f"{book}initialized", "the codes are there")
-        codes, decay = sums / size.clamp(min=_EPS)[:, None], source.ask("decay", _DECAY)
+        codes, decay = sums / size.clamp(min=_EPS)[:, None], source.decay(_DECAY)
         levels.append(make_layer(source, codes, losses=ema_losses(_COMMITMENT), decay=decay, cluster_size=size))
     if not source.has(f"{at}input_proj.weight"):
         return ResidualQuantizer(levels[0].dim, levels)

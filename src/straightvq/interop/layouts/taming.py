@@ -28,7 +28,7 @@ def read(source: Source) -> Quantizer:
     is_unit = is_unit_norm(source, codes)
     if size is not None:
         source.drop("embedding.embed_avg", "it is the code times its weight")
-        decay, losses = source.ask("decay", 0.99), ema_losses(_BETA)
+        decay, losses = source.decay(0.99), ema_losses(_BETA)
         return make_layer(
             source, codes, losses=losses, decay=decay, cluster_size=size, is_unit=is_unit, channel_dim=channel_dim
         )

@@ -54,7 +54,10 @@ def read(source: Source) -> Quantizer:
     maps, tables = take_maps(source), _tables(source, "_codebook.")
     width, channel_dim = tables[0].codes.shape[1], source.ask("channel_dim", -1)
     if maps is None and len(tables) == 1:
-        heads = _heads(source, source.ask("dim", width), width)
+        told = source.ask("dim")
+        if told is None:
+            source.note(f"no entry tells the number of heads, taken to be one of width {width}; `dim` tells it.")
+        heads = _heads(source, width if told is None else told, width)
     else:
         heads = len(tables) if maps is None else _heads(source, len(maps.down), width)
     if heads == 1:
@@ -136,7 +139,7 @@ def _layer(source: Source, table: _Table, maps: Maps | None = None, channel_dim:
         source,
         table.codes,
         losses=gradient_losses(_COMMITMENT) if by_gradient else ema_losses(_COMMITMENT),
-        decay=None if by_gradient else source.ask("decay", _DECAY),
+        decay=None if by_gradient else source.decay(_DECAY),
         cluster_size=table.cluster_size,
         maps=maps,
         is_unit=table.is_unit,
@@ -153,6 +156,8 @@ def _residual(source: Source, at: str, channel_dim: int = -1) -> ResidualQuantiz
     dim = tables[0].codes.shape[1] if maps is None else maps.down.shape[1]
     transform = make_transform(maps)
     source.note(RESIDUAL_STEP)
+    if number > 1:
+        source.note(f"the library passes the gradient of the task once per level, {number} times in all; here once.")
     if number > 1 and all(torch.equal(table.codes, tables[0].codes) for table in tables):
         source.note("levels that share their codes: the library lets the averages decay once per level, here per step.")
         level = _layer(source, tables[0])

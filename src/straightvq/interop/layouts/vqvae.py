@@ -35,7 +35,7 @@ def read(source: Source) -> Quantizer:
     sums = source.take("_ema_w", *codes.shape)
     note_stale(source, codes, sums / size.clamp(min=torch.finfo(size.dtype).tiny)[:, None])
     source.note("Laplace's smoothing of the weights is left out: codes that nobody uses stay where they are.")
-    decay = source.ask("decay", 0.99)
+    decay = source.decay(0.99)
     losses = ema_losses(_COMMITMENT)
     return make_layer(source, codes, losses=losses, decay=decay, cluster_size=size, channel_dim=channel_dim)
 
