@@ -67,7 +67,8 @@ class Source:
         return name in self._left
 
     def count(self, name: str) -> int:
-        """How many entries there are of a name with a number at ``{}``, from 0 on."""
+        """How many entries there are of a name with a number at ``{}``, from 0 on; at least one."""
+        self.peek(name.format(0))
         number = 0
         while name.format(number) in self._left:
             number += 1
@@ -75,14 +76,9 @@ class Source:
 
     def take(self, name: str, *shape: int | None) -> Tensor:
         """The entry, which must have this shape; None for any size. Floating point, in at least float32."""
-        if name not in self._left:
-            raise InvalidValueError(
-                f"`{_OWNER}`: a state of the layout {self.layout!r} must have an entry {self.prefix + name!r}. "
-                f"Got {listed(self._left)}."
-            )
-        value = self._left.pop(name)
+        value = self.peek(name)
         fits = value.ndim == len(shape) and all(
-            want in (None, have) for want, have in zip(shape, value.shape, strict=True)
+            have > 0 and want in (None, have) for want, have in zip(shape, value.shape, strict=True)
         )
         if not fits or not value.is_floating_point():
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
@@ -90,12 +86,19 @@ class Source:
                 f"`{_OWNER}`: the entry {self.prefix + name!r} must be floating point of the shape ({wanted}). "
                 f"Got {value.dtype}, shape {tuple(value.shape)}."
             )
+        del self._left[name]
         return value.detach().to("cpu", torch.promote_types(value.dtype, torch.float32), copy=True)
 
     def take_if_there(self, name: str, *shape: int | None) -> Tensor | None:
         return self.take(name, *shape) if self.has(name) else None
 
     def peek(self, name: str) -> Tensor:
+        """The entry as it is, which stays. Raises if it is missing."""
+        if name not in self._left:
+            raise InvalidValueError(
+                f"`{_OWNER}`: a state of the layout {self.layout!r} must have an entry {self.prefix + name!r}. "
+                f"Got {listed(self._left)}."
+            )
         return self._left[name]
 
     def put(self, name: str, value: Tensor) -> None:

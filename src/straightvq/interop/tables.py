@@ -106,6 +106,7 @@ def load_maps(transform: Transform, maps: Maps | None) -> None:
     projection = projection_of(transform)
     if maps is None or projection is None:
         return
+    transform.to(maps.down.dtype)
     for layer, weight, bias in (
         (projection.down, maps.down, maps.down_bias),
         (projection.up, maps.up, maps.up_bias),

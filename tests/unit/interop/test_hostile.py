@@ -1,5 +1,6 @@
 """Files and states that nobody should trust, and arguments that make no sense: sentences, and no code run."""
 
+import contextlib
 import pickle
 import struct
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 
 import straightvq as svq
 from straightvq import interop
+from straightvq.errors import StraightVQError
 
 STATE = {"_embedding.weight": torch.randn(8, 3)}
 TRACE: list[str] = []
@@ -129,6 +131,65 @@ def test_bad_state_is_refused(name: str) -> None:
     state, error, words = STATES[name]
     with pytest.raises(error, match=words):
         interop.from_state_dict(state)
+
+
+def residual(make: Callable[[], svq.Quantizer]) -> svq.ResidualQuantizer:
+    return svq.ResidualQuantizer(8, [make() for _ in range(2)])
+
+
+def reversed_signs(kind: Any) -> svq.Quantizer:
+    return kind(4, bits=4, transform=interop.Reversed())
+
+
+SETS: dict[str, tuple[Callable[[], svq.Quantizer], dict[str, Any]]] = {
+    "vqvae": (lambda: svq.presets.ema(8, 16), {}),
+    "vqtorch": (
+        lambda: svq.VectorQuantizer(8, svq.Codebook(16, parametrization=svq.Affine(groups=2))), {"lr_scale": 2.0}
+    ),
+    "vqtorch.group": (
+        lambda: svq.ProductQuantizer(8, [svq.presets.vq_vae(4, 16) for _ in range(2)]), {"num_quantizers": 2}
+    ),
+    "vqtorch.residual": (lambda: residual(lambda: svq.presets.vq_vae(8, 16)), {"num_quantizers": 2}),
+    "vqp": (lambda: svq.presets.ema(8, 16, codebook_dim=4), {}),
+    "vqp.residual": (lambda: residual(lambda: svq.presets.ema(8, 16)), {}),
+    "vqp.grouped_residual": (
+        lambda: svq.ProductQuantizer(16, [residual(lambda: svq.presets.ema(8, 16)) for _ in range(2)]), {}
+    ),
+    "vqp.fsq": (
+        lambda: svq.FiniteScalarQuantizer(8, [5, 4], form="atanh", transform=svq.Projection(2)), {"levels": [5, 4]}
+    ),
+    "vqp.lfq": (lambda: svq.LookupFreeQuantizer(8, 4, transform=svq.Projection(4)), {}),
+    "vqp.bsq": (lambda: reversed_signs(svq.BinarySphericalQuantizer), {}),
+    "taming": (lambda: svq.presets.ema(8, 16), {}),
+    "encodec": (lambda: residual(lambda: svq.presets.ema(8, 16)), {}),
+    "dac": (lambda: svq.presets.dac(8, 16, num_quantizers=2, codebook_dim=4), {}),
+    "mimi": (
+        lambda: interop.SplitQuantizer(8, [residual(lambda: svq.presets.ema(8, 16)) for _ in range(2)]), {}
+    ),
+}  # fmt: skip
+
+
+def damaged(value: torch.Tensor) -> list[Any]:
+    """A tensor in every wrong form."""
+    rows = value.reshape(1, *value.shape) if value.ndim == 0 else torch.cat([value, value[:1]])
+    forms = [value.reshape(-1), value[None], rows, value[:0] if value.ndim else value[None][:0], value.bool()]
+    return [*forms, value.float() * float("nan"), -value.float() * 1e30]
+
+
+@pytest.mark.parametrize("layout", SETS)
+def test_any_one_damaged_entry_gives_a_sentence_or_a_quantizer(layout: str) -> None:
+    make, settings = SETS[layout]
+    state = interop.to_state_dict(make(), layout)
+    interop.from_state_dict(state, layout, **settings)
+    for entry, value in state.items():
+        without = {name: other for name, other in state.items() if name != entry}
+        for broken in (without, *(state | {entry: form} for form in damaged(value))):
+            with contextlib.suppress(StraightVQError):
+                interop.from_state_dict(broken, layout, **settings)
+
+
+def test_every_layout_is_damaged_above() -> None:
+    assert SETS.keys() == interop.LAYOUTS.keys() - {"diffusers"}
 
 
 def test_prefix_and_layout_say_which_of_several() -> None:

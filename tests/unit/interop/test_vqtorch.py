@@ -66,6 +66,13 @@ def test_gradients_of_table_and_map_are_the_formulas() -> None:
     torch.testing.assert_close(book.parametrization.shift.grad, leaves["vq.affine_transform.bias"].grad)
 
 
+def test_map_with_an_axis_for_the_codes_is_the_same_map() -> None:
+    state = state_of(groups=4)
+    plain = interop.from_state_dict(state, lr_scale=5.0).quantizer.codebooks()[0].codes()
+    wide = {name: value[:, None] if "affine" in name else value for name, value in state.items()}
+    assert torch.equal(interop.from_state_dict(wide, lr_scale=5.0).quantizer.codebooks()[0].codes(), plain)
+
+
 def test_scale_of_a_trained_map_must_be_given() -> None:
     with pytest.raises(ValueError, match="`lr_scale` must be given"):
         interop.from_state_dict(state_of(groups=1))

@@ -36,7 +36,7 @@ _ROTATED = "a fixed rotation in front of the grid (orthogonal_rotation) has no p
 def is_bits(state: Mapping[str, Tensor], prefix: str) -> bool:
     """Whether the entry ``mask`` is that of LFQ: the values of the bits, the highest first."""
     mask = state[prefix + "mask"]
-    return mask.ndim == 1 and not mask.is_floating_point() and mask.tolist() == _bit_values(len(mask))
+    return mask.ndim == 1 and len(mask) > 0 and mask.tolist() == _bit_values(len(mask))
 
 
 def _bit_values(bits: int) -> list[int]:

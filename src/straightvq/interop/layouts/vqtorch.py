@@ -56,8 +56,8 @@ def _layers(source: Source, number: int, channel_dim: int = -1) -> list[VectorQu
     table = source.take("codebook.weight", None, None)
     source.refuse(r".*running_.*", "running statistics that no layer of the library can be built with.")
     for name in ("affine_transform.scale", "affine_transform.bias"):
-        if source.has(name):
-            source.put(name, source.peek(name).reshape(-1, table.shape[1]))
+        if source.has(name) and source.peek(name).ndim == 3:  # with an axis for the codes of a group
+            source.put(name, source.peek(name).flatten(0, 1))
     scale = source.take_if_there("affine_transform.scale", None, table.shape[1])
     is_unit = is_unit_norm(source, table)
     _check_divides(source, "codes", len(table), number)

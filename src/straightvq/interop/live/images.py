@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from straightvq.interop.convert import import_module
-from straightvq.interop.live.adapter import Adapter, set_weights
+from straightvq.interop.live.adapter import Adapter, refuse_calls, set_weights
 from straightvq.interop.source import Imported
-
-_EMA = "VectorQuantizerEMA"
 
 
 class VQGANQuantizer(Adapter):
@@ -24,11 +22,9 @@ class VQGANQuantizer(Adapter):
     @classmethod
     def of(cls, module: Any) -> "VQGANQuantizer":
         imported = import_module("diffusers", module.state_dict(), channel_dim=1, unit_norm=False)
-        # taming's first class has the weights in their places, and no switch.
-        is_legacy = getattr(module, "legacy", False)
-        weights = (1.0, module.beta) if is_legacy else (module.beta, 1.0)
+        weights = (1.0, module.beta) if module.legacy else (module.beta, 1.0)
         set_weights(imported.quantizer, dict(zip(("commitment", "codebook"), weights, strict=True)))
-        return cls(imported, is_flat=not getattr(module, "sane_index_shape", False))
+        return cls(imported, is_flat=not module.sane_index_shape)
 
     def get_codebook_entry(self, indices: Tensor, shape: tuple[int, ...] | None) -> Tensor:
         """Codes of flat indices; with a shape (b, h, w, c) as (b, c, h, w)."""
@@ -36,7 +32,8 @@ class VQGANQuantizer(Adapter):
             return self.quantizer.decode(indices.reshape(-1, 1)).squeeze(2)
         return self.quantizer.decode(indices.reshape(tuple(shape)[:-1]))
 
-    def forward(self, z: Tensor, *_: Any) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
+    def forward(self, z: Tensor, **options: Any) -> tuple[Tensor, Tensor, tuple[None, None, Tensor]]:
+        refuse_calls(self, options)
         out = self.quantizer(z)
         indices = out.indices.flatten() if self._is_flat else out.indices
         return out.quantized, out.loss, (None, None, indices)

@@ -18,7 +18,7 @@ _KNOWN: list[tuple[str, str, tuple[str, ...], type[Adapter]]] = [
     ("vqp.fsq", "vector_quantize_pytorch", ("FSQ",), FSQ),
     ("vqp.lfq", "vector_quantize_pytorch", ("LFQ",), LFQ),
     ("diffusers", "diffusers", ("VectorQuantizer",), VQGANQuantizer),
-    ("taming", "taming", ("VectorQuantizer", "VectorQuantizer2"), VQGANQuantizer),
+    ("taming", "taming", ("VectorQuantizer2",), VQGANQuantizer),
     ("encodec", "transformers", ("EncodecResidualVectorQuantizer",), EncodecQuantizer),
     ("dac", "transformers", ("DacResidualVectorQuantizer",), DacQuantizer),
     ("mimi", "transformers", ("MimiSplitResidualVectorQuantizer",), MimiQuantizer),
@@ -34,9 +34,9 @@ def replace(model: nn.Module, layout: str | None = None) -> nn.Module:
     its form, its axis and its loss. Call it before the optimizer is made: parameters are new ones. Each adapter has
     our quantizer as ``quantizer``, and as ``notes`` what differs in training.
 
-    Known are, by their classes, ``VectorQuantize``, ``ResidualVQ``, ``FSQ`` and ``LFQ`` of vector-quantize-pytorch,
-    the quantizers of diffusers and taming-transformers, of EnCodec, DAC and Mimi in transformers, and the VQ-VAE
-    layer of zalandoresearch wherever it has been copied to.
+    Known are, by their classes, ``VectorQuantize``, ``ResidualVQ``, ``FSQ`` and ``LFQ`` of vector-quantize-pytorch, the
+    quantizers of ``VQModel`` in diffusers, of taming-transformers (``VectorQuantizer2``), and of EnCodec, DAC and Mimi
+    in transformers, and the VQ-VAE layer of zalandoresearch wherever it has been copied to.
 
     Args:
         model: a network with such layers, or such a layer itself.
