@@ -112,6 +112,22 @@ def test_usage_comes_along(name: str) -> None:
         assert torch.equal(book.update.cluster_size, weight)
 
 
+def test_next_step_of_encodec_is_its_formula() -> None:
+    state = encodec().state_dict()
+    levels = interop.from_state_dict(state, decay=0.9).quantizer.train().levels
+    z = torch.randn(100, 6)
+    for number in (0, 3):  # each on its own: what a later level sees depends on the codes before it
+        at = f"layers.{number}.codebook."
+        one_hot = torch.nn.functional.one_hot(torch.cdist(z, state[at + "embed"]).argmin(1), 16).float()
+        size = 0.9 * state[at + "cluster_size"] + 0.1 * one_hot.sum(0)
+        sums = 0.9 * state[at + "embed_avg"] + 0.1 * one_hot.T @ z
+        total = size.sum()
+        expected = sums / ((size + 1e-5) / (total + 16e-5) * total)[:, None]
+        levels[number](z)
+        assert (expected - state[at + "embed"]).abs().max() > 0.1
+        torch.testing.assert_close(levels[number].codes(), expected, rtol=0, atol=1e-4)
+
+
 def test_encodec_of_its_authors_has_other_names() -> None:
     state = encodec().state_dict()
     theirs = {f"quantizer.vq.{name.replace('.codebook.', '._codebook.')}": value for name, value in state.items()}

@@ -131,7 +131,8 @@ def test_dropout_of_levels_is_drawn_for_the_whole_batch_as_there() -> None:
 
 def test_entropy_loss_has_its_name() -> None:
     vqp = pytest.importorskip("vector_quantize_pytorch")
-    theirs, ours = both(vqp.LFQ(codebook_size=SIZE, dim=DIM, entropy_loss_weight=0.3, diversity_gamma=0.5))
+    weights = {"entropy_loss_weight": 0.3, "diversity_gamma": 0.5, "commitment_loss_weight": 0.7}
+    theirs, ours = both(vqp.LFQ(codebook_size=SIZE, dim=DIM, **weights))
     x = 0.05 * torch.randn(TOKENS)
     torch.testing.assert_close(ours(x).entropy_aux_loss, theirs(x).entropy_aux_loss, rtol=2e-2, atol=2e-3)
 

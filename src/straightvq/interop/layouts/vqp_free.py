@@ -12,6 +12,7 @@ from straightvq.interop.tables import Maps, load_maps, maps_of
 from straightvq.interop.transforms import Reversed
 from straightvq.nn import (
     BinarySphericalQuantizer,
+    CommitmentLoss,
     EntropyLoss,
     FiniteScalarQuantizer,
     Identity,
@@ -63,7 +64,7 @@ def read_lfq(source: Source) -> Quantizer:
     source.note("the sign of 0 is +1 here, and -1 there.")
 
     def make(dim: int, transform: Transform | None, channel_dim: int) -> Quantizer:
-        return LookupFreeQuantizer(dim, bits, transform=transform, losses=_losses(), channel_dim=channel_dim)
+        return LookupFreeQuantizer(dim, bits, transform=transform, losses=_losses(source), channel_dim=channel_dim)
 
     bits, maps = _read_bits(source)
     return _side_by_side(source, maps, bits, make, is_reversed=True)
@@ -73,14 +74,16 @@ def read_bsq(source: Source) -> Quantizer:
     source.note("the sign of 0 is +1 here, and -1 there.")
 
     def make(dim: int, transform: Transform | None, channel_dim: int) -> Quantizer:
-        return BinarySphericalQuantizer(dim, bits, transform=transform, losses=_losses(), channel_dim=channel_dim)
+        return BinarySphericalQuantizer(dim, bits, transform=transform, losses=_losses(source), channel_dim=channel_dim)
 
     bits, maps = _read_bits(source)
     return _side_by_side(source, maps, bits, make, is_reversed=True)
 
 
-def _losses() -> list[Loss]:
-    return [EntropyLoss(_ENTROPY, temperature=_TEMPERATURE)]
+def _losses(source: Source) -> list[Loss]:
+    commitment = source.ask("commitment", 0.0)
+    entropy = EntropyLoss(_ENTROPY, temperature=_TEMPERATURE)
+    return [entropy, CommitmentLoss(commitment)] if commitment else [entropy]
 
 
 def _read_bits(source: Source) -> tuple[int, Maps | None]:

@@ -186,11 +186,10 @@ class LFQ(Adapter):
         refuse(module, {name: getattr(module, name) for name in names})
         refuse(module, {"cosine_sim_project_in": hasattr(module.project_in, "scale")})
         refuse(module, {"straight_through_activation": type(module.activation) is not torch.nn.Identity})
-        for name, value in (("codebook_scale", module.codebook_scale), ("commitment", module.commitment_loss_weight)):
-            refuse(module, {name: value}, (1.0,) if name == "codebook_scale" else (0.0,))
+        refuse(module, {"codebook_scale": module.codebook_scale}, (1.0,))
         dim = None if module.has_projections else module.dim
         layout = "vqp.bsq" if module.spherical else "vqp.lfq"
-        imported = import_module(layout, module.state_dict(), dim=dim)
+        imported = import_module(layout, module.state_dict(), dim=dim, commitment=module.commitment_loss_weight)
         set_weights(imported.quantizer, {"entropy": module.entropy_loss_weight})
         for part in imported.quantizer.modules():
             if hasattr(part, "diversity"):
