@@ -10,7 +10,7 @@ from torch import Tensor
 
 from straightvq.errors import InvalidTypeError, InvalidValueError, did_you_mean
 from straightvq.interop.files import read_state
-from straightvq.interop.layouts import dac, encodec, mimi, taming, vqp, vqp_free, vqtorch, vqvae
+from straightvq.interop.layouts import dac, encodec, mimi, simvq, taming, vqp, vqp_free, vqtorch, vqvae
 from straightvq.interop.source import Imported, Source, check_state, listed
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_bool, check_float, check_int, check_part
@@ -73,6 +73,7 @@ LAYOUTS: dict[str, Layout] = {
     vqp_free.BSQ: Layout(
         vqp_free.MARKER_LFQ, vqp_free.read_bsq, vqp_free.write_bsq, vqp_free.is_bits, is_found_alone=False
     ),
+    simvq.NAME: Layout(simvq.MARKER, simvq.read, simvq.write),
     taming.TAMING: Layout(taming.MARKER, taming.read, taming.write, _is_taming),
     taming.DIFFUSERS: Layout(taming.MARKER, taming.read, taming.write, _is_diffusers),
     encodec.NAME: Layout(encodec.MARKER, encodec.read, encodec.write),
@@ -82,7 +83,6 @@ LAYOUTS: dict[str, Layout] = {
 
 # States that are known, and of which no quantizer of this package can be made.
 _REFUSED = {
-    r"(.*\.|)frozen_codebook": "a SimVQ is a linear map of a fixed table, for which there is no importer.",
     r"(.*\bquantize\.)embed\.weight": "a Gumbel quantizer draws its codes by scores, not by distances.",
 }
 

@@ -14,6 +14,7 @@ from straightvq.nn import (
     CodebookLoss,
     CommitmentLoss,
     EMAUpdate,
+    Estimator,
     GradientUpdate,
     Identity,
     Loss,
@@ -52,6 +53,7 @@ def make_layer(
     maps: Maps | None = None,
     is_unit: bool = False,
     assigner: Nearest | None = None,
+    estimator: Estimator | None = None,
     parametrization: Parametrization | None = None,
     channel_dim: int = -1,
 ) -> VectorQuantizer:
@@ -68,6 +70,7 @@ def make_layer(
         Codebook(codes.shape[0], parametrization=parametrization, update=update),
         transform=make_transform(maps, is_unit=is_unit),
         assigner=assigner,
+        estimator=estimator,
         losses=list(losses),
         channel_dim=channel_dim,
     )

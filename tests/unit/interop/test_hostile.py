@@ -160,6 +160,7 @@ SETS: dict[str, tuple[Callable[[], svq.Quantizer], dict[str, Any]]] = {
     ),
     "vqp.lfq": (lambda: svq.LookupFreeQuantizer(8, 4, transform=svq.Projection(4)), {}),
     "vqp.bsq": (lambda: reversed_signs(svq.BinarySphericalQuantizer), {}),
+    "vqp.simvq": (lambda: svq.VectorQuantizer(8, svq.Codebook(16, parametrization=svq.Linear())), {}),
     "taming": (lambda: svq.presets.ema(8, 16), {}),
     "encodec": (lambda: residual(lambda: svq.presets.ema(8, 16)), {}),
     "dac": (lambda: svq.presets.dac(8, 16, num_quantizers=2, codebook_dim=4), {}),

@@ -47,6 +47,8 @@ LAYERS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "weighted": ("VectorQuantize", {"dim": DIM, "codebook_size": SIZE, "commitment_weight": 0.25}, TOKENS),
     "residual": ("ResidualVQ", {"dim": DIM, "codebook_size": SIZE, "num_quantizers": 3}, TOKENS),
     "grouped": ("GroupedResidualVQ", {"dim": DIM, "codebook_size": SIZE, "num_quantizers": 3, "groups": 2}, TOKENS),
+    "simvq": ("SimVQ", {"dim": DIM, "codebook_size": SIZE, "commitment_weight": 0.5}, TOKENS),
+    "simvq_image": ("SimVQ", {"dim": DIM, "codebook_size": SIZE, "channel_first": True}, IMAGE),
     "fsq": ("FSQ", {"levels": [8, 5, 5], "dim": DIM}, TOKENS),
     "fsq_image": ("FSQ", {"levels": [8, 5, 5], "dim": DIM}, IMAGE),
     "fsq_two": ("FSQ", {"levels": [5, 5], "num_codebooks": 2}, (2, 10, 4)),
@@ -118,6 +120,14 @@ def test_codebook_that_waits_for_its_first_batch_still_does() -> None:
     assert len(indices.unique()) > SIZE // 2
 
 
+def test_frozen_codebook_stays_frozen() -> None:
+    vqp = pytest.importorskip("vector_quantize_pytorch")
+    layer = svq.replace(vqp.VectorQuantize(DIM, SIZE, freeze_codebook=True))
+    before = layer.codebook
+    layer(torch.randn(TOKENS))
+    assert torch.equal(layer.codebook, before)
+
+
 def test_dropout_of_levels_is_drawn_for_the_whole_batch_as_there() -> None:
     vqp = pytest.importorskip("vector_quantize_pytorch")
     settings = {"dim": DIM, "codebook_size": SIZE, "num_quantizers": 4, "quantize_dropout": True}
@@ -127,6 +137,27 @@ def test_dropout_of_levels_is_drawn_for_the_whole_batch_as_there() -> None:
         their, own = (layer(x, rand_quantize_dropout_fixed_seed=seed) for layer in (theirs, ours))
         assert torch.equal(own[1] < 0, their[1] < 0)
         assert torch.equal(own[2] == 0, their[2] == 0)
+
+
+@pytest.mark.parametrize("name", ["plain", "projected", "cosine", "heads", "straight_through", "simvq"])
+def test_gradient_of_the_encoder_is_the_librarys(name: str) -> None:
+    vqp = pytest.importorskip("vector_quantize_pytorch")
+    settings: dict[str, Any] = {
+        "projected": {"codebook_dim": 3}, "cosine": {"use_cosine_sim": True},
+        "heads": {"heads": 2, "codebook_dim": 4}, "straight_through": {"rotation_trick": False},
+    }.get(name, {})  # fmt: skip
+    torch.manual_seed(0)
+    module = (vqp.SimVQ if name == "simvq" else vqp.VectorQuantize)(DIM, SIZE, **settings)
+    theirs, ours = both(module)
+    ours.quantizer.freeze()
+    frozen = {} if name == "simvq" else {"freeze_codebook": True}
+    x, weights, gradients = torch.randn(TOKENS), torch.randn(TOKENS), []
+    for call in (lambda z: theirs(z, **frozen), ours):
+        z = x.clone().requires_grad_()
+        quantized, _, loss = call(z)
+        ((quantized * weights).sum() + loss).backward()
+        gradients.append(z.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
 def test_entropy_loss_has_its_name() -> None:

@@ -239,6 +239,32 @@ def test_loss_of_lfq_is_the_librarys() -> None:
     torch.testing.assert_close(quantizer(z).loss, module(z).entropy_aux_loss, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_simvq_is_a_fixed_table_behind_a_map(bias: bool) -> None:
+    torch.manual_seed(0)
+    module = vqp.SimVQ(DIM, SIZE, codebook_transform=nn.Linear(DIM, DIM, bias=bias), rotation_trick=False)
+    found = interop.from_state_dict(module.state_dict())
+    assert found.layout == "vqp.simvq"
+    quantizer = found.quantizer
+    z = torch.randn(3, 50, DIM)
+    with torch.no_grad():
+        quantized, indices, _ = module(z)
+    assert_same_codes(quantizer, z, indices, quantized)
+    gradients = []
+    for layer, weight in ((module, module.code_transform.weight), (quantizer.train(), None)):
+        x = z.clone().requires_grad_()
+        out = layer(x)
+        (out[0].square().sum() + out[2]).backward()
+        own = quantizer.codebooks()[0].parametrization.weight if weight is None else weight
+        gradients.append((x.grad, own.grad, out[2].detach()))
+    for theirs, ours in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    back = interop.to_state_dict(quantizer, "vqp.simvq")
+    assert back.keys() == module.state_dict().keys()
+    for name, value in module.state_dict().items():
+        assert torch.equal(back[name], value)
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
@@ -253,7 +279,11 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], dict[str, Any], str]] = {
     ),
     "rotation": (lambda: vqp.FSQ([5, 5], orthogonal_rotation=True), {"layout": "vqp.fsq", "levels": [5, 5]}, "fixed"),
     "unstarted": (lambda: vqp.VectorQuantize(DIM, SIZE, kmeans_init=True), {}, "must have been started"),
-    "simvq": (lambda: vqp.SimVQ(dim=DIM, codebook_size=SIZE), {}, "SimVQ"),
+    "simvq": (
+        lambda: vqp.SimVQ(DIM, SIZE, codebook_transform=nn.Sequential(nn.Linear(DIM, DIM), nn.ReLU())),
+        {}, "a network in the place",
+    ),
+    "simvq_width": (lambda: vqp.SimVQ(DIM, SIZE, frozen_codebook_dim=4), {}, r"of the shape \(4, 4\)"),
     "no_levels": (lambda: vqp.FSQ([5, 5]), {"layout": "vqp.fsq"}, "`levels` must be given"),
     "wrong_dim": (lambda: vqp.VectorQuantize(DIM, SIZE), {"dim": DIM + 1}, "`dim` must be a multiple"),
     "useless": (lambda: vqp.VectorQuantize(DIM, SIZE), {"levels": [5, 5]}, "`levels` must be left out"),

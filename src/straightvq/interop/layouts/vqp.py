@@ -25,7 +25,7 @@ from straightvq.interop.tables import (
     smoothed,
     weights_of,
 )
-from straightvq.nn import ProductQuantizer, Quantizer, ResidualQuantizer, VectorQuantizer
+from straightvq.nn import ProductQuantizer, Quantizer, ResidualQuantizer, RotationTrick, VectorQuantizer
 from straightvq.nn.part import check_int
 
 PLAIN, RESIDUAL, GROUPED = "vqp", "vqp.residual", "vqp.grouped_residual"
@@ -34,9 +34,11 @@ MARKER_RESIDUAL = r"(.*\.|)layers\.0\._codebook\.initted"
 MARKER_GROUPED = r"(.*\.|)rvqs\.0\.layers\.0\._codebook\.initted"
 _DECAY, _COMMITMENT = 0.8, 1.0
 
-_ROTATION = (
-    "the library's gradient is that of the rotation trick unless it was told otherwise; here it is straight-through."
+ROTATION = (
+    "the library's gradient is that of the rotation trick unless it was told otherwise; here it is straight-through "
+    "until you set `quantizer.estimator = RotationTrick(max_gain=None)`."
 )
+_NO_ROTATION = "the gradient of the levels is straight-through here, and by default that of the rotation trick there."
 _SMOOTHING = "Laplace's smoothing of the weights is left out: codes that nobody uses stay where they are."
 RESIDUAL_STEP = "in training a level here sees what the codes of the earlier ones leave after their step, there before."
 _REFUSED = {
@@ -51,7 +53,9 @@ _REFUSED = {
 
 def read(source: Source) -> Quantizer:
     _refuse(source)
-    maps, tables = take_maps(source), _tables(source, "_codebook.")
+    maps, tables, is_turned = take_maps(source), _tables(source, "_codebook."), source.ask("rotation_trick")
+    if is_turned is None:
+        source.note(ROTATION)
     width, channel_dim = tables[0].codes.shape[1], source.ask("channel_dim", -1)
     if maps is None and len(tables) == 1:
         told = source.ask("dim")
@@ -61,8 +65,8 @@ def read(source: Source) -> Quantizer:
     else:
         heads = len(tables) if maps is None else _heads(source, len(maps.down), width)
     if heads == 1:
-        return _layer(source, tables[0], maps, channel_dim)
-    layers = [_layer(source, table) for table in tables]
+        return _layer(source, tables[0], maps, channel_dim, is_turned=bool(is_turned))
+    layers = [_layer(source, table, is_turned=bool(is_turned)) for table in tables]
     if len(layers) not in (1, heads):
         raise InvalidValueError(
             f"`from_state_dict`: a state of the layout {PLAIN!r} must have one codebook or one for each of its "
@@ -128,8 +132,9 @@ def _tables(source: Source, at: str) -> list[_Table]:
     return [_Table(codes, weight, is_unit) for codes, weight in zip(embed, weights, strict=True)]
 
 
-def _layer(source: Source, table: _Table, maps: Maps | None = None, channel_dim: int = -1) -> VectorQuantizer:
-    source.note(_ROTATION)
+def _layer(
+    source: Source, table: _Table, maps: Maps | None = None, channel_dim: int = -1, *, is_turned: bool = False
+) -> VectorQuantizer:
     by_gradient = table.cluster_size is None
     if by_gradient:
         source.note("a codebook learned by gradient: the library's one term counts here twice, once for each side.")
@@ -143,6 +148,7 @@ def _layer(source: Source, table: _Table, maps: Maps | None = None, channel_dim:
         cluster_size=table.cluster_size,
         maps=maps,
         is_unit=table.is_unit,
+        estimator=RotationTrick(max_gain=None) if is_turned else None,
         channel_dim=channel_dim,
     )
 
@@ -156,6 +162,7 @@ def _residual(source: Source, at: str, channel_dim: int = -1) -> ResidualQuantiz
     dim = tables[0].codes.shape[1] if maps is None else maps.down.shape[1]
     transform = make_transform(maps)
     source.note(RESIDUAL_STEP)
+    source.note(_NO_ROTATION)
     if number > 1:
         source.note(f"the library passes the gradient of the task once per level, {number} times in all; here once.")
     if number > 1 and all(torch.equal(table.codes, tables[0].codes) for table in tables):

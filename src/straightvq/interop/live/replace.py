@@ -8,13 +8,14 @@ from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.interop.live.adapter import Adapter
 from straightvq.interop.live.codecs import DacQuantizer, EncodecQuantizer, MimiQuantizer
 from straightvq.interop.live.images import VQGANQuantizer, VQVAEQuantizer
-from straightvq.interop.live.vqp import FSQ, LFQ, ResidualVQ, VectorQuantize
+from straightvq.interop.live.vqp import FSQ, LFQ, ResidualVQ, SimVQ, VectorQuantize
 from straightvq.nn.part import check_choice
 
 # Layout, package, class -> adapter. Classes that people copy into their own files have no package.
 _KNOWN: list[tuple[str, str, tuple[str, ...], type[Adapter]]] = [
     ("vqp", "vector_quantize_pytorch", ("VectorQuantize",), VectorQuantize),
     ("vqp.residual", "vector_quantize_pytorch", ("ResidualVQ",), ResidualVQ),
+    ("vqp.simvq", "vector_quantize_pytorch", ("SimVQ",), SimVQ),
     ("vqp.fsq", "vector_quantize_pytorch", ("FSQ",), FSQ),
     ("vqp.lfq", "vector_quantize_pytorch", ("LFQ",), LFQ),
     ("diffusers", "diffusers", ("VectorQuantizer",), VQGANQuantizer),
@@ -34,9 +35,10 @@ def replace(model: nn.Module, layout: str | None = None) -> nn.Module:
     its form, its axis and its loss. Call it before the optimizer is made: parameters are new ones. Each adapter has
     our quantizer as ``quantizer``, and as ``notes`` what differs in training.
 
-    Known are, by their classes, ``VectorQuantize``, ``ResidualVQ``, ``FSQ`` and ``LFQ`` of vector-quantize-pytorch, the
-    quantizers of ``VQModel`` in diffusers, of taming-transformers (``VectorQuantizer2``), and of EnCodec, DAC and Mimi
-    in transformers, and the VQ-VAE layer of zalandoresearch wherever it has been copied to.
+    Known are, by their classes, ``VectorQuantize``, ``ResidualVQ``, ``SimVQ``, ``FSQ`` and ``LFQ`` of
+    vector-quantize-pytorch, the quantizers of ``VQModel`` in diffusers, of taming-transformers (``VectorQuantizer2``),
+    and of EnCodec, DAC and Mimi in transformers, and the VQ-VAE layer of zalandoresearch wherever it has been copied
+    to.
 
     Args:
         model: a network with such layers, or such a layer itself.

@@ -18,12 +18,12 @@ from straightvq.interop.live.adapter import (
     zero_in_evaluation,
 )
 from straightvq.interop.source import Imported
-from straightvq.nn import DeadCodeReset, KMeansInit, QuantizerOutput, ResidualQuantizer
+from straightvq.nn import DeadCodeReset, KMeansInit, QuantizerOutput, ResidualQuantizer, RotationTrick
 
 # What has no part here, of `VectorQuantize`, of its codebook and of `ResidualVQ`.
 _OFF = (
     "directional_reparam", "has_codebook_orthogonal_loss", "has_codebook_diversity_loss", "in_place_codebook_optimizer",
-    "commitment_use_cross_entropy_loss", "sync_update_v", "freeze_codebook",
+    "commitment_use_cross_entropy_loss", "sync_update_v",
 )  # fmt: skip
 _OFF_CODEBOOK = ("affine_param", "vq_bridge")
 _OFF_RESIDUAL = ("implicit_neural_codebook", "diveq", "beam_size", "quant_grad_frac")
@@ -55,6 +55,8 @@ def _import(layout: str, module: Any, layers: Sequence[Any], **settings: Any) ->
         if book.threshold_ema_dead_code > 0:
             own.reset = DeadCodeReset()
             own.reset.bind(*own.codes().shape)
+    if first.freeze_codebook:
+        imported.quantizer.freeze()
     notes = (*imported.notes, _RESET) if book.threshold_ema_dead_code > 0 else imported.notes
     return replace(imported, notes=notes)
 
@@ -71,7 +73,8 @@ class VectorQuantize(Adapter):
         refuse(module, {"accept_3d_fmap": module.accept_3d_fmap})
         is_told = module.has_projections or module.separate_codebook_per_head
         channel_dim = 1 if module.accept_image_fmap or not module.channel_last else -1
-        imported = _import("vqp", module, [module], dim=None if is_told else module.dim, channel_dim=channel_dim)
+        settings = {"dim": None if is_told else module.dim, "rotation_trick": module.rotation_trick}
+        imported = _import("vqp", module, [module], channel_dim=channel_dim, **settings)
         return cls(imported, dim=module.dim, heads=module.heads)
 
     @property
@@ -135,6 +138,28 @@ class ResidualVQ(Adapter):
         last = random.Random(seed).randrange(lowest, self.num_quantizers)
         kept = -(-(last + 1) // multiple) * multiple
         return None if kept >= self.num_quantizers else kept
+
+
+class SimVQ(Adapter):
+    """Called as the library's: ``quantized, indices, loss = layer(x)``, the loss in evaluation too."""
+
+    @classmethod
+    def of(cls, module: Any) -> "SimVQ":
+        channel_dim = 1 if module.channel_first else -1
+        imported = import_module("vqp.simvq", module.state_dict(), channel_dim=channel_dim)
+        weight = module.commitment_weight
+        terms = {"commitment": weight * module.input_to_quantize_commit_loss_weight, "codebook": weight}
+        set_weights(imported.quantizer, terms)
+        if module.rotation_trick:
+            imported.quantizer.estimator = RotationTrick(max_gain=None)
+        return cls(imported)
+
+    def indices_to_codes(self, indices: Tensor) -> Tensor:
+        return self.quantizer.decode(indices)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out: QuantizerOutput = self.quantizer(x)
+        return out.quantized, out.indices, out.loss
 
 
 class FSQ(Adapter):
