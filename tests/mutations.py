@@ -57,6 +57,7 @@ PART = "nn/part.py"
 RESIDUAL, PRODUCT, COMPOSITE = (f"nn/families/{name}.py" for name in ("residual", "product", "composite"))
 FAMILIES = f"{NN}/families"
 INTEROP = "tests/unit/interop"
+ROOM = "nn/slots/losses"
 EXTENSIONS, OTHERS = "tests/contracts/test_extensions.py", f"{NN}/test_other_programs.py"
 
 ROTATION, DYNAMIC, DIVEQ = (f"nn/slots/estimators/{name}.py" for name in ("rotation", "dynamic", "diveq"))
@@ -670,6 +671,142 @@ FAULTS = [
         "(offset / reach).atanh()",
         "(offset / reach).tan()",
         f"{FAMILIES}/test_finite_scalar.py",
+    ),
+    Fault("rotation the other way", ROTATION, "directions(start + end)", "directions(start - end)", ESTIMATORS),
+    Fault("gain without a limit", ROTATION, ".clamp(max=limit)", "", ESTIMATORS),
+    Fault("damped by the distance", DYNAMIC, "smallest / distance, 1)", "(smallest / distance).sqrt(), 1)", ESTIMATORS),
+    Fault("damped by this rank alone", DYNAMIC, "stack_over_ranks(smallest, group).amin(0)", "smallest", ESTIMATORS),
+    Fault("noise as a variance", DIVEQ, "error + noise * batch", "error + noise**0.5 * batch", ESTIMATORS),
+    Fault(
+        "the length takes no gradient", DIVEQ, "vector_norm(code - z,", "vector_norm((code - z).detach(),", ESTIMATORS
+    ),
+    Fault(
+        "second step to the first end", DIVEQ, "F.embedding(line + 1, codes)", "F.embedding(line, codes)", ESTIMATORS
+    ),
+    Fault("noise in evaluation", DIVEQ, "if context.batch is None or not self.noise:", "if False:", ESTIMATORS),
+    Fault("gradient without the noise", INDEX, "(logits + noise)", "(logits + 0 * noise)", SOFT),
+    Fault("second order halved", INDEX, "return 2 * _through_softmax(halfway", "return _through_softmax(halfway", SOFT),
+    Fault("no direct gradient", INDEX, ".index_add_(0, indices, g)", "", SOFT),
+    Fault("codes take no gradient of logits", INDEX, "to_codes += to_logits.T @ z[part]", "pass", SOFT),
+    Fault("draws without noise", SAMPLE, ".add_(noise.tile(part, codes))", "", SOFT),
+    Fault(
+        "every tile draws the same", LOGITS, "rows = self.rows[part]", "rows = self.rows[: len(self.rows[part])]", SOFT
+    ),
+    Fault("noise of a later step", DRAWS_OF_PARTS, "self.step.clone()", "self.step", ESTIMATORS),
+    Fault(
+        "product with one length", LARGEST, "(squares.max() - squares).sqrt()", "0 * squares", f"{NN}/slots/assigners"
+    ),
+    Fault(
+        "matching: means left out",
+        f"{ROOM}/matching.py",
+        "square = mean_c.to(wide).square().sum() + variances",
+        "square = variances",
+        f"{NN}/slots/losses/test_matching.py",
+    ),
+    Fault(
+        "matching: roots of the covariances alone",
+        f"{ROOM}/matching.py",
+        "eigvalsh(root @ cov_c @ root)",
+        "eigvalsh(cov_c @ cov_c)",
+        f"{NN}/slots/losses/test_matching.py",
+    ),
+    Fault(
+        "matching: gradient of a root at 0",
+        f"{ROOM}/matching.py",
+        "torch.where(is_apart, torch.where(is_apart, square, 1).sqrt(), 0)",
+        "square.clamp(min=0).sqrt()",
+        f"{NN}/slots/losses/test_matching.py",
+    ),
+    Fault(
+        "matching: codes moved once by pairs of codes",
+        f"{ROOM}/matching.py",
+        "twice = 2 * among_codes - among_codes.detach()",
+        "twice = among_codes",
+        f"{NN}/slots/losses/test_matching.py",
+    ),
+    Fault(
+        "matching: sign of the kernel's gradient",
+        f"{ROOM}/kernel.py",
+        "to_y += factor.T @ x[rows] - factor.sum(0)[:, None] * y",
+        "to_y += factor.sum(0)[:, None] * y - factor.T @ x[rows]",
+        f"{NN}/slots/losses/test_matching.py",
+    ),
+    Fault(
+        "matching: oldest vectors stay",
+        f"{ROOM}/recent.py",
+        "place = (self.seen + number) % self.capacity",
+        "place = number % self.capacity",
+        f"{NN}/slots/losses/test_matching.py",
+    ),
+    Fault(
+        "matching: masked vectors held",
+        f"{ROOM}/recent.py",
+        "is_new = number < batch.total()",
+        "is_new = number < len(batch.z)",
+        f"{NN}/slots/losses/test_matching.py",
+    ),
+    Fault(
+        "region: quotas rounded down",
+        f"{ROOM}/region.py",
+        "(counts * inactive + total - 1) // total",
+        "(counts * inactive) // total",
+        f"{NN}/slots/losses/test_region.py",
+    ),
+    Fault(
+        "region: lone vectors hand over",
+        f"{ROOM}/region.py",
+        "torch.where(counts > 1,",
+        "torch.where(counts > 0,",
+        f"{NN}/slots/losses/test_region.py",
+    ),
+    Fault(
+        "region: targets added up",
+        f"{ROOM}/region.py",
+        "handed / times.clamp(min=1)[:, None]",
+        "handed",
+        f"{NN}/slots/losses/test_region.py",
+    ),
+    Fault(
+        "orthogonality: a code with itself",
+        f"{ROOM}/orthogonality.py",
+        "(unit.T @ unit).square().sum() - own",
+        "(unit.T @ unit).square().sum()",
+        f"{NN}/slots/losses/test_orthogonality.py",
+    ),
+    Fault(
+        "moment: variance about 0",
+        f"{ROOM}/moments.py",
+        "(z - mean.detach()).square()",
+        "z.square()",
+        f"{NN}/slots/losses/test_moments.py",
+    ),
+    Fault(
+        "sinkhorn: codes balanced alone",
+        "nn/slots/assigners/sinkhorn.py",
+        "if not is_first:",
+        "if False:",
+        f"{NN}/slots/assigners/test_sinkhorn.py",
+    ),
+    Fault(
+        "sinkhorn: masked vectors weigh",
+        "nn/slots/assigners/sinkhorn.py",
+        "log_weight = weight.log()",
+        "log_weight = torch.zeros_like(weight)",
+        f"{NN}/slots/assigners/test_sinkhorn.py",
+    ),
+    Fault(
+        "sinkhorn: cost not standardised",
+        "nn/slots/assigners/sinkhorn.py",
+        "torch.where(variance > 0, variance, 1).sqrt()",
+        "torch.ones_like(variance)",
+        f"{NN}/slots/assigners/test_sinkhorn.py",
+    ),
+    Fault(
+        "few: ties in any order",
+        "functional/few.py",
+        ".clamp(max=len(codes) - 1).sort(1).values",
+        ".clamp(max=len(codes) - 1).sort(1, descending=True).values",
+        "tests/unit/functional/test_few.py",
     ),
 ]
 

@@ -111,7 +111,7 @@ class FiniteScalarQuantizer(CodebookFree):
         super().__init__(dim, transform=transform, estimator=estimator, losses=losses, channel_dim=channel_dim)
         self._levels = self._check_levels(levels)
         self._check_width("levels", len(self._levels))
-        self.form = check_choice(self, "form", form, get_args(Form))
+        self.form = form
         if self.form == "atanh" and max(self._levels) >= _MOST_OUTSIDE:
             raise InvalidValueError(
                 f"`{type(self).__name__}`: `levels` must be below {_MOST_OUTSIDE} each with form='atanh', whose bound "
@@ -126,7 +126,7 @@ class FiniteScalarQuantizer(CodebookFree):
         zeros = zip(self._basis(), self._levels, strict=True)
         self._index_of_zero = sum(base * (count // 2) for base, count in zeros) if self.form != "symmetric" else 0
         self.clock = Clock() if self.noise else None
-        self._declare(symmetric=self.form == "symmetric", scale=self.scale, clamp=self.clamp)
+        self._declare(form=get_args(Form).index(self.form), scale=self.scale, clamp=self.clamp)
         self._is_bound = True
 
     def _check_levels(self, levels: Any) -> tuple[int, ...]:

@@ -244,7 +244,7 @@ def test_sixty_two_bits_are_told_apart_and_one_more_is_refused() -> None:
         svq.FiniteScalarQuantizer(32, [4] * 31 + [2])
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["paper", "symmetric"])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 @pytest.mark.parametrize("levels", [1 << 22, (1 << 22) - 1])
 def test_four_million_levels_are_told_apart_and_more_are_refused(levels: int, scale: float, form: str) -> None:

@@ -28,7 +28,8 @@ def nested(scale: float) -> svq.ProductQuantizer:
 # A layer, another one whose state has the same shapes, and what the refusal says.
 PAIRS: dict[str, tuple[Make, Make, str]] = {
     "levels": (grid, lambda: svq.FiniteScalarQuantizer(2, [5, 8]), r"the levels \[8, 5\]. Got \[5, 8\]"),
-    "form": (grid, lambda: grid(form="symmetric"), "symmetric=0, scale=1, clamp=0. Got symmetric=1"),
+    "form": (grid, lambda: grid(form="symmetric"), "form=0, scale=1, clamp=0. Got form=1"),
+    "form of the bound": (grid, lambda: grid(form="atanh"), "form=0, scale=1, clamp=0. Got form=2"),
     "grid's scale": (grid, lambda: grid(scale=0.5), "scale=1.*Got .*scale=0.5"),
     "clamp": (grid, lambda: grid(clamp=True), "clamp=0. Got .*clamp=1"),
     "half-width": (
