@@ -66,6 +66,9 @@ CASES: dict[str, Callable[[], svq.Quantizer]] = {
 EXCEPTIONS: dict[str, dict[str, str]] = {}
 # The second of a kind.
 SLOW = {
+    "product of residuals",
+    "residual with a beam",
+    "dac",
     "residual of the paper's layers",
     "residual of products",
     "shared residual with a queue",

@@ -23,7 +23,7 @@ from straightvq.kernels.nearest import Precision, can_search, search
 Distance = Literal["euclidean", "cosine"]
 Backend = Literal["auto", "faiss", "tiled", "triton"]
 
-# Codes compared by differences where nothing is asked of the device, and numbers of them held at once.
+# Candidates per vector on devices that are not to be waited for, and numbers of their differences held at once.
 _FEW, _NUMBERS = 4, 1 << 24
 # Of the kernel's candidates: as good as float32 where four are compared, and three times as fast.
 _PRECISION: Precision = "tf32x3"

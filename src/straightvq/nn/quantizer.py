@@ -289,7 +289,7 @@ class Quantizer(nn.Module, ABC):
 
     @torch.no_grad()
     def unquantized(self, z: Tensor) -> Tensor:
-        """What comes out if there is a code at every vector: the transform and its inverse, without the codes.
+        """The transform and its inverse, without the codes: quantization with no error.
 
         It differs from ``forward(z).quantized`` by the quantization error alone, which makes it the place to compare
         gradients at (`straightvq.diagnostics.estimator_gap`). By the evaluation rule; changes no state.
@@ -334,7 +334,7 @@ class Quantizer(nn.Module, ABC):
         return Step(z, indices, code, loss, terms)
 
     def without_codes(self, x: Tensor) -> Tensor:
-        """Rows (n, d) -> rows (n, d), differentiable: what ``estimate`` would give with a code at every vector."""
+        """Rows (n, d) -> rows (n, d), differentiable: what ``estimate`` would give if every vector were a code."""
         return self.bound(x)
 
     def estimate(self, step: Step) -> Tensor:
@@ -583,7 +583,7 @@ def bypass(module: nn.Module) -> Iterator[None]:
     """While it lasts every quantizer inside ``module`` leaves its codes out: no search, no state change.
 
     ``quantized`` is the transform and its inverse of ``z`` (``z`` itself for most layers; zeros where masked), in a
-    composite with those of its parts, each on what it would be given if there were a code at every vector;
+    composite with those of its parts, each on what it would be given if every vector were a code;
     ``indices`` are -1, ``loss`` and ``terms`` are 0 and still connected to all parameters. For training the first
     steps of an autoencoder unquantized, and for measuring what quantization costs.
 

@@ -216,7 +216,7 @@ def test_groups_of_a_living_map_stay() -> None:
 
 def test_an_inner_step_keeps_one_of_its_rates() -> None:
     update = svq.presets.straight(8, 16).codebook.update
-    with pytest.raises(ValueError, match="one of `fraction` and `lr` must be given"):
+    with pytest.raises(ValueError, match="one of `fraction`, `lr`, `memory` must be given"):
         update.fraction = None
 
 

@@ -65,6 +65,7 @@ def test_three_quantizers_on_moving_data(compare: Callable[..., int]) -> None:
     assert Path("out/ranking.png").is_file()
 
 
+@pytest.mark.slow
 def test_three_quantizers_and_none_on_digits(compare: Callable[..., int]) -> None:
     options = (*THREE, "--data", "digits", "--grid", "lr=3e-3", "--reset", "with", "--init", "kmeans")
     assert compare(*options) == 0
@@ -81,6 +82,7 @@ def test_three_quantizers_and_none_on_digits(compare: Callable[..., int]) -> Non
     assert "Start of the codes: k-means for all. Reset of dead codes: the same for all." in page
 
 
+@pytest.mark.slow
 def test_stopped_it_goes_on_and_repeats_nothing(
     compare: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
