@@ -118,7 +118,7 @@ class VectorQuantizer(Quantizer):
 
     def _check_draws(self) -> None:
         estimator, assigner = type(self.estimator).__name__, type(self.assigner).__name__
-        if self.estimator.needs_draws and self.assigner.temperature is None:
+        if self.estimator.needs_draws and self._draw_temperature is None:
             raise InvalidValueError(
                 f"`{type(self).__name__}`: {estimator} is the gradient of a code that was drawn, and {assigner} draws "
                 "none. Use Stochastic as `assigner`, or another estimator."
@@ -128,6 +128,11 @@ class VectorQuantizer(Quantizer):
                 f"`{type(self).__name__}`: {estimator} diverges on codes that are drawn, as {assigner} does in "
                 "training. Use Nearest as `assigner`, or Gumbel or ReinMax as `estimator`."
             )
+
+    @property
+    def _draw_temperature(self) -> float | None:
+        """Other assigners have a temperature too, of something else."""
+        return self.assigner.temperature if self.assigner.is_random else None
 
     def _warn_of_losses(self) -> None:
         own = [
@@ -191,7 +196,7 @@ class VectorQuantizer(Quantizer):
         code = _rows(codes, indices)
         loss_code = code if loss_codes is codes else _rows(loss_codes, indices)
         loss, terms = self._measure(x, loss_code, valid, Context(loss_codes, indices, batch))  # 6
-        context = Context(codes, indices, batch, temperature=self.assigner.temperature)
+        context = Context(codes, indices, batch, temperature=self._draw_temperature)
         return Step(x, indices, code, loss, terms, context)
 
     def settle(self, batch: Batch, indices: Tensor, counts: Tensor | None = None) -> None:

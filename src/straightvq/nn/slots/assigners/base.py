@@ -15,7 +15,7 @@ class Assigner(Part):
 
     Set the class attribute ``is_random`` if the training rule draws random numbers. ``distance`` is what the evaluation
     rule goes by. Estimators of a code that was drawn from a softmax over negative squared distances are told its
-    ``temperature``, None for other assigners.
+    ``temperature``; that of an assigner which is not random is no business of theirs.
     """
 
     is_random = False
