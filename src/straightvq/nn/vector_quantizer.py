@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from straightvq.errors import InvalidValueError
-from straightvq.functional.few import nearest_codes
 from straightvq.internals import in_backward
 from straightvq.nn.batch import Batch, Context
 from straightvq.nn.codebook import Codebook
@@ -243,7 +242,8 @@ class VectorQuantizer(Quantizer):
 
         Returns:
             distances in the space of the codes, Float (*batch, k), infinite where masked, and indices Int64
-            (*batch, k), -1 where masked; see ``straightvq.functional.nearest_codes``.
+            (*batch, k), -1 where masked; see ``straightvq.functional.nearest_codes``. With `LargestProduct` the codes of
+            the largest products, and distances as its search has them.
 
         Example:
             >>> layer = VectorQuantizer(1, Codebook(3))
@@ -255,7 +255,7 @@ class VectorQuantizer(Quantizer):
         with no_autocast(z.device), evaluating(self) as still:
             rows, valid, _ = self._flatten(z, mask)
             x, codes = still.bound(still.transformed(rows)), still.codebook.current()
-            distances, indices = nearest_codes(x, codes, k, distance=still.assigner.distance)
+            distances, indices = still.assigner.nearest(x, codes, k)
         if valid is not None:
             distances, indices = distances.masked_fill(~valid[:, None], torch.inf), where_valid(indices, valid)
         batch = z.movedim(self.channel_dim, -1).shape[:-1]
