@@ -39,7 +39,10 @@ class _MatchingLoss(Loss):
         middle = weight @ vectors
         vectors = (vectors - middle) * (weight > 0)[:, None]
         variance = weight @ vectors.square().mean(1)
-        spread = torch.where(variance > 0, variance, 1).sqrt()
+        # Below rounding the embeddings are one point, and in its unit the codes would overflow.
+        info, apart = torch.finfo(z.dtype), (codes.detach() - middle).square().mean()
+        least = (apart * info.eps**2).clamp(min=info.tiny)
+        spread = torch.where(variance > least, variance, 1).sqrt()
         distance = self.distance(vectors / spread, weight, (codes - middle) / spread)
         return torch.where((count > 0) & has_any(z, valid, context), distance, 0)
 

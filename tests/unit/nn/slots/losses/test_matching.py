@@ -107,6 +107,16 @@ def test_sets_without_extent_have_a_finite_gradient(kind: type[svq.Loss], flat: 
 
 
 @pytest.mark.parametrize("kind", [svq.WassersteinLoss, svq.MMDLoss])
+@pytest.mark.parametrize("extent", [1e-20, 1e-18, 1e-12])
+def test_embeddings_that_have_collapsed_give_a_finite_loss(kind: type[svq.Loss], extent: float) -> None:
+    torch.manual_seed(0)
+    layer = layer_of(kind(), 1e3 * torch.randn(8, 4)).eval()
+    loss = layer(extent * torch.randn(30, 4)).loss
+    assert loss.isfinite()
+    assert gradient(layer, loss).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [svq.WassersteinLoss, svq.MMDLoss])
 def test_distance_does_not_depend_on_the_unit(kind: type[svq.Loss]) -> None:
     torch.manual_seed(0)
     z, codes = torch.randn(30, 4), 2 * torch.randn(8, 4)
