@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from straightvq.nn.batch import Batch, Context
-from straightvq.nn.part import check_int
+from straightvq.nn.part import check_int, setting
 from straightvq.nn.slots.losses.base import Loss, has_any, needed
 from straightvq.nn.slots.losses.kernel import WIDTHS, kernel_sum
 from straightvq.nn.slots.losses.recent import RecentVectors
@@ -19,9 +19,11 @@ class _MatchingLoss(Loss):
     trains = "codes"
     takes_context = needs_codes = True
 
+    queue: int = setting(check_int, minimum=1, keeps="all")
+
     def __init__(self, weight: float, queue: int) -> None:
         super().__init__(weight)
-        self.queue = check_int(self, "queue", queue, 1)
+        self.queue = queue
         self.recent = RecentVectors(self.queue)
 
     def bind(self, size: int, dim: int) -> None:

@@ -154,6 +154,12 @@ def test_queue_holds_the_last_vectors_and_no_masked_one() -> None:
     assert torch.equal(before, recent(layer)[:, None])
 
 
+def test_a_queue_keeps_its_length() -> None:
+    layer = layer_of(svq.WassersteinLoss(queue=5), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="`queue` must stay 5"):
+        layer.losses[0].queue = 6
+
+
 def test_of_a_batch_larger_than_the_queue_a_sample_without_repeats_is_held() -> None:
     layer = layer_of(svq.MMDLoss(queue=20), torch.zeros(2, 1))
     layer(torch.arange(100.0)[:, None])
