@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.functional.draws import draw_normal
 from straightvq.nn.codebook import Codebook
-from straightvq.nn.part import at_least_float32, check_float, check_module, count_not_finite, making_float32
+from straightvq.nn.part import Part, at_least_float32, check_float, check_module, count_not_finite, making_float32
 from straightvq.nn.slots.anchors import AnchoredReset
 from straightvq.nn.slots.resets import DeadCodeReset
 from straightvq.nn.slots.updates import EMAUpdate
@@ -33,9 +33,9 @@ def resize_codebooks(state_dict: dict[str, Tensor], module: nn.Module, *, noise:
     table. A warning says for each codebook what was done.
 
     What belongs to a row (flags, weights, momentum, idle time, also that of a loss) goes with it; a new code starts
-    with the values of a new codebook. The map of a parametrization stays. With groups, a row may come into a group with another map: it is
-    then written through that map's inverse, which gives the same code up to rounding. So it is where the scale of a
-    map has left [1/1024, 1024]. A codebook whose init has not ended goes on with it where it was.
+    with the values of a new codebook. The map of a parametrization stays. With groups, a row may come into a group
+    with another map: it is then written through that map's inverse, which gives the same code up to rounding. So it is
+    where the scale of a map has left [1/1024, 1024]. A codebook whose init has not ended goes on with it where it was.
 
     The state of an optimizer is no part of this: it has moments for the old table, so start with a new optimizer. So
     are other tables over the codes, such as the embedding of a model of the indices.
@@ -192,8 +192,9 @@ def _loss_rows(
     """What losses remember of each of ``size`` codes: of those ``kept`` as it was, of new ones as at the start."""
     result = {}
     losses = copy.deepcopy(layer.losses)
-    for loss in losses:
-        loss.reset_parameters()
+    for loss in losses.modules():
+        if isinstance(loss, Part):
+            loss.reset_parameters()
     for key, tensor in losses.state_dict().items():
         given = state_dict.get(prefix + key)
         goes_by_rows = tensor.shape[:1] == (layer.codebook_size,)

@@ -242,8 +242,8 @@ class VectorQuantizer(Quantizer):
 
         Returns:
             distances in the space of the codes, Float (*batch, k), infinite where masked, and indices Int64
-            (*batch, k), -1 where masked; see ``straightvq.functional.nearest_codes``. With `LargestProduct` they are the
-            codes of the largest products, and the distances those of its search.
+            (*batch, k), -1 where masked; see ``straightvq.functional.nearest_codes``. With `LargestProduct` these
+            are the codes of the largest products, and the distances those of its search.
 
         Example:
             >>> layer = VectorQuantizer(1, Codebook(3))
