@@ -215,7 +215,7 @@ def test_an_unquantized_start_without_a_quantizer_is_refused() -> None:
     [
         ("straight", WEIGHT, -1.0, r"'quantizer.losses.0.coefficient' cannot become -1 at step 9. `CommitmentLoss`"),
         ("ema", "quantizer.codebook.update.decay", 1.0, "`decay` must be a finite number in"),
-        ("ema", "quantizer.estimator.sync", 0.5, "the estimator sends a gradient to the codes, and EMAUpdate takes"),
+        ("ema", "quantizer.estimator.sync", 0.5, "StraightThrough sends a gradient to the codes, and EMAUpdate takes"),
         ("straight", "quantizer.codebook.update.momentum", 0.5, "`momentum` must stay 0.0"),
         ("straight", "quantizer.estimator.sync", 0.5, "build the layer with a positive `sync`"),
     ],
