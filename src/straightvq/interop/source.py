@@ -86,8 +86,14 @@ class Source:
                 f"`{_OWNER}`: the entry {self.prefix + name!r} must be floating point of the shape ({wanted}). "
                 f"Got {value.dtype}, shape {tuple(value.shape)}."
             )
+        if value.is_meta or value.layout is not torch.strided:
+            kind = "one without data, on the meta device" if value.is_meta else str(value.layout)
+            raise InvalidValueError(
+                f"`{_OWNER}`: the entry {self.prefix + name!r} must be a dense tensor with data. Got {kind}."
+            )
         del self._left[name]
-        return value.detach().to("cpu", torch.promote_types(value.dtype, torch.float32), copy=True)
+        dtype = torch.float32 if value.element_size() < 4 else value.dtype
+        return value.detach().to("cpu", dtype, copy=True)
 
     def take_if_there(self, name: str, *shape: int | None) -> Tensor | None:
         return self.take(name, *shape) if self.has(name) else None

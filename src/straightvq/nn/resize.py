@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.functional.draws import draw_normal
 from straightvq.nn.codebook import Codebook
-from straightvq.nn.part import at_least_float32, check_float, check_module, count_not_finite, making_float32
+from straightvq.nn.part import Part, at_least_float32, check_float, check_module, count_not_finite, making_float32
+from straightvq.nn.slots.anchors import AnchoredReset
 from straightvq.nn.slots.resets import DeadCodeReset
 from straightvq.nn.slots.updates import EMAUpdate
+from straightvq.nn.vector_quantizer import VectorQuantizer
 
 _OWNER = "`resize_codebooks`"
 # Noise is at least this many units in the last place of the codes, or it would be rounded away.
@@ -27,13 +29,13 @@ def resize_codebooks(state_dict: dict[str, Tensor], module: nn.Module, *, noise:
     A codebook grows: the old codes stay where they are, to the bit, and copies of them follow, the most used first,
     each moved by ``noise`` standard deviations of the codes. It shrinks: the most used codes are kept, in their order,
     so that **indices change**. Usage is what the state knows of it: the cluster sizes of ``EMAUpdate``, then the idle
-    time of ``DeadCodeReset``. Where it knows nothing, codes count in the order of the table. A warning says for each
-    codebook what was done.
+    time of ``DeadCodeReset`` or the usage of ``AnchoredReset``. Where it knows nothing, codes count in the order of the
+    table. A warning says for each codebook what was done.
 
-    What belongs to a row (flags, weights, momentum, idle time) goes with it; a new code starts with the values of a
-    new codebook. The map of a parametrization stays. With groups, a row may come into a group with another map: it is
-    then written through that map's inverse, which gives the same code up to rounding. So it is where the scale of a
-    map has left [1/1024, 1024]. A codebook whose init has not ended goes on with it where it was.
+    What belongs to a row (flags, weights, momentum, idle time, also that of a loss) goes with it; a new code starts
+    with the values of a new codebook. The map of a parametrization stays. With groups, a row may come into a group
+    with another map: it is then written through that map's inverse, which gives the same code up to rounding. So it is
+    where the scale of a map has left [1/1024, 1024]. A codebook whose init has not ended goes on with it where it was.
 
     The state of an optimizer is no part of this: it has moments for the old table, so start with a new optimizer. So
     are other tables over the codes, such as the embedding of a model of the indices.
@@ -76,6 +78,7 @@ def resize_codebooks(state_dict: dict[str, Tensor], module: nn.Module, *, noise:
     _check_state(state_dict)
     result = copy.copy(state_dict)  # with the versions that torch keeps beside the entries
     told: set[Codebook] = set()
+    resized: dict[str, tuple[int, Tensor]] = {}  # the old size, and the old rows that stay
     for name, book in books.items():
         book._require_bound()
         prefix = f"{name}." if name else ""
@@ -85,11 +88,19 @@ def resize_codebooks(state_dict: dict[str, Tensor], module: nn.Module, *, noise:
         called = f"codebook {name!r}" if name else "the codebook"
         with torch.device("cpu"):  # whatever torch's default is: the same numbers on every rank
             old = _load(_twin(book, len(raw), raw.dtype), state_dict, prefix)
-            new, sentence = _resize(old, _twin(book, book.size, raw.dtype), noise, called)
+            source, what = _sources(old, book.size)
+            new = _resize(old, _twin(book, book.size, raw.dtype), source, noise, called)
         if book not in told:  # it may have several names
+            verb = "shrinks" if new.size < old.size else "grows"
+            sentence = f"{called[0].upper()}{called[1:]} {verb} from {old.size} to {new.size} codes: {what}."
             warnings.warn(sentence, UserWarning, stacklevel=2)
             told.add(book)
         result.update({prefix + key: tensor.to(raw.device) for key, tensor in new.state_dict().items()})
+        resized[name] = old.size, source[: old.size]
+    for name, layer in module.named_modules(remove_duplicate=False):
+        prefix = f"{name}." if name else ""
+        if isinstance(layer, VectorQuantizer) and prefix + "codebook" in resized:
+            result.update(_loss_rows(layer, state_dict, prefix + "losses.", *resized[prefix + "codebook"]))
     return result
 
 
@@ -166,15 +177,31 @@ def _twin(book: Codebook, size: int, dtype: torch.dtype) -> Codebook:
 
 
 @torch.no_grad()
-def _resize(old: Codebook, new: Codebook, noise: float, name: str) -> tuple[Codebook, str]:
-    """``new`` with what ``old`` knows, and a sentence about it."""
-    source, what = _sources(old, new.size)
+def _resize(old: Codebook, new: Codebook, source: Tensor, noise: float, name: str) -> Codebook:
+    """``new`` with what ``old`` knows."""
     _carry(old, new, source)
     codes = old.codes()[source]
     new.write(codes, (new.codes() != codes).any(1))  # rows that another map now reads
     _set_apart(new, codes, torch.arange(new.size) >= old.size, _deviation(old.codes(), noise), name)
-    verb = "shrinks" if new.size < old.size else "grows"
-    return new, f"{name[0].upper()}{name[1:]} {verb} from {old.size} to {new.size} codes: {what}."
+    return new
+
+
+def _loss_rows(
+    layer: VectorQuantizer, state_dict: dict[str, Tensor], prefix: str, size: int, kept: Tensor
+) -> dict[str, Tensor]:
+    """What losses remember of each of ``size`` codes: of those ``kept`` as it was, of new ones as at the start."""
+    result = {}
+    losses = copy.deepcopy(layer.losses)
+    for loss in losses.modules():
+        if isinstance(loss, Part):
+            loss.reset_parameters()
+    for key, tensor in losses.state_dict().items():
+        given = state_dict.get(prefix + key)
+        goes_by_rows = tensor.shape[:1] == (layer.codebook_size,)
+        if goes_by_rows and isinstance(given, Tensor) and given.shape == (size, *tensor.shape[1:]):
+            result[prefix + key] = tensor.to(given)
+            result[prefix + key][: len(kept)] = given[kept.to(given.device)]
+    return result
 
 
 def _sources(old: Codebook, size: int) -> tuple[Tensor, str]:
@@ -197,6 +224,8 @@ def _by_use(book: Codebook) -> tuple[Tensor, bool]:
     keys = []
     if isinstance(book.reset, DeadCodeReset):
         keys.append(book.reset.idle)
+    if isinstance(book.reset, AnchoredReset):
+        keys.append(-book.reset.usage)
     if isinstance(book.update, EMAUpdate):
         keys.append(-book.update.cluster_size)
     order = torch.arange(book.size)

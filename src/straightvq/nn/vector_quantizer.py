@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from straightvq.errors import InvalidValueError
-from straightvq.functional.few import nearest_codes
 from straightvq.internals import in_backward
 from straightvq.nn.batch import Batch, Context
 from straightvq.nn.codebook import Codebook
@@ -118,7 +117,7 @@ class VectorQuantizer(Quantizer):
 
     def _check_draws(self) -> None:
         estimator, assigner = type(self.estimator).__name__, type(self.assigner).__name__
-        if self.estimator.needs_draws and self.assigner.temperature is None:
+        if self.estimator.needs_draws and self._draw_temperature is None:
             raise InvalidValueError(
                 f"`{type(self).__name__}`: {estimator} is the gradient of a code that was drawn, and {assigner} draws "
                 "none. Use Stochastic as `assigner`, or another estimator."
@@ -128,6 +127,11 @@ class VectorQuantizer(Quantizer):
                 f"`{type(self).__name__}`: {estimator} diverges on codes that are drawn, as {assigner} does in "
                 "training. Use Nearest as `assigner`, or Gumbel or ReinMax as `estimator`."
             )
+
+    @property
+    def _draw_temperature(self) -> float | None:
+        """Other assigners have a temperature too, of something else."""
+        return self.assigner.temperature if self.assigner.is_random else None
 
     def _warn_of_losses(self) -> None:
         own = [
@@ -191,7 +195,7 @@ class VectorQuantizer(Quantizer):
         code = _rows(codes, indices)
         loss_code = code if loss_codes is codes else _rows(loss_codes, indices)
         loss, terms = self._measure(x, loss_code, valid, Context(loss_codes, indices, batch))  # 6
-        context = Context(codes, indices, batch, temperature=self.assigner.temperature)
+        context = Context(codes, indices, batch, temperature=self._draw_temperature)
         return Step(x, indices, code, loss, terms, context)
 
     def settle(self, batch: Batch, indices: Tensor, counts: Tensor | None = None) -> None:
@@ -238,7 +242,8 @@ class VectorQuantizer(Quantizer):
 
         Returns:
             distances in the space of the codes, Float (*batch, k), infinite where masked, and indices Int64
-            (*batch, k), -1 where masked; see ``straightvq.functional.nearest_codes``.
+            (*batch, k), -1 where masked; see ``straightvq.functional.nearest_codes``. With `LargestProduct` these
+            are the codes of the largest products, and the distances those of its search.
 
         Example:
             >>> layer = VectorQuantizer(1, Codebook(3))
@@ -250,7 +255,7 @@ class VectorQuantizer(Quantizer):
         with no_autocast(z.device), evaluating(self) as still:
             rows, valid, _ = self._flatten(z, mask)
             x, codes = still.bound(still.transformed(rows)), still.codebook.current()
-            distances, indices = nearest_codes(x, codes, k, distance=still.assigner.distance)
+            distances, indices = still.assigner.nearest(x, codes, k)
         if valid is not None:
             distances, indices = distances.masked_fill(~valid[:, None], torch.inf), where_valid(indices, valid)
         batch = z.movedim(self.channel_dim, -1).shape[:-1]

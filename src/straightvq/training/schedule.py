@@ -153,6 +153,9 @@ class Schedule(Callback):
     def on_train_batch_end(self, *args: Any) -> None:
         self._bypass.close()
 
+    def on_train_epoch_end(self, *args: Any) -> None:
+        self._bypass.close()  # a task may skip the rest of an epoch, and then no batch ends
+
     def on_exception(self, *args: Any) -> None:
         self._bypass.close()
 

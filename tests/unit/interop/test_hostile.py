@@ -105,6 +105,8 @@ STATES: dict[str, tuple[Any, type[Exception], str]] = {
     "unknown": ({"conv.weight": torch.ones(1)}, ValueError, "Got 1 entries: 'conv.weight'"),
     "rank": ({"_embedding.weight": torch.ones(8)}, ValueError, r"floating point of the shape \(any, any\)"),
     "integers": ({"_embedding.weight": torch.ones(8, 3).long()}, ValueError, "Got torch.int64"),
+    "no_data": ({"_embedding.weight": torch.ones(8, 3, device="meta")}, ValueError, "with data. Got one w"),
+    "sparse": ({"_embedding.weight": torch.ones(8, 3).to_sparse()}, ValueError, "with data. Got torch.sparse_coo"),
     "nan": ({"_embedding.weight": NAN}, ValueError, "must be finite"),
     "one_code": ({"_embedding.weight": torch.ones(1, 3)}, ValueError, "at least 2 codes. Got 1"),
     "half_an_average": (
@@ -124,6 +126,13 @@ STATES: dict[str, tuple[Any, type[Exception], str]] = {
         {"vq._embedding.weight": torch.ones(8, 3), "vq.scale": torch.ones(1)}, ValueError, "Got 'scale' as well"
     ),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16, torch.float64])
+def test_any_floating_dtype_is_read(dtype: torch.dtype) -> None:
+    codes = STATE["_embedding.weight"].to(dtype)
+    found = interop.from_state_dict({"_embedding.weight": codes}).quantizer.codebooks()[0].codes()
+    assert torch.equal(found, codes.to(found.dtype))
 
 
 @pytest.mark.parametrize("name", STATES)

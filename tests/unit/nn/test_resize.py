@@ -521,3 +521,29 @@ def test_codes_that_are_not_finite_are_refused() -> None:
     state["codebook.raw"][2, 1] = torch.nan
     with pytest.raises(ValueError, match=r"must be finite. Got 1 of 48 values NaN or infinite"):
         resized(state, layer(16))
+
+
+@pytest.mark.parametrize("size", [4, 12])
+def test_what_a_loss_remembers_of_a_code_goes_with_it(size: int) -> None:
+    def made(size: int) -> nn.Module:
+        losses = [svq.CommitmentLoss(), svq.RegionLoss()]
+        return nn.Sequential(svq.VectorQuantizer(DIM, svq.Codebook(size, reset=svq.DeadCodeReset()), losses=losses))
+
+    old, new = made(8), made(size)
+    old[0].losses[1].idle.copy_(torch.arange(8))
+    old[0].codebook.reset.idle.copy_(torch.tensor([9, 0, 9, 0, 9, 0, 9, 0]))
+    old[0].codebook.filled.fill_(1)
+    new[0].losses[1].idle.fill_(5)  # that of the new layer is not asked
+    with pytest.warns(UserWarning, match="Codebook"):
+        new.load_state_dict(svq.resize_codebooks(old.state_dict(), new))
+    assert new[0].losses[1].idle.tolist() == ([1, 3, 5, 7] if size == 4 else [*range(8), 0, 0, 0, 0])
+
+
+def test_anchored_resets_know_which_codes_are_used() -> None:
+    old, new = layer(4, reset=svq.AnchoredReset()), layer(2, reset=svq.AnchoredReset())
+    old.codebook.filled.fill_(1)
+    old.codebook.reset.usage.copy_(torch.tensor([0.1, 0.4, 0.2, 0.3]))
+    with pytest.warns(UserWarning, match="the 2 most used are kept"):
+        new.load_state_dict(svq.resize_codebooks(old.state_dict(), new))
+    assert torch.equal(new.codes(), old.codes()[[1, 3]])
+    assert torch.equal(new.codebook.reset.usage, torch.tensor([0.4, 0.3]))

@@ -135,6 +135,19 @@ def test_two_phases_start_unquantized_too() -> None:
     assert int(task.model.quantizer.clock.step) == 2  # two forwards in the last step
 
 
+def test_a_task_that_skips_the_rest_of_an_epoch_leaves_nothing_bypassed() -> None:
+    class Skipping(Reconstruction):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+            return -1 if batch_idx == 2 else None
+
+    torch.manual_seed(0)
+    model = Autoencoder(svq.presets.straight(4, 8, channel_dim=1), hidden=8, blocks=1)
+    make_trainer(8, max_epochs=1, callbacks=[Schedule(100)]).fit(
+        Skipping(model, optimizer=OptimizerSettings(lr=1e-2, warmup_steps=2)), make_loader(), make_loader(8)
+    )
+    assert not model.quantizer._is_bypassed
+
+
 def test_a_training_that_breaks_off_leaves_nothing_bypassed() -> None:
     class BreakError(Exception):
         pass

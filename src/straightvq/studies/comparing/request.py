@@ -11,7 +11,7 @@ import yaml
 
 from straightvq.errors import InvalidTypeError, InvalidValueError, did_you_mean
 from straightvq.nn.part import check_choice, check_float, check_int
-from straightvq.studies.comparing.methods import BOUND, OWNER, Choice, Method
+from straightvq.studies.comparing.methods import ALL, BOUND, OWNER, Choice, Method
 from straightvq.studies.study import Config, slug
 
 _QUANTIZER = "model.init_args.model.init_args.quantizer.init_args"
@@ -60,6 +60,8 @@ class Request:
     accelerator: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.presets == ALL:
+            object.__setattr__(self, "presets", [ALL])
         _check_list("presets", self.presets, str)
         for name, least in (("codebook_size", 2), ("steps", 2), ("seeds", 1), ("pixels", 8)):
             if getattr(self, name) is not None:
@@ -112,7 +114,7 @@ def read_request(file: Path | None, given: Mapping[str, Any]) -> Request:
         try:
             # JSON's kinds of values: names are texts, even where YAML reads numbers.
             content = json.loads(json.dumps(yaml.safe_load(file.read_text(encoding="utf-8"))))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+        except (OSError, yaml.YAMLError, ValueError, TypeError) as error:
             words = " ".join(str(error).split())
             raise InvalidValueError(f"`{OWNER}`: {str(file)!r} cannot be read as YAML: {words}.") from error
         if not isinstance(content, dict):
@@ -133,9 +135,11 @@ def read_grid(words: Sequence[str]) -> dict[str, list[float]]:
         >>> read_grid(["lr=1e-3,3e-3", "commitment=0.25"])
         {'lr': [0.001, 0.003], 'commitment': [0.25]}
     """
-    grid = {}
+    grid: dict[str, list[float]] = {}
     for word in words:
         axis, _, values = word.partition("=")
+        if axis in grid:
+            raise InvalidValueError(f"`--grid` must have an axis once, as {axis}=VALUE,VALUE. Got {axis!r} twice.")
         try:
             grid[axis] = [float(value) for value in values.split(",")]
         except ValueError:

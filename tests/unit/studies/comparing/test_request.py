@@ -29,6 +29,7 @@ def test_the_command_line_takes_the_place_of_the_file(tmp_path: Path) -> None:
         ("preset: [ema]", "has no key 'preset'. Did you mean 'presets'? It takes presets, quantizers, data"),
         ("- ema", "must be a section with keys. Got ['ema']"),
         ("a: [", "cannot be read as YAML"),
+        ("a: &x [*x]", "cannot be read as YAML: Circular reference"),
         (None, "cannot be read as YAML: [Errno 2] No such file"),
     ],
 )
@@ -74,6 +75,17 @@ def test_bad_values_are_refused(changed: dict[str, Any], words: str) -> None:
     with pytest.raises((TypeError, ValueError)) as caught:
         Request(**{"presets": ["ema"], **changed})
     assert words in str(caught.value)
+
+
+def test_an_axis_given_twice_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`--grid` must have an axis once, as lr=VALUE,VALUE\. Got 'lr' twice"):
+        read_grid(["lr=1e-3", "commitment=1", "lr=3e-3"])
+
+
+def test_all_presets_are_asked_for_by_a_word(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("presets: all")
+    assert list(read_request(file, {}).presets) == ["all"]
 
 
 @pytest.mark.parametrize("word", ["lr", "lr=", "lr=1e-3,x"])

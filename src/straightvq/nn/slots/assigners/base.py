@@ -5,6 +5,7 @@ from typing import get_args
 
 from torch import Tensor
 
+from straightvq.functional.few import nearest_codes
 from straightvq.functional.nearest import Backend, Distance, nearest_code
 from straightvq.nn.batch import Batch
 from straightvq.nn.part import Part, check_choice, setting
@@ -15,7 +16,7 @@ class Assigner(Part):
 
     Set the class attribute ``is_random`` if the training rule draws random numbers. ``distance`` is what the evaluation
     rule goes by. Estimators of a code that was drawn from a softmax over negative squared distances are told its
-    ``temperature``, None for other assigners.
+    ``temperature``; that of an assigner which is not random is no business of theirs.
     """
 
     is_random = False
@@ -25,6 +26,10 @@ class Assigner(Part):
     @abstractmethod
     def forward(self, z: Tensor, codes: Tensor) -> Tensor:
         """z (n, d), codes (k, d) -> indices Int64 (n,), a function of each vector alone."""
+
+    def nearest(self, z: Tensor, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Distances and indices (n, k) of the first ``k`` codes by the evaluation rule; see ``nearest_codes``."""
+        return nearest_codes(z, codes, k, distance=self.distance)
 
     def training_rule(self, batch: Batch, codes: Tensor) -> Tensor:
         """Vectors ``batch.z`` (n, d), codes (k, d) -> indices Int64 (n,), in training forwards.

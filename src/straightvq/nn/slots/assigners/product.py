@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from straightvq.functional.few import nearest_codes
 from straightvq.functional.nearest import nearest_code
 from straightvq.nn.slots.assigners.base import Assigner
 
@@ -23,5 +24,14 @@ class LargestProduct(Assigner):
     """
 
     def forward(self, z: Tensor, codes: Tensor) -> Tensor:
-        squares = codes.square().sum(1, keepdim=True)
-        return nearest_code(F.pad(z, (0, 1)), torch.cat([codes, (squares.max() - squares).sqrt()], 1))
+        return nearest_code(*_lengthened(z, codes))
+
+    def nearest(self, z: Tensor, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """The codes with the ``k`` largest products, and the distances to them with the channel more."""
+        return nearest_codes(*_lengthened(z, codes), k)
+
+
+def _lengthened(z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with one channel more, in which the codes are equally long."""
+    squares = codes.square().sum(1, keepdim=True)
+    return F.pad(z, (0, 1)), torch.cat([codes, (squares.max() - squares).sqrt()], 1)

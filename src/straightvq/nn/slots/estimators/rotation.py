@@ -46,7 +46,7 @@ class RotationTrick(Estimator):
             (start, from_length), (end, to_length) = directions(z), directions(code)
             is_turned = (from_length > 0) & (to_length > 0)
             limit = largest_value(z.dtype) if self.max_gain is None else self.max_gain  # beyond, gradients overflow
-            gain = torch.where(is_turned, to_length / from_length, 1).clamp(max=limit)
+            gain = torch.where(is_turned, (to_length / from_length).clamp(max=limit), 1)
             between, end = (torch.where(is_turned, v, 0) for v in (directions(start + end)[0], end))
         turned = gain * _reflected(_reflected(z - z.detach(), between), end)
         return code.detach() + turned

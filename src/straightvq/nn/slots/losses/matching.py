@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from straightvq.nn.batch import Batch, Context
-from straightvq.nn.part import check_int
+from straightvq.nn.part import check_int, setting
 from straightvq.nn.slots.losses.base import Loss, has_any, needed
 from straightvq.nn.slots.losses.kernel import WIDTHS, kernel_sum
 from straightvq.nn.slots.losses.recent import RecentVectors
@@ -19,9 +19,11 @@ class _MatchingLoss(Loss):
     trains = "codes"
     takes_context = needs_codes = True
 
+    queue: int = setting(check_int, minimum=1, keeps="all")
+
     def __init__(self, weight: float, queue: int) -> None:
         super().__init__(weight)
-        self.queue = check_int(self, "queue", queue, 1)
+        self.queue = queue
         self.recent = RecentVectors(self.queue)
 
     def bind(self, size: int, dim: int) -> None:
@@ -39,7 +41,10 @@ class _MatchingLoss(Loss):
         middle = weight @ vectors
         vectors = (vectors - middle) * (weight > 0)[:, None]
         variance = weight @ vectors.square().mean(1)
-        spread = torch.where(variance > 0, variance, 1).sqrt()
+        # Below rounding the embeddings are one point, and in its unit the codes would overflow.
+        info, apart = torch.finfo(z.dtype), (codes.detach() - middle).square().mean()
+        least = (apart * info.eps**2).clamp(min=info.tiny)
+        spread = torch.where(variance > least, variance, 1).sqrt()
         distance = self.distance(vectors / spread, weight, (codes - middle) / spread)
         return torch.where((count > 0) & has_any(z, valid, context), distance, 0)
 

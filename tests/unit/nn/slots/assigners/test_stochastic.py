@@ -40,9 +40,13 @@ def test_ranks_draw_what_one_process_draws() -> None:
 
 
 @pytest.mark.parametrize("estimator", [svq.Gumbel, svq.ReinMax])
-def test_estimators_of_a_draw_are_refused_where_nothing_is_drawn(estimator: type[svq.Estimator]) -> None:
-    with pytest.raises(ValueError, match=f"{estimator.__name__} is the gradient of a code that was drawn, and Nearest"):
-        layer(assigner=svq.Nearest(), estimator=estimator())
+@pytest.mark.parametrize("assigner", [svq.Nearest, svq.Sinkhorn])  # the temperature of the latter is another one
+def test_estimators_of_a_draw_are_refused_where_nothing_is_drawn(
+    assigner: type[svq.Assigner], estimator: type[svq.Estimator]
+) -> None:
+    expected = f"{estimator.__name__} is the gradient of a code that was drawn, and {assigner.__name__} draws none"
+    with pytest.raises(ValueError, match=expected):
+        layer(assigner=assigner(), estimator=estimator())
 
 
 def test_the_rotation_trick_is_refused_for_codes_that_are_drawn() -> None:

@@ -62,6 +62,7 @@ def test_zeros_pass_the_gradient_as_it_is() -> None:
     for z, code in ((zero, one), (one, zero), (zero, zero)):
         assert torch.equal(gradient(svq.RotationTrick(), z, code, g), g)
         assert torch.equal(gradient(svq.RotationTrick(None), z, code, g), g)
+        assert torch.equal(gradient(svq.RotationTrick(0.5), z, code, g), g)
 
 
 def test_opposite_vectors_reflect_the_gradient_along_their_line() -> None:

@@ -107,6 +107,16 @@ def test_sets_without_extent_have_a_finite_gradient(kind: type[svq.Loss], flat: 
 
 
 @pytest.mark.parametrize("kind", [svq.WassersteinLoss, svq.MMDLoss])
+@pytest.mark.parametrize("extent", [1e-20, 1e-18, 1e-12])
+def test_embeddings_that_have_collapsed_give_a_finite_loss(kind: type[svq.Loss], extent: float) -> None:
+    torch.manual_seed(0)
+    layer = layer_of(kind(), 1e3 * torch.randn(8, 4)).eval()
+    loss = layer(extent * torch.randn(30, 4)).loss
+    assert loss.isfinite()
+    assert gradient(layer, loss).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [svq.WassersteinLoss, svq.MMDLoss])
 def test_distance_does_not_depend_on_the_unit(kind: type[svq.Loss]) -> None:
     torch.manual_seed(0)
     z, codes = torch.randn(30, 4), 2 * torch.randn(8, 4)
@@ -142,6 +152,12 @@ def test_queue_holds_the_last_vectors_and_no_masked_one() -> None:
     layer(torch.ones(2, 1), torch.zeros(2, dtype=torch.bool))
     layer.eval()(torch.ones(2, 1))
     assert torch.equal(before, recent(layer)[:, None])
+
+
+def test_a_queue_keeps_its_length() -> None:
+    layer = layer_of(svq.WassersteinLoss(queue=5), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="`queue` must stay 5"):
+        layer.losses[0].queue = 6
 
 
 def test_of_a_batch_larger_than_the_queue_a_sample_without_repeats_is_held() -> None:
