@@ -217,8 +217,8 @@ def straight_residual(
 
     Each level starts by k-means on what the levels before it have left, run until little changes, because every later
     level inherits the error. Its codes are running means, so that small noisy batches, whole data sets and data that
-    move are served alike; see ``benchmarks/results/``. Whatever the width, no level can make what is left longer than
-    it was at the start.
+    move are served alike; see ``benchmarks/residual.py``. Whatever the width, no level can make what is left longer
+    than it was at the start.
 
     Args:
         dim: channels of ``z``.
