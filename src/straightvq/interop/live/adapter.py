@@ -1,5 +1,6 @@
 """What all adapters share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ from straightvq.interop.source import Imported
 from straightvq.nn import Loss, Quantizer, Step
 
 
-class Adapter(nn.Module):
+class Adapter(nn.Module, ABC):
     """One of our quantizers that is called as a class of another library is.
 
     Attributes:
@@ -25,9 +26,9 @@ class Adapter(nn.Module):
         self.notes = imported.notes
 
     @classmethod
+    @abstractmethod
     def of(cls, module: Any) -> "Adapter":
         """The adapter for a live module of the library."""
-        raise NotImplementedError
 
 
 @contextmanager

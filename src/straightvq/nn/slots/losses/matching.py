@@ -1,5 +1,7 @@
 """Losses that match the distribution of the codes to that of the embeddings, and train the codes alone."""
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -48,9 +50,9 @@ class _MatchingLoss(Loss):
         distance = self.distance(vectors / spread, weight, (codes - middle) / spread)
         return torch.where((count > 0) & has_any(z, valid, context), distance, 0)
 
+    @abstractmethod
     def distance(self, vectors: Tensor, weight: Tensor, codes: Tensor) -> Tensor:
         """Of vectors (n, d) of mean 0 and mean variance 1, whose weights (n,) sum to 1, and codes (k, d): a scalar."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, queue={self.queue}"
