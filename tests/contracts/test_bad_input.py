@@ -353,14 +353,15 @@ FEW: dict[str, Any] = NEAREST | {"few": 1}
 CODES: dict[str, Any] = NEAREST | {"k": 1}
 SUMS: dict[str, Any] = {"z": TWO, "indices": torch.tensor([0, 1]), "num_codes": 2}
 KMEANS: dict[str, Any] = {"z": TWO, "num_codes": 2, "iterations": 1}
-REFINE: dict[str, Any] = {"quantizer": residual(), "z": torch.ones(2, 4)}
 RESIZE: dict[str, Any] = {"state_dict": NET.state_dict(), "module": NET}
 REFINE: dict[str, Any] = {"quantizer": svq.presets.straight_residual(4, 8, num_quantizers=2), "z": torch.ones(2, 4)}
 FUNCTIONS: list[Row] = [
-    Row("refine_residual", "quantizer", [3, None, NET], TypeError, "`quantizer` must be an instance of", REFINE),
+    Row("refine_residual", "quantizer", [3, None, NET, quantizer], TypeError,
+        "`quantizer` must be an instance of", REFINE),
     Row("refine_residual", "quantizer", [svq.presets.rq_vae(4, 8)], ValueError, "levels of their own", REFINE),
-    Row("refine_residual", "z", [None, torch.ones(2, 4).long()], TypeError, "`z` must be a floating-point", REFINE),
-    Row("refine_residual", "z", [torch.ones(2, 3), torch.ones(0, 4), torch.ones(4)], ValueError, "(n, 4)", REFINE),
+    Row("refine_residual", "z", [None, [[1.0]], TWO.long()], TypeError, "`z` must be a floating-point", REFINE),
+    Row("refine_residual", "z", [torch.ones(2, 3), torch.ones(0, 4), torch.ones(4), TWO, TWO[:, :0]], ValueError,
+        "(n, 4)", REFINE),
     Row("refine_residual", "z", [torch.full((2, 4), NAN)], ValueError, "`z` must be finite", REFINE),
     *integer("refine_residual", "rounds", 1, **REFINE),
     *integer("refine_residual", "sweeps", 1, **REFINE),
@@ -380,11 +381,6 @@ FUNCTIONS: list[Row] = [
     Row("resize_codebooks", "module", [nn.Linear(2, 2)], ValueError, "`module` must hold a codebook", RESIZE),
     Row("resize_codebooks", "module", [svq.Codebook(8)], ValueError, "no vectors before a quantizer", RESIZE),
     *number("resize_codebooks", "noise", [0.0, -0.1], **RESIZE),
-    Row("refine_residual", "quantizer", [3, None, quantizer], TypeError, "`quantizer` must be", REFINE),
-    Row("refine_residual", "z", [None, [[1.0]]], TypeError, "`z` must", REFINE),
-    Row("refine_residual", "z", [TWO, TWO[:, :0]], ValueError, "`z` must", REFINE),
-    *integer("refine_residual", "rounds", 1, **REFINE),
-    *integer("refine_residual", "sweeps", 1, **REFINE),
     Row("replace", "model", [3, None, [NET]], TypeError, "`model` must be a torch.nn.Module"),
     Row("replace", "model", [nn.Linear(2, 2), quantizer()], ValueError, "`model` must hold a known quantizer"),
     Row("replace", "layout", ["vqva", 3], ValueError, "`layout` must be one of", {"model": NET}),
