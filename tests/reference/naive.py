@@ -3,6 +3,7 @@
 All take and return NumPy arrays; vectors ``z`` (n, d), codes (k, d), indices (n,) with -1 for masked positions.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -55,15 +56,20 @@ def mini_batches(batches: list[Array], centres: Array) -> Array:
     return centres
 
 
-def seeding_law(z: Array, num: int) -> dict[tuple[int, ...], float]:
-    """Probability of every sequence of seeds (places in z) under k-means++, Arthur and Vassilvitskii 2007."""
+def seeding_law(z: Array, num: int, trials: int = 1) -> dict[tuple[int, ...], float]:
+    """Probability of every sequence of seeds (places in z) under k-means++, Arthur and Vassilvitskii 2007.
+
+    With several trials the drawn place that leaves the smallest error is kept, of equals the first drawn.
+    """
     law: dict[tuple[int, ...], float] = {(i,): 1 / len(z) for i in range(len(z))}
     for _ in range(num - 1):
         longer: dict[tuple[int, ...], float] = {}
         for seeds, chance in law.items():
             error = np.array([((vector - z[list(seeds)]) ** 2).sum(1).min() for vector in z])
-            for i in error.nonzero()[0]:
-                longer[*seeds, int(i)] = chance * float(error[i] / error.sum())
+            left = [np.minimum(error, ((z - vector) ** 2).sum(1)).sum() for vector in z]
+            for drawn in itertools.product(error.nonzero()[0].tolist(), repeat=trials):
+                kept = (*seeds, min(drawn, key=lambda i: left[i]))
+                longer[kept] = longer.get(kept, 0.0) + chance * float(np.prod(error[list(drawn)] / error.sum()))
         law = longer
     return law
 

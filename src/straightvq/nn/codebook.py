@@ -336,7 +336,7 @@ class Codebook(Part):
         """Effective codes twice: as the estimator's gradient may train them, and as the losses may."""
         if loss == NOTHING or task == NOTHING:  # one reading serves both
             codes = self._read(task if loss == NOTHING else loss)
-            still = codes.detach()
+            still = codes.detach() if codes.requires_grad else codes
             return (still, codes) if task == NOTHING else (codes, still)
         codes = self._read(task)
         return codes, codes if loss == task else self._read(loss)

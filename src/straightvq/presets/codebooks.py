@@ -247,7 +247,7 @@ def straight_residual(
             codebook_size,
             transform=projection_to(dim, codebook_dim, start="orthonormal"),
             update=AlternatedUpdate(memory=memory, reassign=False),
-            iterations=50,
+            init=KMeansInit(50, trials=4),
             sync=sync,
             commitment=commitment,
             patience=patience,
@@ -377,12 +377,12 @@ def _alternated(
     sync: float,
     commitment: float,
     patience: int,
-    iterations: int = 10,
+    init: KMeansInit | None = None,
     channel_dim: int = -1,
 ) -> VectorQuantizer:
     return VectorQuantizer(
         dim,
-        Codebook(codebook_size, init=KMeansInit(iterations), update=update, reset=DeadCodeReset(patience)),
+        Codebook(codebook_size, init=init or KMeansInit(), update=update, reset=DeadCodeReset(patience)),
         transform=transform,
         estimator=StraightThrough(sync),
         losses=[CommitmentLoss(commitment), CodebookLoss()],

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from straightvq.functional import draws, kmeans, nearest, nearest_code
-from straightvq.functional.kmeans import _assign, _draw_by_weight, _lloyd, _mini_batches, _seed, _unrivalled, spread_out
+from straightvq.functional.kmeans import _assign, _draw_by_weight, _lloyd, _mini_batches, _unrivalled, spread_out
 from straightvq.functional.nearest import Distance
 
 module = importlib.import_module("straightvq.functional.kmeans")
@@ -108,14 +108,35 @@ def test_same_generator_gives_the_same_distinct_centres_and_spares_the_global_on
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_seeds_are_distributed_as_if_drawn_one_by_one() -> None:
-    z = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [4.0, 1.0]], dtype=torch.float64)
-    law, draws, trials = naive.seeding_law(z.numpy(), 3), generator(), 2000
-    found = Counter(tuple(nearest_code(_seed(z, 3, draws), z).tolist()) for _ in range(trials))
+@pytest.mark.parametrize("trials", [1, 2, 3])
+def test_seeds_are_distributed_as_if_drawn_one_by_one(trials: int) -> None:
+    # No two subsets leave the same error: equals would be told apart by rounding.
+    z = torch.tensor([[0.0, 0.0], [1.0, 0.1], [0.0, 2.0], [4.0, 1.3]], dtype=torch.float64)
+    law, draws, runs = naive.seeding_law(z.numpy(), 3, trials), generator(), 2000
+    assert sum(law.values()) == pytest.approx(1)
+    every = (kmeans(z, 3, iterations=0, trials=trials, generator=draws) for _ in range(runs))
+    found = Counter(tuple(nearest_code(seeds, z).tolist()) for seeds in every)
     assert found.keys() <= law.keys()
     for seeds, chance in law.items():
-        # Four standard deviations of a binomial share.
-        assert found[seeds] / trials == pytest.approx(chance, abs=4 * (chance * (1 - chance) / trials) ** 0.5)
+        # Four standard deviations of a binomial share, and two draws for those that are rare.
+        assert found[seeds] / runs == pytest.approx(chance, abs=4 * (chance * (1 - chance) / runs) ** 0.5 + 2 / runs)
+
+
+def test_the_best_of_several_draws_ends_lower_than_one() -> None:
+    torch.manual_seed(0)
+    means = 10 * torch.randn(64, 4)
+    z = (means[:, None] + torch.randn(64, 20, 4)).flatten(0, 1)
+    errors = [
+        sum(float((z - c[nearest_code(z, c)]).square().sum()) for c in every)
+        for every in ([kmeans(z, 64, iterations=9, trials=n, generator=generator(s)) for s in range(5)] for n in (1, 4))
+    ]
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_equal_vectors_far_from_the_origin_are_not_seeded_twice_while_others_are_left() -> None:
+    z = torch.tensor([[1e4], [1e4], [1e4 + 1], [1e4 + 2]]).repeat(5, 1)
+    seeds = kmeans(z, 3, iterations=0, trials=4, generator=generator())
+    assert sorted(seeds.flatten().tolist()) == [1e4, 1e4 + 1, 1e4 + 2]
 
 
 def test_proposals_near_a_kept_one_are_dropped_by_hand() -> None:

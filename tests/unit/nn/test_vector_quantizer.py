@@ -6,6 +6,7 @@ import torch
 from tests.reference import naive
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.profiler import profile
 from torch.utils.checkpoint import checkpoint
 
 import straightvq as svq
@@ -390,3 +391,21 @@ def test_a_state_of_an_earlier_version_is_refused_in_a_sentence() -> None:
     net = nn.Sequential(nn.Linear(4, 4), layer)
     with pytest.raises(ValueError, match="Got one of an earlier version"):
         net.load_state_dict({f"1.{name}": value for name, value in state.items()}, strict=False)
+
+
+def test_the_terms_of_a_step_keep_no_storage_of_the_vectors() -> None:
+    out = svq.presets.ema(8, 16)(torch.randn(64, 8))
+    assert {name: term.untyped_storage().nbytes() for name, term in out.terms.items()} == {
+        "commitment": 4,
+        "codebook": 4,
+    }
+    assert out.loss.untyped_storage().nbytes() == 4
+
+
+@pytest.mark.parametrize("preset", ["ema", "straight"])
+def test_one_lookup_serves_losses_and_output(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = getattr(svq.presets, preset)(8, 16)
+    layer(torch.randn(64, 8))
+    with profile() as seen:
+        layer(torch.randn(64, 8))
+    assert sum(each.count for each in seen.key_averages() if each.key == "aten::embedding") == 1

@@ -73,5 +73,5 @@ class CodebookLoss(Loss):
 def _mean_square(x: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
     """``masked_mean((x - target)^2)`` in one pass over each, forward and backward."""
     if valid is None and x.numel():
-        return F.mse_loss(x, target)
+        return F.mse_loss(x, target).clone()  # on CPUs torch's scalar keeps the storage of all the squares
     return masked_mean(F.mse_loss(x, target, reduction="none"), valid)
