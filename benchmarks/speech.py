@@ -28,7 +28,8 @@ from straightvq.diagnostics.sound import rate_distortion
 from straightvq.io import write_text
 from straightvq.studies.results import hardware
 
-OVERLAYS = {"straight_residual": [], "soundstream": ["soundstream"], "dac": ["dac"]}
+OVERLAYS = {"straight_residual": [], "soundstream": ["soundstream"], "dac": ["dac"], "dac_reset": ["dac"]}
+PATIENCE = {"dac_reset": 20}  # k-means start and reset of dead codes, which the other two have
 QUANTIZER = "--model.init_args.model.init_args.quantizer.init_args"
 WHOLE = ["mel", "l1", "si_sdr", "stoi", "pesq", "bits_per_second", "entropy_bits_per_second", "codes_used"]
 KEY = ["arm", "codebook_size", "seed", "steps", "source"]
@@ -44,6 +45,8 @@ def run(key: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     options += ["--runs", str(args.runs), "--name", name, "--seed_everything", str(key["seed"])]
     options += ["--data.source", args.source, "--data.seed", str(key["seed"]), "--trainer.max_steps", str(key["steps"])]
     options += [f"{QUANTIZER}.codebook_size", str(key["codebook_size"]), "--trainer.enable_progress_bar", "false"]
+    if patience := PATIENCE.get(key["arm"]):
+        options += [f"{QUANTIZER}.patience", str(patience)]
     last, clock = folder / "last.ckpt", folder / "seconds.json"
     steps = read_checkpoint(last, "speech")["global_step"] if last.is_file() else 0
     if steps < key["steps"]:

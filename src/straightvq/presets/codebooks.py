@@ -304,8 +304,12 @@ def dac(
     codebook_dim: int = 8,
     commitment: float = 0.25,
     dropout: float = 0.5,
+    patience: int | None = None,
 ) -> ResidualQuantizer:
     """Residual levels with narrow codes found by the angle, trained by gradient: the quantizer of DAC.
+
+    Vectors that all point about the same way, as those of a fresh encoder may, find one code at every level; with
+    ``patience`` the codes start by k-means and unused ones are reset.
 
     Args:
         dim: channels of ``z``.
@@ -315,6 +319,7 @@ def dac(
         codebook_dim: width of the codes, by a learned projection of each level.
         commitment: weight of the commitment loss.
         dropout: share of the samples that keep only some levels in training.
+        patience: steps without use before a code is reset; None: DAC's normal start, and no reset.
 
     Source: arXiv 2306.06546, section 3.2. Deviations: the projections start orthonormal and have no weight
     normalisation; the commitment of every level reaches the encoder.
@@ -326,7 +331,11 @@ def dac(
     levels = [
         VectorQuantizer(
             dim,
-            Codebook(codebook_size, init=NormalInit()),
+            Codebook(
+                codebook_size,
+                init=NormalInit() if patience is None else KMeansInit(),
+                reset=None if patience is None else DeadCodeReset(patience),
+            ),
             transform=Projection(codebook_dim, start="orthonormal"),
             assigner=Nearest("cosine"),
             losses=[CommitmentLoss(commitment), CodebookLoss()],

@@ -607,3 +607,14 @@ def test_hooks_see_every_step_of_every_part_once(kind: str) -> None:
         handle.remove()
     q(vectors())
     assert len(seen) == len(expected)
+
+
+def test_dac_finds_few_codes_for_vectors_of_one_direction_and_with_patience_many() -> None:
+    torch.manual_seed(0)
+    z = torch.tensor([1.0, *[0.0] * 15]) + 0.05 * torch.randn(512, 16)
+    used = {}
+    for patience in (None, 5):
+        q = svq.presets.dac(16, 32, num_quantizers=2, dropout=0.0, patience=patience)
+        used[patience] = [len(column.unique()) for column in q(z).indices.T]
+    assert used[None][0] <= 8
+    assert min(used[5]) >= 24
