@@ -1,5 +1,6 @@
 """The page that goes with a saved module: what it is, what was measured, how to use it."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -84,14 +85,14 @@ def _usage(module: nn.Module, name: str) -> str:
     if hasattr(module, "codebook_sizes"):
         shape = [2, module.dim, 8, 8] if module.channel_dim == 1 else [2, 8, module.dim]
         lines += [
-            f"layer = svq.from_pretrained({name!r})",
+            f"layer = svq.from_pretrained({json.dumps(name)})",
             f"z = torch.randn({', '.join(map(str, shape))})  # your embeddings",
             "indices = layer.encode(z)",
             "quantized = layer.decode(indices)",
             "out = layer.train()(z)  # out.quantized, out.indices, out.loss: training goes on",
         ]
     else:
-        lines += [f"model = svq.from_pretrained({name!r})"]
+        lines += [f"model = svq.from_pretrained({json.dumps(name)})"]
         if hasattr(module, "tokenize"):
             lines += ["indices = model.tokenize(x)  # your data in a batch", "again = model.detokenize(indices)"]
         else:

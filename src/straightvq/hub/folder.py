@@ -38,13 +38,13 @@ def save(module: nn.Module, folder: str | os.PathLike[str], notes: Notes | None 
         OSError: if the disk refuses.
     """
     with needing("save_pretrained"):
-        from safetensors.torch import save_file
+        from safetensors.torch import save as as_bytes
     tree = json.loads(json.dumps(describe(module), allow_nan=False))
     state = _state(module)
     _check_twin(module, tree)
     target = Path(folder)
     with replacing(target / WEIGHTS) as unfinished:
-        save_file(state, unfinished, metadata={"format": "pt"})
+        unfinished.write_bytes(as_bytes(state, metadata={"format": "pt"}))  # whose own writer hides errors of the disk
     write_text(target / CONFIG, json.dumps({_VERSION: __version__, **tree}, indent=2) + "\n")
     write_text(target / CARD, card(module, notes or Notes(target.resolve().name)))
     if notes is not None and notes.picture is not None:

@@ -30,6 +30,7 @@ def find_folder(
     """
     if not isinstance(name, (str, os.PathLike)):
         raise InvalidTypeError(f"`from_pretrained`: `name` must be a folder or owner/name. Got {name!r}.")
+    _check_options("from_pretrained", revision=revision, token=token, cache_dir=cache_dir)
     if Path(name).is_dir():
         return Path(name)
     if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
@@ -59,6 +60,7 @@ def push(
     """Saves a module and uploads it; see `straightvq.hub.pretrained.Pretrained.push_to_hub`."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InvalidValueError(f"`push_to_hub`: `name` must be owner/name. Got {name!r}.")
+    _check_options("push_to_hub", revision=revision, token=token, private=private)
     with needing("push_to_hub"):
         import huggingface_hub
     with tempfile.TemporaryDirectory() as folder:
@@ -69,6 +71,16 @@ def push(
             message = f"{type(module).__name__} of straightvq"
             api.upload_folder(repo_id=name, folder_path=folder, revision=revision, commit_message=message)
     return str(address)
+
+
+_OPTIONS = {"revision": (str,), "token": (str, bool), "cache_dir": (str, os.PathLike), "private": (bool,)}
+
+
+def _check_options(owner: str, **given: object) -> None:
+    for name, value in given.items():
+        if value is not None and not isinstance(value, _OPTIONS[name]):
+            kinds = " or ".join(kind.__name__ for kind in _OPTIONS[name])
+            raise InvalidTypeError(f"`{owner}`: `{name}` must be None or {kinds}. Got {value!r}.")
 
 
 @contextmanager
