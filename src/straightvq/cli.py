@@ -19,6 +19,7 @@ OTHERS = {
     "demo": "plain VQ against ours on two photographs: minutes on a CPU, no download",
     "recipes": "list the packaged recipes, or show one",
     "analyze": "measure a run's checkpoints: divergence, gradients, pictures, a report; or several side by side",
+    "publish": "write a run's network as a folder for from_pretrained, or upload it to the Hugging Face Hub",
     "reproduce": "run a comparison of methods, small on a CPU or full on a GPU, and write its report",
     "compare": "rank quantizers under equal conditions, on data of your own or embedded ones",
     "generate": "draw pictures from a trained generation run, or fill a region of one",

@@ -86,6 +86,19 @@ def analyze(args: list[str]) -> None:
         compare(runs, **options)
 
 
+def publish(args: list[str]) -> None:
+    about = "Writes a run's network as a folder that `straightvq.from_pretrained` loads, with a model card."
+    parser = _Parser("publish", about)
+    parser.add_argument("run", type=Path, help="folder that `straightvq fit` made")
+    parser.add_argument("--out", type=Path, help="folder to write (default: RUN/pretrained)")
+    parser.add_argument("--checkpoint", metavar="NAME", help="which of the run's checkpoints (default: the best)")
+    parser.add_argument("--push-to", metavar="OWNER/NAME", help="upload it to the Hugging Face Hub as well")
+    options = vars(parser.parse_args(args))
+    from straightvq.analysis.publish import publish as publish_run
+
+    sys.stdout.write(f"{publish_run(options.pop('run'), **options)}\n")
+
+
 def generate(args: list[str]) -> None:
     parser = _Parser("generate", "Draws pictures from a trained generation run, or fills a region of a picture.")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, such as runs/maskgit_digits")
