@@ -64,7 +64,7 @@ class Probe:
                 )
         self.task, self.seed = task.to(device), seed
         self.trainer = folder.config.get("trainer") or {}
-        self.batches = _test_batches(self.data, num_images, device)
+        self.batches = test_batches(self.data, num_images, device)
         self.size = sum(map(_size, self.batches))
 
     def measure(self, checkpoint: Checkpoint) -> tuple[dict[str, float], Snapshot]:
@@ -138,7 +138,7 @@ class Probe:
             return seen[0], cast(Tensor, followed.snapshot()), distance
 
 
-def _test_batches(data: lightning.LightningDataModule, most: int, device: torch.device) -> list[Any]:
+def test_batches(data: lightning.LightningDataModule, most: int, device: torch.device) -> list[Any]:
     """The first ``most`` examples of the test split, in batches on the device, as the task takes them."""
     data.prepare_data()
     data.setup("test")

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from torch import nn
+
 from straightvq.errors import InvalidValueError
 from straightvq.hub.card import Notes
 from straightvq.hub.folder import save
@@ -46,7 +48,7 @@ def publish(
     task = folder.build_task()
     load_weights(task, chosen, "publish")
     model = getattr(task, "model", None)
-    if not isinstance(model, Pretrained):
+    if not (isinstance(model, Pretrained) and isinstance(model, nn.Module)):
         raise InvalidValueError(
             f"`publish`: the task must have a network of straightvq as `model`. Got {type(task).__name__} with "
             f"{type(model).__name__}."

@@ -62,7 +62,8 @@ def load(folder: Path) -> nn.Module:
         ImportError: without the package safetensors.
     """
     with needing(_OWNER):
-        import safetensors
+        from safetensors import safe_open
+        from safetensors.torch import load_file
     tree = _read_config(folder / CONFIG)
     written_by = tree.pop(_VERSION, "an unknown version")
     file = folder / WEIGHTS
@@ -71,7 +72,7 @@ def load(folder: Path) -> nn.Module:
         hint = f" {listed(pickles)} may run code when it is read, and is not." if pickles else ""
         raise InvalidValueError(f"`{_OWNER}`: {str(folder)!r} has no {WEIGHTS}.{hint}")
     try:
-        with safetensors.safe_open(file, framework="pt") as content:
+        with safe_open(file, framework="pt") as content:
             shapes = {name: content.get_slice(name).get_shape() for name in content.keys()}  # noqa: SIM118
     except Exception as error:  # its exception has no public base, and a damaged file may raise others
         raise InvalidValueError(
@@ -97,7 +98,7 @@ def load(folder: Path) -> nn.Module:
     if found := differences(twin, {n: torch.empty(s, device="meta") for n, s in shapes.items()}):
         refuse(f"{WEIGHTS} is of another module than {CONFIG} describes: it {found}.")
     module = made("cpu")
-    state = safetensors.torch.load_file(file)
+    state = load_file(file)
     _take_dtypes(module, state, refuse)
     try:
         module.load_state_dict(state)

@@ -4,6 +4,7 @@ import errno
 import json
 import pickle
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +218,12 @@ def test_weights_in_half_precision_leave_the_codes_at_float32(tmp_path: Path) ->
     assert again.quantizer.codes().dtype == torch.float32
     reweigh(lambda s: s.update({k: v.half() for k, v in s.items() if v.is_floating_point()}))(tmp_path)
     assert Autoencoder.from_pretrained(tmp_path).quantizer.codes().dtype == torch.float32
+
+
+def test_a_process_that_has_imported_nothing_else_loads_it(folder: Path) -> None:
+    code = f"import straightvq as svq; print(type(svq.from_pretrained({str(folder)!r})).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "VectorQuantizer\n"
 
 
 def test_a_missing_package_is_named_with_what_brings_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
