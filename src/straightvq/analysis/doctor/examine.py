@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def _line(part: nn.Module) -> str:
 
 # --- one screen -----------------------------------------------------------------------------------------------------
 
+_COLUMNS = 116
 # Columns of the two tables: what they are called, and the number.
 _OF_CODES = {
     "codes": "codes",
@@ -116,8 +118,8 @@ def page(result: Mapping[str, Any]) -> str:
     """What `examine` returned, for people."""
     tables = result["quantizers"]
     lines = [f"{result['source']}: {result['what']}"]
-    lines += [f"  note: {note}" for note in result["notes"]]
-    lines += [f"  {parts}" for parts in dict.fromkeys(table["parts"] for table in tables)]
+    for about in (*(f"note: {note}" for note in result["notes"]), *dict.fromkeys(table["parts"] for table in tables)):
+        lines += _wrapped(about, "  ")
     lines += ["", "Codes:", *_columns(_OF_CODES, tables, alive=True)]
     if result["data"]:
         lines += ["", f"On {result['data']}:", *_columns(_ON_DATA, tables)]
@@ -155,11 +157,21 @@ def _judgement(tables: Sequence[Mapping[str, Any]]) -> list[str]:
     for cures, found in by_cures.items():
         for seen in found.values():
             more = f" (and {len(seen) - 1} more like it)" if len(seen) > 1 else ""
-            lines.append(f"- {seen[0]}{more}.")
-        lines += [f"  What helps: {cures[0]}"] if len(cures) == 1 else ["  What helps, best evidence first:"]
-        lines += [f"  {number}. {cure}" for number, cure in enumerate(cures, 1)] if len(cures) > 1 else []
-    lost = [table for table in tables if any(each["name"] == "unused" for each in table["findings"])]
-    return lines + [f"Unused in {table['name']}: {_ranges(table['unused'])}." for table in lost]
+            lines += _wrapped(f"{seen[0]}{more}.", "- ")
+        if len(cures) == 1:
+            lines += _wrapped(f"What helps: {cures[0]}.", "  ")
+        else:
+            lines += ["  What helps, best evidence first:"]
+            lines += [line for number, cure in enumerate(cures, 1) for line in _wrapped(f"{cure}.", f"  {number}. ")]
+    for table in tables:
+        if any(each["name"] == "unused" for each in table["findings"]):
+            lines += _wrapped(f"Unused in {table['name']}: {_ranges(table['unused'])}.", "")
+    return lines
+
+
+def _wrapped(text: str, start: str) -> list[str]:
+    """The text in lines of a terminal, those behind the first indented as far."""
+    return textwrap.wrap(text, _COLUMNS, initial_indent=start, subsequent_indent=" " * len(start))
 
 
 def _ranges(numbers: Sequence[int], most: int = 12) -> str:

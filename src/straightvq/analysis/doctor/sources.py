@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from straightvq.analysis.probe import test_batches
+from straightvq.analysis.probe import count_examples, test_batches
 from straightvq.checkpoints import KEPT
+from straightvq.configuration import innermost
 from straightvq.data.vectors.read import read
 from straightvq.diagnostics.task import HasHead
-from straightvq.errors import InvalidValueError, StraightVQError
+from straightvq.errors import InvalidValueError
 from straightvq.hub.card import quantizers
 from straightvq.hub.folder import CONFIG, WEIGHTS, load
 from straightvq.interop import from_file
@@ -81,14 +82,14 @@ def _run(folder: RunFolder, checkpoint: Checkpoint, num_examples: int) -> Source
     try:
         task, data = folder.build()
         batches = test_batches(data, num_examples, torch.device("cpu"))
-    except (StraightVQError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         task = folder.build_task()
-        notes.append(f"Its own data could not be read, pass --data: {error}")
+        notes.append(f"its own data could not be read, pass --data: {innermost(error)}")
     load_weights(task, checkpoint, OWNER)
     found = quantizers(task)
     if batches and isinstance(task, HasHead) and len(found) == 1:
         latent, quantizer = task.latent, found[0]
-        what = f"the first {num_examples:,} examples of its test set, or all of them"
+        what = f"the first {sum(map(count_examples, batches)):,} examples of its test set"
         return Source(f"{type(task).__name__} ({step})", task, notes, batches, lambda b: quantizer(latent(b)), what)
     return Source(f"{type(task).__name__} ({step})", task, notes)
 
