@@ -33,7 +33,7 @@ class Notes:
 
 def card(module: nn.Module, notes: Notes) -> str:
     """The page in Markdown, with the header that the Hub reads."""
-    parts = [_HEADER, f"# {notes.name.rpartition('/')[2]}", f"A `{type(module).__name__}` of [straightvq]({_HOME})."]
+    parts = [_HEADER, f"# {notes.name.rpartition('/')[2]}", _ABOUT.format(type(module).__name__)]
     parts += [notes.about] if notes.about else []
     parts += [_table(["quantizer", "codes", "width", "bits per vector"], [_facts(each) for each in quantizers(module)])]
     if notes.metrics:
@@ -46,7 +46,7 @@ def card(module: nn.Module, notes: Notes) -> str:
 
 
 _HEADER = "---\nlibrary_name: straightvq\ntags:\n- straightvq\n- vector-quantization\n---"
-_HOME = "https://arxiv.org/abs/2305.08842"
+_ABOUT = "A `{}` of the Python package `straightvq`, vector-quantized layers that train."
 
 
 def quantizers(module: nn.Module) -> list[Any]:

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -39,8 +40,8 @@ def save(module: nn.Module, folder: str | os.PathLike[str], notes: Notes | None 
     """
     with needing("save_pretrained"):
         from safetensors.torch import save as as_bytes
-    tree = json.loads(json.dumps(describe(module), allow_nan=False))
     state = _state(module)
+    tree = json.loads(json.dumps(describe(module), allow_nan=False))
     _check_twin(module, tree)
     target = Path(folder)
     with replacing(target / WEIGHTS) as unfinished:
@@ -83,10 +84,9 @@ def load(folder: Path) -> nn.Module:
         versions = f"was written by straightvq {written_by}, this is {__version__}"
         raise InvalidValueError(f"`{_OWNER}`: {str(folder)!r} {versions}: {what}") from cause
 
-    def made(device: str) -> nn.Module:
+    def made(make: Callable[[Any], Any]) -> nn.Module:
         try:
-            with torch.random.fork_rng(devices=[]), torch.device(device):
-                module = build(tree)
+            module = make(tree)
         except Exception as error:  # whatever a constructor does with the arguments of a file
             refuse(f"{CONFIG} describes nothing that can be made: {error}", error)
         if not isinstance(module, nn.Module):
@@ -94,10 +94,10 @@ def load(folder: Path) -> nn.Module:
         return module
 
     # Without memory first: a description of more codes than there are weights takes none.
-    twin = made("meta")
+    twin = made(_twin)
     if found := differences(twin, {n: torch.empty(s, device="meta") for n, s in shapes.items()}):
         refuse(f"{WEIGHTS} is of another module than {CONFIG} describes: it {found}.")
-    module = made("cpu")
+    module = made(_new)
     state = load_file(file)
     _take_dtypes(module, state, refuse)
     try:
@@ -133,10 +133,22 @@ def _state(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
 
 
+def _new(tree: Any) -> Any:
+    """What a config describes, on the CPU; torch's random state stays as it is."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        return build(tree)
+
+
+def _twin(tree: Any) -> Any:
+    """The same without memory, and without the warnings of its constructors."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return build(tree)
+
+
 def _check_twin(module: nn.Module, tree: Any) -> None:
     """Refuses a module that differs from one that is made of its arguments, as one that was changed by hand may."""
-    with torch.device("meta"):
-        twin = build(tree)
+    twin = _twin(tree)
     found = differences(twin, module.state_dict())
     trained, again = ({name for name, _ in each.named_parameters()} for each in (module, twin))
     if not found and trained != again:

@@ -186,7 +186,7 @@ def test_nothing_is_written_of_what_could_not_be_made_again(tmp_path: Path) -> N
         (svq.VectorQuantizer(4, svq.Codebook(8), estimator=Own()), "Own: of a module of your own, save the quantizer"),
         (changed, "beside the state of a new one, its own also has extra.bias, extra.weight"),
         (retrained, "its own has codebook.raw trained in one of the two alone"),
-        (svq.presets.vq_vae(4, 8).to("meta"), "must be tensors. Got one without data at"),
+        (svq.presets.fsq(4, [3, 3]).to("meta"), "must be tensors. Got one without data at"),
         (of_a_function, "arguments must be numbers, texts, lists and parts. Got builtin_function_or_method"),
         (infinite, "numbers must be finite. Got inf"),
     ]
