@@ -65,6 +65,9 @@ INDEX, SAMPLE, LOGITS = (f"functional/soft/{name}.py" for name in ("index", "sam
 DRAWS_OF_PARTS, LARGEST = "nn/draws.py", "nn/slots/assigners/product.py"
 ESTIMATORS, SOFT = f"{NN}/slots/estimators", "tests/unit/functional/soft"
 
+SAVED, HUB = "tests/contracts/test_pretrained.py", "tests/unit/hub/test_folder.py tests/unit/hub/test_describe.py"
+DOCTOR, TOLD = "analysis/doctor/measure.py", "tests/unit/analysis/doctor/test_measure.py"
+
 FAULTS = [
     Fault("sign of sync", ESTIMATOR, "quantized + sync * (code", "quantized - sync * (code", GRADIENTS),
     Fault("sync scales the encoder", ESTIMATOR, "+ (z - z.detach())\n", "+ (1 + sync) * (z - z.detach())\n", GRADIENTS),
@@ -808,6 +811,36 @@ FAULTS = [
         ".clamp(max=len(codes) - 1).sort(1, descending=True).values",
         "tests/unit/functional/test_few.py",
     ),
+    Fault(
+        "saved: a renamed argument",
+        "nn/families/binary.py",
+        'kept_as: ClassVar = {"scale": "half_width"}',
+        'kept_as: ClassVar = {"scale": "bits"}',
+        SAVED,
+    ),
+    Fault(
+        "saved: the shared part as a list",
+        COMPOSITE,
+        "[0] if self.is_shared else",
+        "[:1] if self.is_shared else",
+        SAVED,
+    ),
+    Fault("saved: draws on loading", "hub/folder.py", "fork_rng(devices=[])", "fork_rng(enabled=False)", SAVED),
+    Fault("saved: precision", "hub/folder.py", "own.data = own.data.to(state[name].dtype)", "pass", SAVED),
+    Fault("saved: mode", "hub/folder.py", "return module.eval()", "return module", SAVED),
+    Fault(
+        "saved: any module of the package", "hub/describe.py", "if module and name in module.__all__", "if module", HUB
+    ),
+    Fault("saved: any package", "hub/describe.py", "if room in ROOMS else", "if room else", HUB),
+    Fault("saved: memory before shapes", "hub/folder.py", "twin = made(_twin)", "twin = made(_new)", HUB),
+    Fault(
+        "saved: no look at the kind", "hub/folder.py", "if own.is_floating_point() != state", "if False and state", HUB
+    ),
+    Fault("doctor: half of the spacing", DOCTOR, "k ** (-1 / d)", "k ** (-2 / d)", TOLD),
+    Fault("doctor: one spot of two", DOCTOR, "nearest <= within", "nearest < 0", TOLD),
+    Fault("doctor: limit of far", DOCTOR, "away > 3 * usual", "away > usual", TOLD),
+    Fault("doctor: too few vectors", DOCTOR, "counts.sum() < VECTORS_PER_CODE", "counts.sum() < 0", TOLD),
+    Fault("doctor: weights of averages", DOCTOR, "update.cluster_size < NO_WEIGHT", "update.cluster_size < 1", TOLD),
 ]
 
 

@@ -8,10 +8,10 @@ loss = task_loss(out.quantized) + out.loss
 """
 
 from straightvq import functional, interop, nn, presets
+from straightvq.hub.pretrained import from_pretrained
 from straightvq.interop import replace
 from straightvq.nn import *
+from straightvq.version import __version__ as __version__
 
-__version__ = "0.1.0"
-
-__all__ = ["functional", "interop", "presets", "replace"]
+__all__ = ["from_pretrained", "functional", "interop", "presets", "replace"]
 __all__ += nn.__all__

@@ -9,10 +9,10 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.plugins import TorchCheckpointIO
-from torch import Tensor
 
 from straightvq import internals
 from straightvq.errors import InvalidValueError
+from straightvq.hub.states import differences
 from straightvq.io import remove_unfinished, replacing
 from straightvq.nn.part import check_int
 
@@ -156,23 +156,3 @@ def load_weights(task: lightning.LightningModule, checkpoint: Checkpoint, owner:
             f"describes: it {found}. Use the version that trained it; config.yaml names it."
         )
     task.load_state_dict(state)
-
-
-def differences(task: lightning.LightningModule, state: dict[str, Any]) -> str:
-    """Says how names and shapes of a state differ from the task's; "" if they do not."""
-    own = task.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    other = sorted(key for key in own.keys() & state.keys() if own[key].shape != getattr(state[key], "shape", None))
-    found = [f"{word} {listed(keys)}" for word, keys in (("lacks", missing), ("also has", extra)) if keys]
-    found += [f"has {key} {_size(state[key])} instead of {_size(own[key])}" for key in other[:2]]
-    return "; it ".join(found)
-
-
-def listed(names: list[str]) -> str:
-    """The first three, and how many more there are, for messages."""
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-def _size(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -19,6 +19,8 @@ OTHERS = {
     "demo": "plain VQ against ours on two photographs: minutes on a CPU, no download",
     "recipes": "list the packaged recipes, or show one",
     "analyze": "measure a run's checkpoints: divergence, gradients, pictures, a report; or several side by side",
+    "doctor": "say what a quantizer in a file or a run is, whether it is well, and what helps",
+    "publish": "write a run's network as a folder for from_pretrained, or upload it to the Hugging Face Hub",
     "reproduce": "run a comparison of methods, small on a CPU or full on a GPU, and write its report",
     "compare": "rank quantizers under equal conditions, on data of your own or embedded ones",
     "generate": "draw pictures from a trained generation run, or fill a region of one",
@@ -31,6 +33,7 @@ examples:
   straightvq fit --config folder --data.source /path/to/images
   straightvq test --config photos --ckpt_path best
   straightvq analyze runs/photos
+  straightvq doctor runs/photos
   straightvq reproduce toy
   straightvq compare --presets straight ema vq_vae --data digits
   straightvq generate --run runs/maskgit_digits

@@ -86,6 +86,41 @@ def analyze(args: list[str]) -> None:
         compare(runs, **options)
 
 
+def doctor(args: list[str]) -> None:
+    about = (
+        "Says what a quantizer is and whether it is well: codes that nothing uses, codes on one spot, codes away from "
+        "the data, with the likely cause and what helps."
+    )
+    parser = _Parser("doctor", about)
+    what = "a run's folder or .ckpt, a folder of save_pretrained, or a .safetensors, .pt, .pth file of a known layout"
+    parser.add_argument("source", metavar="FILE|RUN", type=Path, help=what)
+    vectors = "a .npy or .parquet file of embeddings, one per row, as the quantizer gets them"
+    parser.add_argument("--data", type=Path, help=f"{vectors} (default: a run's test set)")
+    parser.add_argument("--num-examples", type=int, help="of a run's test set (default: 512)")
+    parser.add_argument("--json", action="store_true", help="everything as JSON, the unused codes by number")
+    options = {"json": False, **vars(parser.parse_args(args))}
+    import json
+
+    from straightvq.analysis.doctor.examine import examine, page
+
+    as_json = options.pop("json")
+    result = examine(options.pop("source"), **options)
+    sys.stdout.write(json.dumps(result, indent=2) + "\n" if as_json else page(result))
+
+
+def publish(args: list[str]) -> None:
+    about = "Writes a run's network as a folder that `straightvq.from_pretrained` loads, with a model card."
+    parser = _Parser("publish", about)
+    parser.add_argument("run", type=Path, help="folder that `straightvq fit` made")
+    parser.add_argument("--out", type=Path, help="folder to write (default: RUN/pretrained)")
+    parser.add_argument("--checkpoint", metavar="NAME", help="which of the run's checkpoints (default: the best)")
+    parser.add_argument("--push-to", metavar="OWNER/NAME", help="upload it to the Hugging Face Hub as well")
+    options = vars(parser.parse_args(args))
+    from straightvq.analysis.publish import publish as publish_run
+
+    sys.stdout.write(f"{publish_run(options.pop('run'), **options)}\n")
+
+
 def generate(args: list[str]) -> None:
     parser = _Parser("generate", "Draws pictures from a trained generation run, or fills a region of a picture.")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, such as runs/maskgit_digits")

@@ -353,6 +353,7 @@ NEAREST: dict[str, Any] = {"z": TWO, "codes": TWO}
 FEW: dict[str, Any] = NEAREST | {"few": 1}
 CODES: dict[str, Any] = NEAREST | {"k": 1}
 SUMS: dict[str, Any] = {"z": TWO, "indices": torch.tensor([0, 1]), "num_codes": 2}
+NO_FOLDER = {"name": "some/layer"}
 KMEANS: dict[str, Any] = {"z": TWO, "num_codes": 2, "iterations": 1}
 RESIZE: dict[str, Any] = {"state_dict": NET.state_dict(), "module": NET}
 REFINE: dict[str, Any] = {"quantizer": svq.presets.straight_residual(4, 8, num_quantizers=2), "z": torch.ones(2, 4)}
@@ -424,6 +425,11 @@ FUNCTIONS: list[Row] = [
     Row("functional.kmeans", "generator", [3, "seed"], TypeError, "", KMEANS),
     Row("functional.kmeans", "batch_size", [0, -1], ValueError, "`batch_size` must be >= 1", KMEANS),
     Row("functional.kmeans", "batch_size", [2.5, "2", True], TypeError, "`batch_size` must be an integer", KMEANS),
+    Row("from_pretrained", "name", [3, None, b"layer"], TypeError, "`name` must be a folder or owner/name"),
+    Row("from_pretrained", "name", ["nowhere", "a/b/c"], ValueError, "`name` must be a folder, or owner/name on the"),
+    Row("from_pretrained", "revision", [3, True], TypeError, "`revision` must be None or str", NO_FOLDER),
+    Row("from_pretrained", "token", [3, b"x"], TypeError, "`token` must be None or str or bool", NO_FOLDER),
+    Row("from_pretrained", "cache_dir", [3, True], TypeError, "`cache_dir` must be None or str or", NO_FOLDER),
 ]  # fmt: skip
 
 # Public names whose arguments come from the layer, or that only hold results.

@@ -13,9 +13,10 @@ MOST_FILES = 12
 
 # The rooms from the ground up, those of one line side by side: each may import what stands in the lines before it.
 FLOORS = [
-    ["errors"],
+    ["errors", "version"],
     ["io", "internals", "recipes"],
     ["kernels", "functional"],  # pure functions, and their kernels
+    ["hub"],  # below what is saved: the layer's own methods lead there
     ["nn"],
     ["presets"],
     ["testing", "interop", "models", "data", "checkpoints", "configuration"],

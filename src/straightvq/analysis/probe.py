@@ -64,8 +64,8 @@ class Probe:
                 )
         self.task, self.seed = task.to(device), seed
         self.trainer = folder.config.get("trainer") or {}
-        self.batches = _test_batches(self.data, num_images, device)
-        self.size = sum(map(_size, self.batches))
+        self.batches = test_batches(self.data, num_images, device)
+        self.size = sum(map(count_examples, self.batches))
 
     def measure(self, checkpoint: Checkpoint) -> tuple[dict[str, float], Snapshot]:
         """All numbers of the checkpoint and of the step that follows it, and what the pictures show."""
@@ -138,7 +138,7 @@ class Probe:
             return seen[0], cast(Tensor, followed.snapshot()), distance
 
 
-def _test_batches(data: lightning.LightningDataModule, most: int, device: torch.device) -> list[Any]:
+def test_batches(data: lightning.LightningDataModule, most: int, device: torch.device) -> list[Any]:
     """The first ``most`` examples of the test split, in batches on the device, as the task takes them."""
     data.prepare_data()
     data.setup("test")
@@ -146,7 +146,7 @@ def _test_batches(data: lightning.LightningDataModule, most: int, device: torch.
     for batch in data.test_dataloader():
         taken = data.on_before_batch_transfer(_first(batch, most), 0)
         batches.append(data.on_after_batch_transfer(data.transfer_batch_to_device(taken, device, 0), 0))
-        most -= _size(batch)
+        most -= count_examples(batch)
         if most <= 0:
             break
     if not batches:
@@ -156,11 +156,11 @@ def _test_batches(data: lightning.LightningDataModule, most: int, device: torch.
 
 def _first(batch: Any, most: int) -> Any:
     """The first examples of a batch; what is not one value for each example stays whole."""
-    size = _size(batch)
+    size = count_examples(batch)
     return apply_to_collection(batch, Tensor, lambda t: t[:most] if t.ndim and len(t) == size else t)
 
 
-def _size(batch: Any) -> int:
+def count_examples(batch: Any) -> int:
     """Number of examples: the length of the first tensor inside."""
     sizes: list[int] = []
     apply_to_collection(batch, Tensor, lambda t: sizes.append(len(t)) if t.ndim else None)

@@ -11,7 +11,7 @@ from straightvq.diagnostics import functional
 from straightvq.diagnostics.following import Followed
 from straightvq.nn import Codebook, CommitmentLoss, GradientUpdate, Quantizer
 
-_VECTORS_PER_CODE = 4  # fewer leave codes of a healthy codebook unused
+VECTORS_PER_CODE = 4  # fewer leave codes of a healthy codebook unused
 _COMMITMENT_GROWTH, _ERROR_GROWTH = 100.0, 2.0  # both together are a divergence
 _NARROW = 16  # above this width a smaller one is worth trying
 _PAGE = "docs/collapse.md"
@@ -57,7 +57,7 @@ class Concerns:
         """A window with too few vectors is widened by those that follow."""
         self.counts = self.counts.to(counts.device) + counts
         vectors, size = int(self.counts.sum()), self.followed.size
-        if vectors < _VECTORS_PER_CODE * size:
+        if vectors < VECTORS_PER_CODE * size:
             return None
         usage, perplexity = float(functional.usage(self.counts)), float(functional.perplexity(self.counts))
         self.counts.zero_()

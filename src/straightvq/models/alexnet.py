@@ -78,3 +78,4 @@ class AlexNet(ConvClassifier):
         super().__init__(
             quantizer, stages, position=position, dim=dim, channel_dim=1, in_channels=in_channels, min_size=size
         )
+        self.num_classes, self.width, self.small_images, self.dropout = num_classes, width, small_images, dropout

@@ -45,6 +45,7 @@ class Autoencoder(AutoencoderBase):
         check_int(self, "blocks", blocks, 0)
         if downsample & (downsample - 1):
             raise InvalidValueError(f"`Autoencoder`: `downsample` must be a power of two. Got {downsample}.")
+        self.hidden, self.blocks = hidden, blocks
         halvings = int(math.log2(downsample))
         self.encoder = _encoder(in_channels, hidden, quantizer.dim, halvings, blocks)
         self.quantizer = quantizer

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor, nn
 
 from straightvq.errors import InvalidValueError
+from straightvq.hub.pretrained import Pretrained
 from straightvq.nn import Quantizer, QuantizerOutput
 from straightvq.nn.part import check_choice, check_int, check_part
 
@@ -40,7 +41,7 @@ class ClassifierOutput(NamedTuple):
     quantizer: QuantizerOutput | None
 
 
-class QuantizedNet(nn.Module, ABC):
+class QuantizedNet(Pretrained, nn.Module, ABC):
     """Base of all networks for images: an encoder, a quantizer, and a head on the quantized embeddings."""
 
     quantizer: Quantizer | None

@@ -1,9 +1,12 @@
 """The bidirectional transformer of MaskGIT over a grid of tokens."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from straightvq.errors import InvalidTypeError, InvalidValueError
+from straightvq.hub.pretrained import Pretrained
 from straightvq.internals import is_exporting
 from straightvq.models.transformer import TransformerBlock, check_heads, init_transformer_
 from straightvq.nn.part import check_bool, check_float, check_int
@@ -11,7 +14,7 @@ from straightvq.nn.part import check_bool, check_float, check_int
 _EPS = 1e-12  # of the layer normalizations, BERT's
 
 
-class MaskGIT(nn.Module):
+class MaskGIT(Pretrained, nn.Module):
     """Predicts the masked tokens of a grid from all others, as a distribution over the codes.
 
     Tokens and positions are embedded, summed and normalized; with classes, a token for the class goes in front. After
@@ -47,6 +50,8 @@ class MaskGIT(nn.Module):
         torch.Size([2, 4, 4, 32])
     """
 
+    kept_as: ClassVar = {"dropout": "dropout.p"}
+
     def __init__(
         self,
         codebook_size: int,
@@ -68,7 +73,8 @@ class MaskGIT(nn.Module):
         check_int(self, "layers", layers, 1)
         check_heads(self, check_int(self, "width", width, 1), heads)
         check_float(self, "dropout", dropout, minimum=0, maximum=1, open_maximum=True)
-        check_bool(self, "tie_output", tie_output)
+        self.layers, self.width, self.heads = layers, width, heads
+        self.tie_output = check_bool(self, "tie_output", tie_output)
 
         # The last rows are the mask token and the null class.
         self.token_embedding = nn.Embedding(self.codebook_size + 1, width)

@@ -72,7 +72,7 @@ class MLPAutoencoder(QuantizedNet):
                 f"`MLPAutoencoder`: `width` must be the quantizer's dim {quantizer.dim} with {without}. Got {width}."
             )
         super().__init__(quantizer, channel_dim=-1, in_channels=width)
-        self.width, self.skip = width, skip
+        self.width, self.hidden, self.skip = width, hidden, skip
         sizes = [width, *hidden, quantizer.dim]
         self.encoder = _layers(sizes, skip) if hidden else nn.Identity()
         self.quantizer = quantizer

@@ -68,6 +68,7 @@ class ResNet18(ConvClassifier):
             channels = out
         stages["classifier"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes))
         super().__init__(quantizer, stages, position=position, dim=dim, channel_dim=1, in_channels=in_channels)
+        self.num_classes, self.width, self.small_images = num_classes, width, small_images
         for module in self.stages.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -49,6 +49,7 @@ class SQVAENet(AutoencoderBase):
         dim = quantizer.dim
         if dim < 2:
             raise InvalidValueError(f"`SQVAENet`: `quantizer` must have a dim of at least 2. Got {dim}.")
+        self.variant, self.blocks = variant, blocks
         half = dim // 2
         self.encoder = nn.Sequential(
             *_norm_relu(halve(self.in_channels, half)),

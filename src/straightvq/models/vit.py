@@ -80,6 +80,8 @@ class ViT(ClassifierBase):
             _First() if class_token else _Mean(), nn.LayerNorm(width, 1e-6), nn.Linear(width, num_classes)
         )
         super().__init__(quantizer, stages, position=position, dim=dim, channel_dim=-1, in_channels=in_channels)
+        self.num_classes, self.layers, self.width, self.heads = num_classes, layers, width, heads
+        self.image_size, self.patch_size, self.class_token = image_size, patch_size, class_token
         init_transformer_(self.stages)
 
     @classmethod

@@ -61,7 +61,7 @@ class VQGANNet(AutoencoderBase):
             raise InvalidValueError(f"`VQGANNet`: `hidden` must be a multiple of {_GROUPS}. Got {hidden}.")
         widths = [hidden * check_int(self, "multipliers", multiplier, 1) for multiplier in multipliers]
         super().__init__(quantizer, in_channels, downsample=2 ** (len(widths) - 1))
-        check_int(self, "blocks", blocks, 1)
+        self.hidden, self.multipliers, self.blocks = hidden, multipliers, check_int(self, "blocks", blocks, 1)
         self.encoder = _encoder(in_channels, hidden, widths, quantizer.dim, blocks)
         self.quantizer = quantizer
         self.decoder = _decoder(in_channels, widths, quantizer.dim, blocks + 1)

@@ -49,6 +49,7 @@ class VQVAENet(AutoencoderBase):
         check_int(self, "residual", residual, 1)
         check_int(self, "blocks", blocks, 0)
         check_bool(self, "rectified_skip", rectified_skip)
+        self.hidden, self.residual, self.blocks, self.rectified_skip = hidden, residual, blocks, rectified_skip
         half = hidden // 2
         self.encoder = nn.Sequential(
             Rescale(1.0, -0.5),

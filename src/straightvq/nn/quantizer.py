@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from straightvq.errors import InvalidTypeError, InvalidValueError, NonFiniteError
+from straightvq.hub.pretrained import Pretrained
 from straightvq.internals import is_exporting, register_named_tuple
 from straightvq.nn.batch import Context
 from straightvq.nn.codebook import Codebook
@@ -94,7 +95,7 @@ class Step(NamedTuple):
         return Step(z, indices, code, loss, terms, levels=tuple(levels))
 
 
-class Quantizer(nn.Module, ABC):
+class Quantizer(Pretrained, nn.Module, ABC):
     """Base of all quantizers: flattens ``z`` to channels-last rows, quantizes them and puts results back in place.
 
     A quantizer without a codebook gives ``codebook_size`` and three maps on rows: ``bound`` (the identity unless it

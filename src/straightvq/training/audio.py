@@ -101,6 +101,7 @@ class AudioReconstruction(QuantizedTask):
         self.sample_rate = check_int(self, "sample_rate", sample_rate, 100)
         self.waveform_weight = check_float(self, "waveform_weight", waveform_weight, minimum=0)
         self.mel_weight = check_float(self, "mel_weight", mel_weight, minimum=0)
+        self.windows, self.num_mels = windows, num_mels
         self.distance = MelDistance(sample_rate, windows, num_mels)
         self.curve_clips = check_int(self, "curve_clips", curve_clips, 0)
         self.num_pictures = check_int(self, "num_pictures", num_pictures, 0)

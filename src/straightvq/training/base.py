@@ -15,6 +15,7 @@ from torchmetrics import Metric, MetricCollection
 import straightvq as svq
 from straightvq.diagnostics import CodebookUsage
 from straightvq.errors import InvalidValueError
+from straightvq.hub.pretrained import Pretrained
 from straightvq.models.base import QuantizedNet
 from straightvq.nn import Quantizer
 from straightvq.nn.part import (
@@ -189,7 +190,7 @@ class MeasuredTask(lightning.LightningModule):
         self.log_dict(named, prog_bar=stage == "val", rank_zero_only=False)
 
 
-class QuantizedTask(MeasuredTask, ABC):
+class QuantizedTask(Pretrained, MeasuredTask, ABC):
     """Base of the tasks that train one network with a quantizer inside; `Reconstruction` explains the arguments."""
 
     model: QuantizedNet

@@ -21,6 +21,7 @@ from straightvq import checkpoints
 from straightvq.checkpoints import BEST, KEPT, LAST, STEP
 from straightvq.configuration import deny_foreign_code, explained, trees_of
 from straightvq.errors import InvalidValueError
+from straightvq.hub.states import differences
 from straightvq.io import replacing, write_text
 from straightvq.recipes import resolve
 from straightvq.runs import CONFIG, LOGS, MetricsLog, run_directory
@@ -145,9 +146,7 @@ class TrainingCLI(LightningCLI):
         path, model = getattr(self, "ckpt_path", None), getattr(self, "model", None)
         if path is None or model is None:
             return
-        if found := checkpoints.differences(
-            model, checkpoints.read_checkpoint(Path(path), "--ckpt_path")["state_dict"]
-        ):
+        if found := differences(model, checkpoints.read_checkpoint(Path(path), "--ckpt_path")["state_dict"]):
             raise InvalidValueError(
                 f"`--ckpt_path`: {path!r} is of another network than the configuration describes: it {found}. Leave "
                 "out the options that change the network, or train anew without --ckpt_path."

@@ -9,8 +9,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from straightvq.checkpoints import LastCheckpoint, listed
+from straightvq.checkpoints import LastCheckpoint
 from straightvq.errors import NonFiniteError as NonFiniteError
+from straightvq.hub.states import listed
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
 from straightvq.nn.ranks import sum_over_ranks

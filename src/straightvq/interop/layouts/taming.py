@@ -15,7 +15,8 @@ from straightvq.interop.tables import (
 )
 from straightvq.nn import EMAUpdate, Quantizer
 
-TAMING, DIFFUSERS = "taming", "diffusers"
+TAMING = "taming"
+DIFFUSERS = "diffusers"
 MARKER = r"(.*\bquantize\.|)embedding\.weight"
 _BETA = 0.25
 

@@ -28,7 +28,9 @@ from straightvq.interop.tables import (
 from straightvq.nn import ProductQuantizer, Quantizer, ResidualQuantizer, RotationTrick, VectorQuantizer
 from straightvq.nn.part import check_int
 
-PLAIN, RESIDUAL, GROUPED = "vqp", "vqp.residual", "vqp.grouped_residual"
+PLAIN = "vqp"
+RESIDUAL = "vqp.residual"
+GROUPED = "vqp.grouped_residual"
 MARKER = r"(.*\.|)_codebook\.initted"
 MARKER_RESIDUAL = r"(.*\.|)layers\.0\._codebook\.initted"
 MARKER_GROUPED = r"(.*\.|)rvqs\.0\.layers\.0\._codebook\.initted"

@@ -27,7 +27,9 @@ from straightvq.nn.families.binary import SignQuantizer
 from straightvq.nn.families.finite_scalar import Form
 from straightvq.nn.part import check_int
 
-FSQ, LFQ, BSQ = "vqp.fsq", "vqp.lfq", "vqp.bsq"
+FSQ = "vqp.fsq"
+LFQ = "vqp.lfq"
+BSQ = "vqp.bsq"
 MARKER_FSQ = r"(.*\.|)project_in\.weight"
 MARKER_LFQ = r"(.*\.|)mask"
 _ENTROPY, _TEMPERATURE = 0.1, 0.01

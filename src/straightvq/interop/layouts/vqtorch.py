@@ -17,7 +17,9 @@ from straightvq.nn import Affine, Parametrization, ProductQuantizer, Quantizer, 
 from straightvq.nn.families.composite import Composite
 from straightvq.nn.part import check_int
 
-PLAIN, GROUP, RESIDUAL = "vqtorch", "vqtorch.group", "vqtorch.residual"
+PLAIN = "vqtorch"
+GROUP = "vqtorch.group"
+RESIDUAL = "vqtorch.residual"
 MARKER = r"(?!.*quantizers\.\d+\.)(.*\.|)codebook\.weight"
 # The library's split of the commitment loss between its halves.
 _BETA = 0.95

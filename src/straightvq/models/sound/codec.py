@@ -101,6 +101,7 @@ class AudioCodec(QuantizedNet):
         for dilation in dilations:
             check_int(self, "dilations", dilation, 1)
         check_choice(self, "activation", activation, ("snake", "elu"))
+        self.hidden, self.strides, self.dilations, self.activation = hidden, strides, dilations, activation
         self.hop = math.prod(strides)
         widths = [hidden * 2**number for number in range(len(strides) + 1)]
         down: list[nn.Module] = [_Conv(1, hidden, 7)]

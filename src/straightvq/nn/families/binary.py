@@ -1,6 +1,7 @@
 """Binary quantizers: the signs of a vector are its index."""
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -94,6 +95,8 @@ class LookupFreeQuantizer(SignQuantizer):
         >>> out.quantized.tolist(), out.indices.tolist()
         ([[1.0, -1.0, 1.0]], [5])
     """
+
+    kept_as: ClassVar = {"scale": "half_width"}
 
     def __init__(
         self,

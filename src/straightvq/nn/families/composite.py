@@ -109,6 +109,11 @@ class Composite(Quantizer):
     def _check_widths(self, width: int) -> None:
         """Refuses parts that do not fit rows of this width."""
 
+    @property
+    def given_parts(self) -> list[Quantizer] | Quantizer:
+        """The quantizers as the constructor takes them: a list, or the shared one alone."""
+        return self._serving()[0] if self.is_shared else self._serving()
+
     def _serving(self) -> list[Quantizer]:
         """The quantizers in their order, the shared one as often as it serves."""
         parts: list[Quantizer] = [part for part in self.parts if isinstance(part, Quantizer)]

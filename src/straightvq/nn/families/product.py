@@ -1,6 +1,7 @@
 """Product quantization: the channels are split into groups, and each group has a code of its own."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,8 @@ class ProductQuantizer(Composite):
         >>> pq(torch.randn(3, 8)).indices.shape
         torch.Size([3, 2])
     """
+
+    kept_as: ClassVar = {"groups": "given_parts", "num_groups": "num_parts"}
 
     def __init__(
         self,

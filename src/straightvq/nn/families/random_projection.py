@@ -1,5 +1,7 @@
 """Random-projection quantization: targets for self-supervised learning from maps that never train."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,6 +46,8 @@ class RandomProjectionQuantizer(Quantizer):
         >>> out.indices.shape, bool((layer.decode(out.indices) == out.quantized).all())
         (torch.Size([5]), True)
     """
+
+    kept_as: ClassVar = {"num_codebooks": "num_quantizers"}
 
     projection: Tensor
     inverse: Tensor

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -71,6 +71,8 @@ class ResidualQuantizer(Composite):
         (torch.Size([2, 5, 4]), torch.Size([2, 5, 8]))
     """
 
+    kept_as: ClassVar = {"levels": "given_parts", "num_quantizers": "num_parts", "estimator": "given_estimator"}
+
     def __init__(
         self,
         dim: int,
@@ -129,6 +131,11 @@ class ResidualQuantizer(Composite):
             _check_outer(value, self.estimator)
         self._check_estimators(value)
         self._gradient: Gradient = value
+
+    @property
+    def given_estimator(self) -> Estimator | None:
+        """The estimator as the constructor takes it: none where the levels' own pass the gradient."""
+        return self.estimator if self.gradient == "once" else None
 
     def _check_estimators(self, gradient: Gradient) -> None:
         for number, level in enumerate(self._serving()):

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +79,8 @@ class Projection(Transform):
         >>> p(torch.ones(2, 16)).shape, p.inverse(torch.ones(2, 4)).shape
         (torch.Size([2, 4]), torch.Size([2, 16]))
     """
+
+    kept_as: ClassVar = {"codebook_dim": "width"}
 
     def __init__(self, codebook_dim: int, start: Literal["scaled", "orthonormal"] = "scaled") -> None:
         super().__init__()

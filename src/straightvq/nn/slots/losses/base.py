@@ -1,7 +1,7 @@
 """What all losses share: a name, a weight, whom they train, and the means that they are."""
 
 from abc import abstractmethod
-from typing import Literal, NoReturn
+from typing import ClassVar, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class Loss(Part):
     name: str
     trains: Literal["encoder", "codes", "both"]
     takes_context = takes_signs = needs_codes = False
+
+    kept_as: ClassVar = {"weight": "coefficient"}
 
     coefficient: float = setting(check_float, minimum=0)
 
