@@ -31,14 +31,13 @@ test: setup lint
 test-slow: setup
 	$(PYTEST)
 
-# The contracts with the oldest version that each lower bound allows, in an environment of its own.
+# The contracts with the oldest torch and numpy that the layer allows, in an environment of its own.
 OLDEST := .venv-oldest
 
 test-oldest:
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt torch
-	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt --editable ".[sound]" \
-		pytest pytest-xdist hypothesis
+	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt --editable . pytest pytest-xdist hypothesis
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto -m "not slow" tests/contracts
 
 # Beside the peers, which are installed for it.

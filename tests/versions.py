@@ -5,7 +5,7 @@ import torch
 
 
 def needs_torch(version: str, what: str) -> pytest.MarkDecorator:
-    """Skips a test below that version; ``what`` ends the sentence "torch 2.11 ...".
+    """Skips a test below that version; ``what`` ends the sentence "torch 2.13 ...".
 
     The version is the oldest with which the test was run and passed; docs/install.md has the table.
     """
@@ -14,5 +14,5 @@ def needs_torch(version: str, what: str) -> pytest.MarkDecorator:
     )
 
 
-one_graph = needs_torch("2.11", "compiles the layer in one graph")
-exported = needs_torch("2.11", "exports the layer")
+one_graph = needs_torch("2.13", "compiles the layer in one graph")
+exported = needs_torch("2.13", "exports the layer")

@@ -675,7 +675,7 @@ def test_the_row_factor_of_adafactor_starts_over_as_the_mean_of_all() -> None:
     assert torch.equal(state["row_var"][kept], before[kept])
 
 
-@needs_torch("2.11", "has the optimizer Muon")
+@needs_torch("2.13", "has the optimizer Muon")
 def test_muon_forgets_a_rewritten_row() -> None:
     layer, optimizer = stale(torch.optim.Muon)
     rewrite(layer, 2, 0.7)

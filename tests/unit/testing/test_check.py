@@ -192,7 +192,7 @@ def test_sound_estimator_keeps_every_law_and_the_global_generator_is_left_alone(
     report = check_quantizer(Clipped)
     assert list(report) == list(LAWS)
     in_one_graph = report.pop("compiled_forward_equals_eager")
-    assert in_one_graph == "holds" or torch.__version__ < "2.11", in_one_graph
+    assert in_one_graph == "holds" or torch.__version__ < "2.13", in_one_graph
     assert set(report.values()) == {"holds"}
     assert torch.equal(before, torch.get_rng_state())
 
