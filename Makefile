@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | lint | bench
+# make setup | demo | test | test-slow | test-oldest | lint | bench
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # Threads that have nothing to do sleep instead of spinning: several times faster where other programs run.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-slow bench lint clean
+.PHONY: setup demo test test-slow test-oldest bench lint clean
 
 setup: $(STAMP)
 
@@ -31,6 +31,15 @@ test: setup lint
 test-slow: setup
 	$(PYTEST)
 
+# The contracts with the oldest torch and numpy that the layer allows, in an environment of its own.
+OLDEST := .venv-oldest
+
+test-oldest:
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt torch
+	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt --editable . pytest pytest-xdist hypothesis
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto -m "not slow" tests/contracts
+
 # Beside the peers, which are installed for it.
 bench: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
@@ -42,4 +51,4 @@ lint: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

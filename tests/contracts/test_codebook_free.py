@@ -14,6 +14,7 @@ import straightvq as svq
 from tests.contracts.cases import DIM, FREE
 from tests.contracts.test_host import no_waiting
 from tests.ranks import pretend_ranks, run_on_ranks
+from tests.versions import exported, one_graph
 
 Make = Callable[..., svq.Quantizer]
 every_name = pytest.mark.parametrize("name", list(FREE))
@@ -113,6 +114,7 @@ def test_without_entropy_and_noise_ranks_tell_each_other_nothing(monkeypatch: py
 # --- graphs -----------------------------------------------------------------------------------------------------------
 
 
+@one_graph
 @every_name
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 def test_compiled_training_equals_eager_in_one_graph(name: str, masked: bool) -> None:
@@ -155,6 +157,7 @@ class Decode(Encode):
         return self.layer.decode(indices)
 
 
+@exported
 @every_name
 def test_saved_encode_and_decode_do_what_the_layer_does(name: str) -> None:
     layer = made(name).eval()

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
 
 from straightvq.models import Autoencoder
 from tests.contracts.cases import CASES, PRESETS, Factory
+from tests.versions import exported
+
+pytestmark = exported
 
 ONNX = ("vq_vae", "vq_ste_pp-l2", "ema+running+groups", "straight-narrow")
 
@@ -79,6 +81,8 @@ def test_saved_programs_do_what_the_network_does(model: Autoencoder) -> None:
 @every_case(*ONNX)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the exporter's own
 def test_onnx_programs_do_what_the_network_does(model: Autoencoder) -> None:
+    import onnxruntime  # not installed where all of this is skipped
+
     for module, given in examples(model):
         program: Any = torch.onnx.export(
             module, (given[:3],), dynamo=True, dynamic_shapes=({0: BATCH},), verbose=False, optimize=True

@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import straightvq as svq
 from tests.contracts.cases import CASES, DIM, PRESETS, SIZE, Factory, every
+from tests.versions import one_graph
 
 every_case = every("make", CASES)
 every_preset = every("make", PRESETS)
@@ -76,32 +77,38 @@ def train_both(
     return counter.frame_count
 
 
+@one_graph
 @every_preset
 def test_compiled_training_equals_eager_in_two_graphs(make: Factory) -> None:
     assert train_both(make) == 2, "one with the init and one without"
 
 
+@one_graph
 @pytest.mark.slow
 @every_other_case
 def test_compiled_training_of_other_compositions_equals_eager_in_two_graphs(make: Factory) -> None:
     assert train_both(make) == 2
 
 
+@one_graph
 @every_other_case
 def test_compiled_training_after_the_init_equals_eager_in_one_graph(make: Factory) -> None:
     assert train_both(make, is_started=True) == 1
 
 
+@one_graph
 @pytest.mark.slow
 @every_preset
 def test_compiled_training_with_a_mask_equals_eager(make: Factory) -> None:
     assert train_both(make, torch.arange(80) % 4 != 0) == 2
 
 
+@one_graph
 def test_gradients_that_are_there_already_cost_one_graph_more() -> None:
     assert train_both(CASES["gradient+sample+reset"], is_started=True, accumulate=True) == 2
 
 
+@one_graph
 def test_batches_of_other_sizes_cost_one_graph_more() -> None:
     assert train_both(CASES["ema"], sizes=(80, 64, 96, 33, 80), is_started=True) == 2
 
@@ -109,6 +116,7 @@ def test_batches_of_other_sizes_cost_one_graph_more() -> None:
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 
 
+@one_graph
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # inductor's own imports
@@ -117,6 +125,7 @@ def test_training_compiled_to_machine_code_equals_eager(name: str) -> None:
     assert train_both(CASES[name], backend="inductor") == 2
 
 
+@one_graph
 @every_case
 def test_compiled_evaluation_equals_eager(make: Factory) -> None:
     layer = made(make)
@@ -139,6 +148,7 @@ def test_compiled_evaluation_equals_eager(make: Factory) -> None:
     assert_close_states(layer, before)
 
 
+@one_graph
 @pytest.mark.slow
 def test_small_batches_initialise_over_several_compiled_steps() -> None:
     assert train_both(CASES["straight"], sizes=6 * (20,)) == 2
@@ -206,6 +216,7 @@ def test_layer_built_on_the_meta_device_loads_a_state_and_goes_on(make: Factory,
 # --- images ---------------------------------------------------------------------------------------------------------
 
 
+@one_graph
 def test_compiled_forward_takes_images() -> None:
     torch.manual_seed(0)
     layer = svq.presets.straight(DIM, SIZE, channel_dim=1)

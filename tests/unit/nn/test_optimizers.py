@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from tests.contracts.test_host import no_waiting
+from tests.versions import needs_torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -22,7 +23,6 @@ from torch.optim import (
     Adam,
     Adamax,
     AdamW,
-    Muon,
     NAdam,
     Optimizer,
     RAdam,
@@ -675,8 +675,9 @@ def test_the_row_factor_of_adafactor_starts_over_as_the_mean_of_all() -> None:
     assert torch.equal(state["row_var"][kept], before[kept])
 
 
+@needs_torch("2.13", "has the optimizer Muon")
 def test_muon_forgets_a_rewritten_row() -> None:
-    layer, optimizer = stale(Muon)
+    layer, optimizer = stale(torch.optim.Muon)
     rewrite(layer, 2, 0.7)
     step(optimizer, table_of(layer), torch.zeros_like(table_of(layer)))
     momentum = optimizer.state[table_of(layer)]["momentum_buffer"]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from tests.reference import naive
+from tests.versions import one_graph
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.profiler import profile
@@ -375,6 +376,7 @@ def test_a_codebook_of_two_layers_is_refused_by_its_name() -> None:
         svq.VectorQuantizer(4, layer.codebook)
 
 
+@one_graph
 def test_layers_of_one_shape_share_their_graphs() -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.versions import one_graph
 from torch import Tensor, nn
 
 import straightvq as svq
@@ -154,7 +155,6 @@ FAULTS: list[tuple[str, Any, str]] = [
     ("no gradient", Blocked, "task_gradient_reaches_the_encoder"),
     ("a gradient that is declared and not sent", Silent, "task_gradient_reaches_the_encoder"),
     ("state in an attribute", Counting, "every_buffer_that_training_changes_is_saved"),
-    ("a branch on a value", Branching, "compiled_forward_equals_eager"),
     ("a matrix kept", Wide, "no_matrix_of_vectors_times_codes_is_made"),
     ("a loss over masked rows", lambda: Unmasked(0.25), "masked_batch_equals_the_batch_of_its_valid_vectors"),
     ("a loss that trains both", lambda: Undetached(0.25), "each_loss_trains_its_sides"),
@@ -175,7 +175,13 @@ def broken_by(make: Any, law: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize(("make", "law"), [pytest.param(m, law, id=what) for what, m, law in FAULTS])
+@pytest.mark.parametrize(
+    ("make", "law"),
+    [
+        *[pytest.param(make, law, id=what) for what, make, law in FAULTS],
+        pytest.param(Branching, "compiled_forward_equals_eager", id="a branch on a value", marks=one_graph),
+    ],
+)
 def test_planted_mistake_breaks_its_law(make: Any, law: str) -> None:
     message = broken_by(make, law)
     assert re.match(rf"1 of 1 laws is broken:\n- {law} \(\w+\): .*\. Here: expected .*\. Got .*\.$", message), message
@@ -185,6 +191,8 @@ def test_sound_estimator_keeps_every_law_and_the_global_generator_is_left_alone(
     before = torch.get_rng_state()
     report = check_quantizer(Clipped)
     assert list(report) == list(LAWS)
+    in_one_graph = report.pop("compiled_forward_equals_eager")
+    assert in_one_graph == "holds" or torch.__version__ < "2.13", in_one_graph
     assert set(report.values()) == {"holds"}
     assert torch.equal(before, torch.get_rng_state())
 
