@@ -122,3 +122,10 @@ def test_pages_stay_plain_markdown() -> None:
         page for page in plain if re.search(r"^(```+|:::+)\{|^\(\w+\)=$", page.read_text(), re.MULTILINE)
     ]
     assert marked == []
+
+
+def test_gallery_shows_every_picture_of_the_repository() -> None:
+    page = ROOT / "docs" / "gallery.md"
+    shown = [(page.parent / path).resolve() for path in re.findall(r"!\[[^\]]+\]\(([^()]+)\)", page.read_text())]
+    drawn = [file for folder in ("docs", "benchmarks/results") for file in (ROOT / folder).rglob("*.*g")]
+    assert sorted(shown) == sorted(file for file in drawn if file.suffix in (".png", ".svg"))
