@@ -1,10 +1,11 @@
 """Sphinx's configuration for ``make docs``, which builds from the repository's root: links work as they do there."""
 
 import sys
-from importlib.metadata import version as installed
 from pathlib import Path
 
 from sphinx.application import Sphinx
+
+from straightvq import __version__
 
 sys.path.insert(0, str(Path(__file__).parent / "site"))
 
@@ -13,7 +14,7 @@ from contents import RESULTS, reports, sections, toctree
 project = "straightvq"
 author = "The straightvq developers"
 copyright = f"2026, {author}"
-version = release = installed("straightvq")
+version = release = __version__
 
 extensions = [
     "api",
