@@ -30,9 +30,7 @@ def test_citation_has_what_readers_of_its_format_require() -> None:
     assert [author["family-names"] for author in paper["authors"]] == ["Huh", "Cheung", "Agrawal", "Isola"]
 
 
-@pytest.mark.skipif(
-    not (ROOT / ".git").exists(), reason="not a checkout, so git cannot be asked"
-)
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout, so git cannot be asked")
 def test_archive_of_the_sources_takes_all_of_the_repository() -> None:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     files = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
