@@ -30,6 +30,7 @@ exclude_patterns = [".*", "build", "dist", "runs", "studies", "src", "tests"]
 default_role = "py:obj"
 rst_prolog = ".. currentmodule:: straightvq"
 myst_heading_anchors = 4
+smartquotes_action = "D"  # dashes only: quoted values are typed as they stand
 
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_inherit_docstrings = False

@@ -3,17 +3,19 @@
 import re
 
 LABEL = re.compile(r"(Source|Shape|Returns|Raises): +(\S.*)")
-SHAPE = re.compile(r"(?<!`)\b(Float|Int64|Int|Bool) (\([^()`]*\))")
 ITEM = re.compile(r"    (\w[\w, ]*): (?=``)")  # of the block `Shape:`, one a line
-STAR = re.compile(r"(?<![\w`\\])\*(?=\w+[,)])")
+# A shape, or the star of ``*batch`` elsewhere, which would start an emphasis.
+SHAPE_OR_STAR = re.compile(r"\b(?:Float|Int64|Int|Bool) \([^()]*\)|(?<![\w\\])\*(?=\w+[,)])")
 
 
 def escaped(line: str) -> str:
-    """A line with shapes such as ``Float (*batch, dim)`` as code, and other ``*batch`` not taken for emphasis."""
+    """A line with shapes such as ``Float (*batch, dim)`` as code, and the stars of others escaped, if not code yet."""
     if line.lstrip().startswith((">>>", "...")):
         return line
-    pieces = SHAPE.sub(r"``\1 \2``", line).split("``")
-    pieces[::2] = [STAR.sub(r"\\*", piece) for piece in pieces[::2]]
+    pieces = line.split("``")
+    pieces[::2] = [
+        SHAPE_OR_STAR.sub(lambda found: r"\*" if found[0] == "*" else f"``{found[0]}``", piece) for piece in pieces[::2]
+    ]
     return "``".join(pieces)
 
 

@@ -98,9 +98,13 @@ def test_shapes_become_a_list_of_code() -> None:
 
 
 def test_stars_of_shapes_are_no_emphasis() -> None:
-    assert fields(["(*batch, n) is *one* of ``(*batch)``", ">>> f(*a)"]) == [
-        "(\\*batch, n) is *one* of ``(*batch)``", ">>> f(*a)",
-    ]  # fmt: skip
+    lines = ["(*batch, n) is *one* of ``(*batch)``", ">>> f(*a)"]
+    assert fields(lines) == ["(\\*batch, n) is *one* of ``(*batch)``", ">>> f(*a)"]
+
+
+def test_shapes_within_code_are_left_alone() -> None:
+    line = "``{'image': Float (B, C)}`` of"
+    assert fields([line, "Bool (B,)"]) == [line, "``Bool (B,)``"]
 
 
 @pytest.mark.parametrize(
