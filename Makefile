@@ -50,7 +50,7 @@ docs: setup
 dist: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[release]"
 	rm -rf dist
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
 clean:
