@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | test-oldest | lint | bench
+# make setup | demo | test | test-slow | test-oldest | lint | bench | docs | dist
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # Threads that have nothing to do sleep instead of spinning: several times faster where other programs run.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-slow test-oldest bench lint clean
+.PHONY: setup demo test test-slow test-oldest bench lint docs dist clean
 
 setup: $(STAMP)
 
@@ -49,6 +49,18 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Into build/docs; needs no network. A warning is an error.
+docs: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --conf-dir docs . build/docs
+
+# Into dist, from an empty folder: the archive of the sources and the wheel made from it.
+dist: setup
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[release]"
+	rm -rf dist
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
