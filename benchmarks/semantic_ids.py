@@ -254,7 +254,7 @@ def main() -> None:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         save(picture(wanted, args.arms), args.out.with_suffix(".png"))
-        text += f"\n![Error and likeness]({args.out.with_suffix('.png').name})\n"
+        text += f"\n![Error and similarity]({args.out.with_suffix('.png').name})\n"
         args.out.write_text(text)
     print(text)
 

@@ -18,12 +18,12 @@ TRAINING = {
 OTHERS = {
     "demo": "plain VQ against ours on two photographs: minutes on a CPU, no download",
     "recipes": "list the packaged recipes, or show one",
-    "analyze": "measure a run's checkpoints: divergence, gradients, pictures, a report; or several side by side",
+    "analyze": "measure a run's checkpoints: divergence, gradients, pictures, a report; or compare several runs",
     "doctor": "say what a quantizer in a file or a run is, whether it is well, and what helps",
     "publish": "write a run's network as a folder for from_pretrained, or upload it to the Hugging Face Hub",
     "reproduce": "run a comparison of methods, small on a CPU or full on a GPU, and write its report",
-    "compare": "rank quantizers under equal conditions, on data of your own or embedded ones",
-    "generate": "draw pictures from a trained generation run, or fill a region of one",
+    "compare": "rank quantizers under equal conditions, on your own data or bundled data",
+    "generate": "generate images with a trained run, or fill in a region of one",
 }
 EXAMPLES = """\
 examples:
@@ -37,7 +37,7 @@ examples:
   straightvq reproduce toy
   straightvq compare --presets straight ema vq_vae --data digits
   straightvq generate --run runs/maskgit_digits
-`straightvq <command> --help` lists the options of a command; --verbose_errors shows the whole of an error."""
+`straightvq <command> --help` lists the options of a command; --verbose_errors shows errors in full."""
 VERBOSE = "--verbose_errors"
 
 

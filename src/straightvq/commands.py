@@ -23,7 +23,7 @@ class _Parser(ArgumentParser):
 
 def recipes(args: list[str]) -> None:
     parser = _Parser("recipes", "Lists the packaged recipes, or shows one.")
-    parser.add_argument("--show", metavar="NAME", help="write this recipe to the terminal, to be copied and changed")
+    parser.add_argument("--show", metavar="NAME", help="write this recipe to the terminal, to copy and change")
     options = parser.parse_args(args)
     if "show" in options:
         sys.stdout.write(Path(recipe_path(options.show)).read_text(encoding="utf-8"))
@@ -54,7 +54,7 @@ def train(command: str, args: list[str]) -> None:
 
 def demo(args: list[str]) -> None:
     parser = _Parser("demo", "Compares plain VQ and our recommendation, trained from one seed on two photographs.")
-    parser.add_argument("--out", type=Path, default="runs/demo", help="folder of the results (default: runs/demo)")
+    parser.add_argument("--out", type=Path, default="runs/demo", help="folder for the results (default: runs/demo)")
     parser.add_argument("--steps", type=int, help="training steps of each arm")
     parser.add_argument("--codebook-size", type=int, help="codes of each arm")
     parser.add_argument("--seed", type=int, help="random seed (default: 0)")
@@ -72,7 +72,7 @@ def analyze(args: list[str]) -> None:
     parser = _Parser("analyze", about)
     parser.add_argument("runs", type=Path, nargs="+", metavar="run", help="folder that `straightvq fit` made")
     parser.add_argument("--num-images", type=int, help="test examples to measure on (default: 512)")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: RUN/analysis, or comparison)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: RUN/analysis, or comparison)")
     parser.add_argument("--device", help="auto, cpu, cuda or mps (default: auto)")
     parser.add_argument("--seed", type=int, help="random seed of shown vectors and t-SNE (default: 0)")
     options = vars(parser.parse_args(args))
@@ -122,19 +122,19 @@ def publish(args: list[str]) -> None:
 
 
 def generate(args: list[str]) -> None:
-    parser = _Parser("generate", "Draws pictures from a trained generation run, or fills a region of a picture.")
+    parser = _Parser("generate", "Generates images with a trained run, or fills in a region of an image.")
     parser.add_argument("--run", type=Path, required=True, help="folder of the run, such as runs/maskgit_digits")
-    parser.add_argument("--inpaint", type=Path, metavar="IMAGE", help="picture of which a region is filled")
-    parser.add_argument("--box", metavar="X0,Y0,X1,Y1", help="the region, in pixels as the network sees")
-    parser.add_argument("--mask", type=Path, metavar="IMAGE", help="the region, white where new")
+    parser.add_argument("--inpaint", type=Path, metavar="IMAGE", help="image with a region to fill in")
+    parser.add_argument("--box", metavar="X0,Y0,X1,Y1", help="the region, in pixels of the network's input")
+    parser.add_argument("--mask", type=Path, metavar="IMAGE", help="the region: white is filled in")
     parser.add_argument("--tokenizer", help="the tokenizer's run, if it is no longer where it was in training")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: samples in the run's)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: samples in the run's)")
     parser.add_argument("--device", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--num", type=int, help="number of pictures (default: 64)")
     parser.add_argument("--classes", help="names or numbers, such as 3,5, or any (default: all)")
     parser.add_argument("--steps", type=int, help="steps of decoding (default: the run's)")
-    parser.add_argument("--temperature", type=float, help="more is more varied (default: the run's)")
-    parser.add_argument("--guidance", type=float, help="more is truer to the class (default: the run's)")
+    parser.add_argument("--temperature", type=float, help="higher is more varied (default: the run's)")
+    parser.add_argument("--guidance", type=float, help="higher is closer to the class (default: the run's)")
     parser.add_argument("--seed", type=int, help="random seed (default: 0)")
     options = vars(parser.parse_args(args))
     if "classes" in options:
@@ -155,11 +155,11 @@ def _box(text: str) -> list[int]:
 
 
 def reproduce(args: list[str]) -> None:
-    about = "Runs what is missing of a study (methods x networks x sets x seeds) and writes its tables and figures. "
+    about = "Runs what a study still lacks (methods x networks x sets x seeds) and writes its tables and figures. "
     parser = _Parser("reproduce", f"{about}Finished runs are not repeated; a stopped one resumes.")
     parser.add_argument("study", help="a packaged study (classification, autoencoder, maskgit, toy), or a YAML file")
     parser.add_argument("--size", help="small, paper or tiny (default: small)")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: studies/NAME-SIZE)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: studies/NAME-SIZE)")
     parser.add_argument("--data", type=Path, help="folder of the sets, such as cifar10/ (default: embedded data)")
     parser.add_argument("--sets", nargs="+", help="sets to run on (default: those of the size)")
     parser.add_argument("--models", nargs="+", help="networks to run (default: all)")
@@ -200,7 +200,7 @@ def compare(args: list[str]) -> None:
     parser.add_argument("--pixels", type=int, help="side of the images (default: 32, digits 16)")
     parser.add_argument("--accelerator", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--workers", type=int, help="runs at a time; several need Ray (default: 1)")
-    parser.add_argument("--out", type=Path, help="folder of the results (default: comparisons/DATA-SIZE)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: comparisons/DATA-SIZE)")
     parser.add_argument("--dry-run", action="store_true", help="list the runs")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints of finished runs")
     parser.add_argument("--rerun", action="store_true", help="repeat runs that failed or have other settings")

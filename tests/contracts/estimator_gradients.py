@@ -132,8 +132,8 @@ ROWS = (
 TITLE = "## Other estimators"
 HEAD = ("estimator", "encoder", "code of the vector", "other codes")
 INTRO = """
-What a vector's task gradient `g` becomes in place of `g` and `νg` above. What is sent to codes goes on by the routes of
-`ν > 0`, and `EMAUpdate` is refused with it. Losses add what they always do.
+What a vector's task gradient `g` becomes in place of `g` and `νg` above. What is sent to codes takes the routes
+of `ν > 0`, and `EMAUpdate` is refused with it. Losses add what they always do.
 """
 NOTES = """
 `R`: the rotation from z to its code q. `w`: the smallest squared distance of a vector to this code, over its own. `u`:

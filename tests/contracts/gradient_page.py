@@ -27,15 +27,15 @@ built, and every gradient compared with its closed form in float64 to 1e-10, by 
 
 ## In short
 
-Which of the raw table and the parametrization's own parameters the losses that train codes and the task gradient of a
-synchronised estimator train, by update:
+Two things can train the codes: the losses meant for them, and the task gradient of a synchronised estimator. The update
+decides whether each reaches the raw table, the parametrization's own parameters, or both:
 
 """
 
 _SYMBOLS = """
 An update says so in its class attributes `loss` and `task`. `EMAUpdate` and `AlternatedUpdate` move the raw table
-themselves, in the forward and by no gradient; a loss that may train nothing is a reported value. The frozen basis is
-an update of one's own that leaves the table alone, with `loss = task = Trains(raw=False, parametrization=True)`
+themselves, in the forward and by no gradient; a loss that may train nothing is only reported. The frozen basis is an
+update of your own that leaves the table alone, with `loss = task = Trains(raw=False, parametrization=True)`
 ([how to write one](extend.md)).
 
 ## Terms
@@ -66,12 +66,12 @@ transform all terms go on by the chain rule.
 
 _CHAIN_RULES = """
 Here `λ` is `Affine(lr_scale=λ)`, `s` and `b` its scale and shift, whose sums go over the codes of a group; `M` is
-the map of `LinearMap`, a parametrization of one's own with `code = raw @ M` and no inverse. In a chain
+the map of `LinearMap`, a parametrization of your own with `code = raw @ M` and no inverse. In a chain
 `v = (I − ĉĉᵀ) u / max(‖a‖, 0.01)`, where `a` is the row before `UnitNormCodes` and `ĉ = a / ‖a‖`; alone, `ĉ = c / ‖c‖`.
 A row of zeros (k, counted from 0) stands for `(cos(kD + 1), …, cos(kD + D))`, in its direction and in its length.
 The running moments of `RunningAffine` take no gradient. `W` and its shift are those of `Linear`, `code = raw Wᵀ + b`.
 `MLP` and `Bridge` are networks without an inverse: they take the routes of `LinearMap`, and `u` goes on through their
-layers, held by `tests/unit/nn/slots/parametrizations/test_networks.py`.
+layers, checked by `tests/unit/nn/slots/parametrizations/test_networks.py`.
 """
 
 
@@ -81,14 +81,14 @@ _FROZEN = """The init writes the table, once at the start, and so may `set_codes
 _WITHOUT_INVERSE = """Without an inverse nothing can write codes. Refused by name:
 {}; and `set_codes`.
 """
-_OWN_UPDATES = """## Updates of one's own
+_OWN_UPDATES = """## Updates of your own
 
 All routes that an update which writes no codes can name, for `Affine()` with a loss that trains codes. With `Direct()`
-the raw table gets by the same routes, and nothing is refused but the synchronised gradient without a target.
+the raw table gets the same, and nothing is refused but the synchronised gradient without a target.
 """
 _LEVELS = """## Several codes per vector
 
-Level l of a residual quantizer gets `r_l = z − Σ_{m<l} q_m` and gives `q_l`; `T_l` is its transform. Held by
+Level l of a residual quantizer gets `r_l = z − Σ_{m<l} q_m` and gives `q_l`; `T_l` is its transform. Checked by
 `tests/unit/nn/families/test_composites.py`.
 
 """

@@ -173,7 +173,7 @@ of each run. A number is the mean over the checkpoints from which the training m
 
 {self.agreement()}What each quantity means, and what to do about it: docs/analysis.md.
 
-![what was measured in the course of training](comparison.png)
+![all quantities over training](comparison.png)
 """
 
     def agreement(self) -> str:

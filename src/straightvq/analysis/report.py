@@ -34,9 +34,9 @@ seed {settings["seed"]}, device {settings["device"]}.
 
 {markdown_table(["quantity", *map(_column, shown), "what it is"], rows)}
 
-Gradients, the step and its delay are measured on the first batch; the step is the next one of the training, \
-with its own data, optimizer state and learning rate. All numbers and checkpoints: `analysis.json`. \
-What each quantity means: docs/analysis.md.
+Gradients, the step and its delay are measured on the first batch. The step is the next one that training would have \
+taken, with the same data, optimizer state and learning rate. All numbers of all checkpoints are in `analysis.json`; \
+docs/analysis.md says what each quantity means.
 
 ## Pictures
 
@@ -44,7 +44,7 @@ What each quantity means: docs/analysis.md.
 
 ![embeddings and codes as neighbours](tsne.png)
 
-![what was measured in the course of training](curves.png)
+![all quantities over training](curves.png)
 """
 
 

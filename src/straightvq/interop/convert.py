@@ -102,7 +102,7 @@ def from_state_dict(
     decay: float | None = None,
     lr_scale: float | None = None,
 ) -> Imported:
-    """Makes a quantizer of the weights of another library's.
+    """Makes a quantizer from another library's weights.
 
     It gives the same indices as the library's for every vector whose two nearest codes differ by more than rounding,
     and decodes them to the same vectors. Moving averages come along, so that training goes on where it stopped.

@@ -43,7 +43,7 @@ class Codebook(Part):
         dim: width of a code; None lets the quantizer set it from its transform. If given it must agree.
         parametrization: map from raw to effective codes; default ``Direct()``.
         init: where the codes start; default ``NormalInit()``. A data-dependent init fills every row in the first
-            training forward. Is that batch smaller than the codebook, the rows without a vector of their own take
+            training forward. If that batch is smaller than the codebook, the rows without a vector of their own take
             vectors of the next batches.
         update: the rule that owns the raw table; default ``GradientUpdate()``.
         reset: what happens to dead codes; default None, nothing.
@@ -57,7 +57,7 @@ class Codebook(Part):
         rewritten: Float (size,), positive for rows whose optimizer moments are to be cleared.
         process_group: ranks that share the codebook: None for the default group of ``torch.distributed`` if there is
             one at call time, a ``ProcessGroup`` that this process belongs to, or False for no synchronisation. It is
-            no part of the state: a copy shares the group, a saved state does not know it.
+            not part of the state: a copy shares the group, a saved state does not contain it.
 
     Raises:
         TypeError, ValueError: for parts of the wrong kind and for combinations that contradict each other.

@@ -56,6 +56,14 @@ class QuantizerOutput(NamedTuple):
     loss: Tensor
     terms: dict[str, Tensor]
 
+    @classmethod
+    def __torch_function__(cls, func: Callable[..., Any], *_: Any) -> NoReturn:
+        """Where torch wants a tensor and gets the whole output, as the layer behind ours in ``nn.Sequential`` does."""
+        raise InvalidTypeError(
+            f"`{cls.__name__}`: `{func.__name__}` takes a tensor. Give it `out.quantized`; in nn.Sequential write "
+            "`straightvq.interop.Bare(quantizer)`, which returns `quantized` and keeps `loss`. Got the whole output."
+        )
+
 
 # So that an exported layer can be saved.
 register_named_tuple(QuantizerOutput, "straightvq.QuantizerOutput")

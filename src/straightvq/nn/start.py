@@ -1,6 +1,7 @@
 """The first training steps of a codebook: ranks made equal, codes fitted to data."""
 
 import itertools
+import logging
 import weakref
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from straightvq.nn.ranks import copy_from_first_rank, rows_over_ranks
 
 if TYPE_CHECKING:
     from straightvq.nn.codebook import Codebook
+
+log = logging.getLogger(__name__)
 
 # An init looks at no more vectors per code than this: more do not improve the centres.
 _PLENTY = 64
@@ -50,6 +53,8 @@ def _start_now(codebook: "Codebook", batch: Batch) -> None:
     if codebook.filled.any():
         _fill(codebook, rows, generator)
     else:
+        # The one forward that may take seconds or minutes: whoever wonders finds the reason in the log.
+        log.info("%s: starting %d codes on %d vectors", type(codebook.init).__name__, codebook.size, len(rows))
         codes = codebook.init.fit(rows, codebook.size, generator)
         expected = codebook.size, rows.shape[1]
         if tuple(codes.shape) != expected:
@@ -58,6 +63,7 @@ def _start_now(codebook: "Codebook", batch: Batch) -> None:
         copy_from_first_rank(codes, codebook.process_group)
         codebook.adopt(codes.to(codebook.raw.dtype))
         codebook.filled[: len(rows)] = 1
+    log.info("%d of %d codes stand for a vector", int(codebook.filled.sum()), codebook.size)
     if codebook.filled.all():
         _end(codebook)
 

@@ -1,4 +1,4 @@
-"""Quantizers with another gradient than the straight-through estimator's."""
+"""Quantizers whose gradient is not the straight-through estimator's."""
 
 from straightvq.nn import (
     NSVQ,

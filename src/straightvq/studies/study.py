@@ -232,7 +232,7 @@ class Study:
 
 
 def load_study(name: str) -> Study:
-    """Reads a packaged study by its name, or a YAML file of one's own.
+    """Reads a packaged study by its name, or a YAML file of your own.
 
     Raises:
         ValueError: if there is none, or if it says something that no study says.

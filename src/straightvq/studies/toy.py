@@ -117,7 +117,7 @@ def draw_toy(folder: Path, title: str, about: str) -> None:
         z, _ = paths[name]
         own = [str(steps_until_still(z)), str(rule.still), f"{path_length(z):.3f}", f"{rule.length:.3f}"]
         lines.append([name, *own, NONE if rule.off is None else f"{rule.off:.2g}"])
-    header = ["rule", "steps until at rest", "recursion", "length of the path", "recursion", "off the authors' panel"]
+    header = ["rule", "steps to rest", "by formula", "path length", "by formula", "distance from the authors' figure"]
     table = Table(title, header, lines)
     page = [f"# {title}", about.strip(), "`straightvq reproduce toy`", table.markdown(), "![trajectories](toy.png)"]
     write_text(folder / "report.md", "\n\n".join(page) + "\n")

@@ -1,4 +1,4 @@
-"""The laws of the layer, for one's own quantizers and parts: ``check_quantizer``. Needs no test framework."""
+"""The laws of the layer, for your own quantizers and parts: ``check_quantizer``. Needs no test framework."""
 
 from straightvq.testing.check import check_quantizer
 from straightvq.testing.law import LAWS, Law, LawError

@@ -1,4 +1,4 @@
-"""The contract suite as a function: one's own quantizer or part against the laws."""
+"""The contract suite as a function: your own quantizer or part against the laws."""
 
 import copy
 from collections.abc import Callable, Iterable, Mapping

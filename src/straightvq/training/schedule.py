@@ -92,8 +92,8 @@ class Schedule(Callback):
     that have not begun: its error says nothing, so that no such checkpoint becomes the best one.
 
     Curves are followed by optimizer steps, whatever the accumulation of gradients. Both depend on the trainer's step
-    alone, which every checkpoint holds: a resumed training goes on to the bit. Behind a training, settings keep their
-    last values; an evaluation alone has those that the network was made with.
+    alone, which every checkpoint holds: a resumed run continues bit for bit. After training, settings keep their last
+    values; an evaluation alone has those that the network was made with.
 
     Args:
         unquantized_steps: at least 0.

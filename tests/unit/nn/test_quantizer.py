@@ -240,3 +240,17 @@ def test_encoding_and_decoding_follow_the_evaluation_rule_of_every_part_in_train
     assert torch.equal(layer.decode(indices), decoded)
     assert layer.training
     assert layer.transform.training
+
+
+@pytest.mark.parametrize(
+    ("behind", "function"), [(nn.Conv2d(4, 3, 1), "conv2d"), (nn.Linear(5, 2), "linear"), (nn.ReLU(), "relu")]
+)
+def test_a_layer_that_is_given_the_whole_output_is_refused_with_the_line_to_write(
+    behind: nn.Module, function: str
+) -> None:
+    layer = svq.presets.ema(4, 8, channel_dim=1)
+    net = nn.Sequential(layer, behind)
+    with pytest.raises(TypeError, match=rf"`{function}` takes a tensor.*`out\.quantized`.*interop\.Bare\(quantizer\)"):
+        net(torch.randn(2, 4, 5, 5))
+    net[0] = svq.interop.Bare(layer)
+    assert net(torch.randn(2, 4, 5, 5)).isfinite().all()

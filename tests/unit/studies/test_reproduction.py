@@ -281,7 +281,7 @@ def test_results_of_other_settings_stay_out_of_the_report(study: Command, traine
     assert study("--seeds", "1", "--rows", "VQ", content=changed) == 0
     page = Path("out/report.md").read_text()
     assert "1 of 2 runs are finished" in page
-    assert "Results of other settings than the study has now are left out: 1." in page
+    assert "Results left out because the study has other settings now: 1." in page
     assert "| unquantized | – |" in page
 
 
@@ -560,7 +560,7 @@ def test_what_a_study_is_built_upon_runs_first_and_only_once(built_upon: Command
         "model.init_args.features": "out/single/runs/digits/net/classifier/seed0",
     }
     page = Path("out/report.md").read_text()
-    assert "Built upon [same](same/report.md), [single](single/report.md)" in page
+    assert "Built on [same](same/report.md), [single](single/report.md)" in page
     single = Path("out/single/report.md").read_text()
     assert "`straightvq reproduce mine.yaml --size s`" in single
     assert "1 of 1 runs are finished" in single

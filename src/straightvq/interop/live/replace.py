@@ -29,13 +29,13 @@ _CLOSED = "vector_quantize_pytorch"
 
 
 def replace(model: nn.Module, layout: str | None = None) -> nn.Module:
-    """Puts our quantizers in the place of another library's inside a network, behind that library's interface.
+    """Replaces another library's quantizers inside a network by ours, behind that library's interface.
 
     Codes, projections, moving averages, decay and loss weights come along; what the network gets from the layer keeps
-    its form, its axis and its loss. Call it before the optimizer is made: parameters are new ones. Each adapter has
-    our quantizer as ``quantizer``, and as ``notes`` what differs in training.
+    its form, its axis and its loss. Call it before the optimizer is made: the parameters are new. Each adapter has our
+    quantizer as ``quantizer``, and as ``notes`` what differs in training.
 
-    Known are, by their classes, ``VectorQuantize``, ``ResidualVQ``, ``SimVQ``, ``FSQ`` and ``LFQ`` of
+    It knows, by their classes, ``VectorQuantize``, ``ResidualVQ``, ``SimVQ``, ``FSQ`` and ``LFQ`` of
     vector-quantize-pytorch, the quantizers of ``VQModel`` in diffusers, of taming-transformers (``VectorQuantizer2``),
     and of EnCodec, DAC and Mimi in transformers, and the VQ-VAE layer of zalandoresearch wherever it has been copied
     to.

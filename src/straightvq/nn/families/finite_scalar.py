@@ -44,7 +44,7 @@ class FiniteScalarQuantizer(CodebookFree):
 
     The paper's even grids have a level at 0 and none at ``+scale``: for L = 4 they are -1, -1/2, 0, 1/2; the symmetric
     ones -1, -1/3, 1/3, 1. For odd L the two grids are equal. The index is ``sum_i digit_i L_1 ... L_{i-1}``: the first
-    channel counts fastest, as in the paper.
+    channel varies fastest, as in the paper.
 
     Evaluation is deterministic. So is training without ``noise``; with it ``quantized`` is, for a share of the vectors,
     the bounded vector plus uniform noise of one grid step in place of its rounding. Indices are those of the grid.
@@ -58,7 +58,7 @@ class FiniteScalarQuantizer(CodebookFree):
         noise: share of a training batch's vectors that get noise instead of rounding, 0 to 1; may be changed later, but
             a layer made without noise stays without.
         scale: half-width of the grid. A level of a residual stack takes a finer one.
-        clamp: bounds by cutting at the outermost levels instead of by tanh: what lies inside of them is not bent, and
+        clamp: bounds by cutting at the outermost levels instead of by tanh: what lies inside them is not distorted, and
             the code is the nearest of the grid. For later levels of a residual stack, which see what is left of a
             bounded vector. No gradient reaches what is cut off.
         transform: from ``z`` to the space of the codes and back; default ``Identity()``.

@@ -21,10 +21,10 @@ _UNITS = 16
 
 
 class AnchoredReset(Reset):
-    """Moves rarely used codes onto vectors of the batch, the further the less they are used.
+    """Moves rarely used codes onto vectors of the batch; the less they are used, the further.
 
     ``p <- decay * p + (1 - decay) * n / N`` is the running usage, of all ranks, with n of the N vectors assigned to the
-    code. Before each assignment a code goes the share ``a`` of the way to its anchor:
+    code. Before each assignment a code moves the share ``a`` of the way to its anchor:
 
         code <- (1 - a) * code + a * anchor,   a = exp(-10 K p / (1 - decay) - 1e-3)
 

@@ -16,8 +16,8 @@ from straightvq.nn.part import Part, check_float, check_int, setting
 class Init(Part):
     """Required: ``start``; ``fit`` as well where ``needs_data``.
 
-    A data-dependent init sees the first training batch of all ranks. Is that smaller than the codebook, the rows that
-    stand for no vector yet take vectors of the batches that follow.
+    A data-dependent init sees the first training batch of all ranks. If that is smaller than the codebook, the rows
+    that stand for no vector yet take vectors of the batches that follow.
     """
 
     needs_data = False

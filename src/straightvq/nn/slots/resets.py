@@ -59,8 +59,8 @@ class DeadCodeReset(Reset):
     and the state that belonged to the old row (EMA weight, inner momentum, and the moments of optimizers given to
     ``attach_optimizer``) starts over.
 
-    The spread is the standard deviation of each channel over the vectors of all ranks. Where they have none, as equal
-    vectors or a single one, the noise is some units in the last place: no two codes become equal.
+    The spread is the standard deviation of each channel over the vectors of all ranks. Where there is none (equal
+    vectors, or a single one), the noise is a few units in the last place: no two codes become equal.
 
     Args:
         patience: steps without use, at least 1. The authors use 20.
@@ -69,9 +69,9 @@ class DeadCodeReset(Reset):
             a code by ``noise * sqrt(dim)`` of the vector's norm.
 
     Source: arXiv 2305.08842, code replacement (least recently used). Deviations: the authors count steps whatever
-    the batch, which wipes healthy codes when it is small; their noise is relative to the norm, which on data beside
-    the origin is wider than the data: at dimension 256 and a mean of ten standard deviations in each channel it puts
-    codes 1.6 times the data's radius away, where no vector is nearest to them and they die again.
+    the batch, which wipes healthy codes when it is small; their noise is relative to the norm, which away from the
+    origin is wider than the data: at dimension 256 and a mean of ten standard deviations in each channel it puts codes
+    1.6 times the data's radius away, where no vector is nearest to them and they die again.
     """
 
     idle: Tensor

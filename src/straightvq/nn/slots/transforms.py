@@ -58,12 +58,12 @@ class Projection(Transform):
 
     Low-dimensional codes (4 to 16) are the cheapest way to keep a large codebook in use.
 
-    Both maps start along the same random orthonormal directions, so scaled that they keep the mean square of a
+    Both maps start along the same random orthonormal directions, scaled so that they keep the mean square of a
     coordinate: ``W_up = sqrt(dim / codebook_dim) W_down.T``, and no biases. With the start of ``nn.Linear`` each map
     divides it by three, activations and gradients alike, and a network without normalisation does not recover.
 
-    With ``start="orthonormal"`` ``W_up = W_down.T``: a code then stands for the part of z that the codes can say, and
-    what is left of z is never longer than z. Levels of a residual quantizer need that; a single layer in an image
+    With ``start="orthonormal"`` ``W_up = W_down.T``: a code then stands for the part of z that the codes can express,
+    and what is left of z is never longer than z. Levels of a residual quantizer need that; a single layer in an image
     network did 9 % worse with it.
 
     Args:

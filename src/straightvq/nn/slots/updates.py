@@ -186,9 +186,9 @@ class AlternatedUpdate(Update):
     Each of ``steps`` inner steps assigns the vectors and moves every code that got some ``fraction`` of the way to
     their mean: ``code <- code + fraction * (mean - code)``. With ``lr`` it takes the authors' step instead: SGD on
     ``mean((code - sg[z])^2)`` over all elements, gradient ``2 / (N D) * (n * code - sum)``, in closed form and with
-    respect to the effective codes. With ``memory`` a code is the running mean of its vectors, of which no more than the
-    last ``memory`` or so count: n new ones take it ``n / (min(seen, memory) + n)`` of the way, ``seen`` being what they
-    found before. That is a k-means step at first and for large batches, and a small one for the few vectors of a small
+    respect to the effective codes. With ``memory`` a code is the running mean of its vectors, of which only the last
+    ``memory`` or so count: n new ones move it ``n / (min(seen, memory) + n)`` of the way, where ``seen`` counts those
+    before them. That is a k-means step at first and for large batches, and a small one for the few vectors of a small
     batch, whose mean is mostly noise. ``momentum`` works as in ``torch.optim.SGD`` on all three.
 
     The codebook loss then trains the parametrization's own parameters only, and a synchronised estimator adds

@@ -11,7 +11,10 @@ from straightvq.studies.report.pictures import draw
 from straightvq.studies.report.tables import MainTable, tuning_table
 from straightvq.studies.results import FINAL, TUNE, by_place, of_cells
 
-FIGURES = {"results.png": "every run, and the mean of each row", "curves.png": "the course of training"}
+FIGURES = {"results.png": "every run as a dot, and the mean of each row", "curves.png": "validation curves"}
+ENDING = (
+    "All metrics of every run are in `results.csv`. To repeat one, pass its `config.yaml` to `straightvq fit --config`."
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Report:
             *(part for table in tunings for part in (f"### {table.title}", table.markdown())),
             *self._samples(finals),
             *self._failed(found),
-            "All metrics of every run: `results.csv`. One again: `straightvq fit --config` with its `config.yaml`.",
+            ENDING,
         ]
         write_text(folder / "report.md", "\n\n".join(filter(None, sections)) + "\n")
         write_text(folder / "report.tex", "\n\n".join(table.latex() for table in [*mains, *tunings]) + "\n")
@@ -55,9 +58,9 @@ class Report:
         plan, study, size = self.plan, self.plan.study, self.plan.size
         count = f"{len(finals)} of {len(plan.compared) * plan.seeds} runs are finished{origin(finals)}."
         about = f"Size `{size.name}`: {size.about.strip()}" if size.about else f"Size `{size.name}`."
-        left_out = f"Results of other settings than the study has now are left out: {stale}." if stale else ""
+        left_out = f"Results left out because the study has other settings now: {stale}." if stale else ""
         before = [f"[{name}]({name}/report.md)" for name in (Path(file).stem for file in size.follows.values())]
-        built = f"Built upon {', '.join(before)}, whose checkpoints are kept." if before else ""
+        built = f"Built on {', '.join(before)}, whose checkpoints are kept." if before else ""
         values = "Values are mean ± standard deviation over seeds, on the test set."
         if len(study.rows) > 1:
             values += (

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 from torch import Tensor
@@ -190,3 +192,15 @@ def test_running_affine_starts_as_the_identity_on_fitted_codes() -> None:
     layer(points.repeat(4, 1))
     assert matches(points, layer.codes()).max() < 1e-2
     torch.testing.assert_close(layer.codes(), layer.codebook.raw, rtol=1e-5, atol=1e-4)
+
+
+def test_the_log_says_what_an_init_waits_for(caplog) -> None:
+    layer = layer_with(svq.KMeansInit(), 16)
+    with caplog.at_level(logging.INFO, logger="straightvq"):
+        for _ in range(3):
+            layer(torch.randn(10, layer.dim))
+    assert caplog.messages == [
+        "KMeansInit: starting 16 codes on 10 vectors",
+        "10 of 16 codes stand for a vector",
+        "16 of 16 codes stand for a vector",
+    ]

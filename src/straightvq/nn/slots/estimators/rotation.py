@@ -16,13 +16,13 @@ class RotationTrick(Estimator):
     codes not at all. ``R`` is applied as two reflections, never built: O(n d). The same in training and evaluation.
 
     Where vector or code is zero there is no rotation, and ``g`` passes as it is. Where they are opposite, the plane is
-    open, and the gradient is reflected along their line.
+    undetermined, and the gradient is reflected along their line.
 
     Not for codes that are drawn (`Stochastic`): training with both diverges.
 
     Args:
         max_gain: largest gain, positive. Without a limit (None, the paper's form) a vector much shorter than its code
-            gets a gradient that is as much larger.
+            gets a gradient that is longer in the same ratio.
 
     Source: arXiv 2410.06424. Deviation: ``max_gain``.
 

@@ -38,7 +38,7 @@ class RunningAffine(Parametrization):
 
     Source: arXiv 2305.08842, affine re-parameterisation (running form). Deviations: the authors' code broadcasts one
     global statistic to all groups, here groups really differ; their remedy shrinks the mean too, which at mean 1,000
-    and unit spread would put the codes two standard deviations beside the data.
+    and unit spread would put the codes two standard deviations away from the data.
     """
 
     is_onto = True
