@@ -21,6 +21,8 @@ OTHERS = {
     "analyze": "measure a run's checkpoints: divergence, gradients, pictures, a report; or several side by side",
     "reproduce": "run a comparison of methods, small on a CPU or full on a GPU, and write its report",
     "compare": "rank quantizers under equal conditions, on data of your own or embedded ones",
+    "encode": "a whole data set to tokens, in shards that any number of processes make",
+    "decode": "tokens back to pictures, sound or vectors",
     "generate": "draw pictures from a trained generation run, or fill a region of one",
 }
 EXAMPLES = """\
@@ -33,6 +35,7 @@ examples:
   straightvq analyze runs/photos
   straightvq reproduce toy
   straightvq compare --presets straight ema vq_vae --data digits
+  straightvq encode --run runs/photos --source /path/to/images --out tokens
   straightvq generate --run runs/maskgit_digits
 `straightvq <command> --help` lists the options of a command; --verbose_errors shows the whole of an error."""
 VERBOSE = "--verbose_errors"

@@ -87,11 +87,11 @@ def read_parquet(paths: list[Path], memory_limit: int, medium: Medium = PICTURES
         found = ", ".join(path.name for path in paths[:5])
         raise InvalidValueError(f"`{medium.owner}`: there must be a Parquet file named train*. Got {found}.")
     columns = {split: _common_columns(files, medium) for split, files in by_split.items()}
-    names = _names(paths)
+    called = _names(paths)
     records: dict[str, Records] = {}
     for split, files in by_split.items():
         is_large = sum(file.stat().st_size for file in files) > memory_limit
-        records[split] = (_map if is_large else _read)({names[file]: file for file in files}, columns[split], medium)
+        records[split] = (_map if is_large else _read)({called[file]: file for file in files}, columns[split], medium)
     class_names = next((each.class_names for each in columns.values() if each.class_names), None)
     return Source(records, class_names, medium.owner)
 
@@ -175,9 +175,7 @@ def _folder(files: dict[str, Path]) -> Path:
     return next(iter(files.values())).parent
 
 
-def mapped_rows(
-    rows: Any, columns: Columns, parts: list[tuple[str, int]], medium: Medium = PICTURES
-) -> EncodedRows:
+def mapped_rows(rows: Any, columns: Columns, parts: list[tuple[str, int]], medium: Medium = PICTURES) -> EncodedRows:
     """The rows of a `datasets.Dataset`, which stay on disk; ``parts``: name and number of rows of each of its files."""
     import datasets
 
