@@ -1,4 +1,4 @@
-"""What the tests of `straightvq encode` and `decode` share: runs as `fit` leaves them, made in a moment, and sources."""
+"""What the tests of `straightvq encode` and `decode` share: runs as `fit` leaves them, and sources."""
 
 import json
 from pathlib import Path
@@ -98,9 +98,8 @@ def vectors(file: Path, count: int, width: int = 6, bad: tuple[int, ...] = (), g
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """All files of a folder by their names, but for those that killed processes have left."""
-    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.startswith("."))
-    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+    """All files of a folder by their names."""
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 def table(folder: Path) -> dict[str, list[Any]]:

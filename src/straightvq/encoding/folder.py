@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 import straightvq
 from straightvq.errors import InvalidValueError
-from straightvq.io import remove_unfinished, replacing, write_text
+from straightvq.io import replacing, write_text
 
 METADATA, BAD = "metadata.json", "bad.jsonl"
 _FOOTER = b"straightvq"
@@ -78,10 +78,8 @@ class ShardFolder:
         """Writes a shard and its unusable rows, each with key and reason."""
         footer = json.dumps({"made_with": self.id, "bad": bad})
         table = table.replace_schema_metadata({_FOOTER: footer})
-        file = self.file(number)
-        remove_unfinished(file)
         # Through a file of Python's, whose errors say what the disk has refused.
-        with replacing(file) as unfinished, unfinished.open("wb") as stream:
+        with replacing(self.file(number)) as unfinished, unfinished.open("wb") as stream:
             pq.write_table(table, stream)
 
     def finish(self) -> dict[str, Any]:
@@ -95,6 +93,8 @@ class ShardFolder:
                 return self._described({})
             _, rows, unusable = self._footer(number)
             good, bad = good + rows, bad + len(unusable)
+        for left in self.path.rglob(".*.tmp"):  # by killed processes
+            left.unlink(missing_ok=True)
         if bad:
             self._write_bad()
         self._describe({"done": good, "bad": bad})
