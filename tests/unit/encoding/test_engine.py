@@ -149,7 +149,7 @@ def test_a_damaged_shard_is_made_again(damage: str, run: Path, source: Path, und
         rows = pq.read_table(file)
         pq.write_table(rows.slice(1) if damage == "fewer rows" else rows.replace_schema_metadata(None), file)
     assert file.read_bytes() != whole
-    with pytest.raises(InvalidValueError, match="part-00003.parquet' is missing, damaged, or of other settings"):
+    with pytest.raises(InvalidValueError, match=r"part-00003.parquet' is missing, damaged, or of other settings"):
         decode(run, out, tmp_path / "decoded")
     encode(run, source, out, rows_per_shard=PER_SHARD)
     assert same(out, undisturbed)
@@ -201,7 +201,7 @@ def test_engines_that_cannot_be_are_refused(
     out = tmp_path / "codes"
     with pytest.raises(InvalidValueError, match="`engine` must be one of 'here', 'ray'"):
         encode(run, source, out, **{"engine": "slurm"})
-    with pytest.raises(InvalidValueError, match="`workers` must be 1 without Ray. Got 3"):
+    with pytest.raises(InvalidValueError, match=r"`workers` must be 1 without Ray. Got 3"):
         encode(run, source, out, workers=3)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
@@ -220,6 +220,8 @@ def test_a_process_that_is_killed_is_taken_up_by_two(tmp_path: Path) -> None:
     out = tmp_path / "codes"
     command = [sys.executable, "-m", "straightvq", "encode", "--run", run, "--source", source, "--out", out]
     words = [*map(str, command), "--rows-per-shard", "20"]
+    out.mkdir()
+    (out / ".part-00002.parquet.0.tmp").write_text("what an earlier process left")
     process = subprocess.Popen(words, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
     while not (out / "part-00009.parquet").exists() and time.monotonic() < end:
