@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -77,8 +76,8 @@ class Codec(ABC):
         """What a row is before it is encoded, such as its size."""
         return {}
 
-    def save(self, path: Path, value: NDArray[Any]) -> None:
-        """Writes a row that was restored to a file with the suffix."""
+    def packed(self, value: NDArray[Any]) -> bytes:
+        """A row that was restored as the content of a file with the suffix."""
         raise NotImplementedError
 
     def check_decodes(self) -> None:

@@ -19,6 +19,7 @@ from straightvq.encoding.engine import Engine, hand_out
 from straightvq.encoding.folder import ShardFolder
 from straightvq.encoding.opening import Origin, as_path
 from straightvq.errors import InvalidValueError
+from straightvq.io import flush_files
 from straightvq.nn import ResidualQuantizer
 from straightvq.nn.part import check_int
 
@@ -113,6 +114,8 @@ class Decoding:
                 restored = self.codec.restore(indices, part.lengths)
                 values += restored if self.codec.suffix is None else self._save(part.keys, restored)
                 tell(len(part.keys))
+            if self.codec.suffix is not None:
+                flush_files()
             self.folder.write(number, self._table(shard.keys, values), [])
 
     def _batches(self, shard: Shard) -> Iterator[Shard]:
@@ -129,7 +132,10 @@ class Decoding:
     def _save(self, keys: list[str], values: list[NDArray[Any]]) -> list[str]:
         names = [file_name(key, str(self.codec.suffix)) for key in keys]
         for name, value in zip(names, values, strict=True):
-            self.codec.save(self.folder.path / FILES / name, value)
+            path = self.folder.path / FILES / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # A kill may leave half of it: until the shard is there, it is written again.
+            path.write_bytes(self.codec.packed(value))
         return names
 
     def _table(self, keys: list[str], values: list[Any]) -> pa.Table:

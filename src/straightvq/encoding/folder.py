@@ -93,19 +93,14 @@ class ShardFolder:
                 return self._described({})
             _, rows, unusable = self._footer(number)
             good, bad = good + rows, bad + len(unusable)
-        self._remove_unfinished()
+        for left in self.path.glob(".part-*.tmp"):  # by killed processes; nobody writes shards any more
+            left.unlink(missing_ok=True)
         if bad:
             self._write_bad()
         self._describe({"done": good, "bad": bad})
         if not good:
             raise InvalidValueError(f"`{self.owner}`: none of the {bad} rows can be used. {self.path / BAD} says why.")
         return self._described({"done": good, "bad": bad})
-
-    def _remove_unfinished(self) -> None:
-        """Removes what killed processes left, now that nobody writes shards. Others may be here, at the same end."""
-        for file in self.path.rglob(".*.tmp"):
-            if not file.name.startswith((f".{METADATA}.", f".{BAD}.")):
-                file.unlink(missing_ok=True)
 
     def _write_bad(self) -> None:
         with replacing(self.path / BAD) as unfinished, unfinished.open("w", encoding="utf-8") as lines:

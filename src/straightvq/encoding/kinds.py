@@ -1,7 +1,7 @@
 """The codecs of pictures, of clips, and of vectors."""
 
+import io
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -11,14 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from straightvq.data import Images, Sound
+from straightvq.data.sound.decode import needed
 from straightvq.data.vectors.standard import Standard
 from straightvq.data.vectors.stream import open_stream
 from straightvq.encoding.codec import Codec
 from straightvq.encoding.rows import RecordRows, Rows, VectorRows
 from straightvq.errors import InvalidValueError
-from straightvq.io import replacing
 from straightvq.models import AudioCodec
-from straightvq.training.audio import write_wav
 from straightvq.training.base import QuantizedTask
 
 
@@ -46,9 +45,10 @@ class PictureCodec(Codec):
         image = _detokenized(self, torch.from_numpy(np.stack(indices)))
         return list((image.clamp(0, 1) * 255).round().byte().cpu().numpy())
 
-    def save(self, path: Path, value: NDArray[Any]) -> None:
-        with replacing(path) as unfinished:
-            Image.fromarray(value[0] if len(value) == 1 else value.transpose(1, 2, 0)).save(unfinished, format="PNG")
+    def packed(self, value: NDArray[Any]) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(value[0] if len(value) == 1 else value.transpose(1, 2, 0)).save(file, format="PNG")
+        return file.getvalue()
 
 
 class ClipCodec(Codec):
@@ -86,8 +86,10 @@ class ClipCodec(Codec):
         ends = [len(own) * self.model.hop if end is None else end for own, end in zip(indices, lengths, strict=True)]
         return [clip[:end] for clip, end in zip(clips, ends, strict=True)]
 
-    def save(self, path: Path, value: NDArray[Any]) -> None:
-        write_wav(path, torch.from_numpy(value), self.data.sample_rate)
+    def packed(self, value: NDArray[Any]) -> bytes:
+        file = io.BytesIO()
+        needed("soundfile").write(file, value.clip(-1, 1), self.data.sample_rate, format="WAV", subtype="PCM_16")
+        return file.getvalue()
 
 
 class VectorCodec(Codec):

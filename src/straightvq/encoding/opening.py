@@ -1,5 +1,6 @@
 """From a run, a checkpoint or another library's file to a codec."""
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,6 @@ class Origin:
         quantizer = codec.quantizer
         return codec, {
             **made,
-            "weights": fingerprint(codec.model)[:16],
             "quantizer": type(quantizer).__name__,
             "codebook_sizes": quantizer.codebook_sizes,
             **codec.settings(),
@@ -77,7 +77,9 @@ class Origin:
         task = VectorReconstruction(MLPAutoencoder(found.quantizer))
         width = found.quantizer.dim
         standard = Standard(torch.zeros(width), torch.ones(width))
-        return VectorCodec(task, _BATCH, standard, self.source), {"layout": found.layout}
+        with open(str(self.file), "rb") as content:
+            weights = hashlib.file_digest(content, "sha256").hexdigest()
+        return VectorCodec(task, _BATCH, standard, self.source), {"layout": found.layout, "weights": weights[:16]}
 
     def _from_run(self) -> tuple[Codec, dict[str, Any]]:
         run, checkpoint = open_run(Path(str(self.run)), self.owner)
@@ -95,7 +97,7 @@ class Origin:
         embedded = "vowels" if isinstance(task, AudioReconstruction) else "digits"
         data = run.build_data(source=embedded if self.source is None else self.source)
         load_weights(task, checkpoint, self.owner)
-        made = {"task": type(task).__name__, "step": checkpoint.step}
+        made = {"task": type(task).__name__, "step": checkpoint.step, "weights": fingerprint(task.model)[:16]}
         if isinstance(data, Images | Sound):
             data.memory_limit_mb = min(data.memory_limit_mb, _MEMORY)
             return (PictureCodec(task, data) if isinstance(data, Images) else ClipCodec(task, data)), made
