@@ -152,7 +152,7 @@ class TableStream(VectorStream):
         return Piece(names, vectors, _not_finite(vectors) | reasons)
 
     def _first_width(self) -> int:
-        blocks = self._from(0) if self.rows else iter(())
+        blocks = self._from(0, 1) if self.rows else iter(())
         for number, block in blocks:
             for cell in block.column(self.columns[number][0]):
                 if cell.is_valid and len(cell):
@@ -176,14 +176,14 @@ class TableStream(VectorStream):
                 return
             self._position, self._left = end, None
 
-    def _from(self, group: int) -> Iterator[tuple[int, Any]]:
+    def _from(self, group: int, rows: int = _BLOCK) -> Iterator[tuple[int, Any]]:
         import pyarrow.parquet as pq
 
         for number, found in itertools.groupby(self.groups[group:], key=lambda each: each[1]):
             file, columns = self.files[number], [name for name in self.columns[number] if name is not None]
             numbers = [each[2] for each in found]
             with _reading(file), pq.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER) as table:
-                for block in table.iter_batches(_BLOCK, row_groups=numbers, columns=columns):
+                for block in table.iter_batches(rows, row_groups=numbers, columns=columns):
                     yield number, block
 
     def _columns_of(self, number: int, first: int, block: Any) -> tuple[list[str], Any]:
