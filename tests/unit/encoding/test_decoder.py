@@ -1,5 +1,6 @@
 """`decode`: what comes back, under which names, and what is refused."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,18 @@ def test_a_file_of_another_library_decodes_vectors(tmp_path: Path) -> None:
     decode(None, tmp_path / "codes", tmp_path / "out", file=tmp_path / "model.pth")
     codes = torch.tensor(table(tmp_path / "codes")["indices"])[:, 0]
     assert torch.allclose(torch.tensor(table(tmp_path / "out")["vector"]), layer.codes()[codes])
+
+
+def test_files_are_on_the_disk_before_their_shard_says_that_they_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = image_run(tmp_path / "run")
+    encode(folder, pictures(tmp_path / "pictures", 4), tmp_path / "codes", rows_per_shard=2)
+    seen: list[set[str]] = []
+    monkeypatch.setattr(os, "sync", lambda: seen.append({name for name in content(tmp_path / "out")}))
+    decode(folder, tmp_path / "codes", tmp_path / "out")
+    files = ["files/a/000.png", "files/a/001.png", "files/b/002.png", "files/b/003.png"]
+    assert seen == [{"metadata.json", *files[:2]}, {"metadata.json", "part-00000.parquet", *files}]
 
 
 def test_the_data_of_the_training_may_be_gone(tmp_path: Path) -> None:
