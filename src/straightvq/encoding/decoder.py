@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -156,8 +156,8 @@ def file_name(key: str, suffix: str) -> str:
         >>> file_name("cats/0.png", ".png"), file_name("cats/0.jpg", ".png"), file_name("digit 3", ".png")
         ('cats/0.png', 'cats/0.jpg.png', 'digit 3.png')
     """
-    parts = PurePosixPath(key).parts
-    if not parts or ".." in parts or key.startswith("/") or "\0" in key or "\\" in key:
+    path = PurePath(key)
+    if not path.parts or ".." in path.parts or path.anchor or "\0" in key:
         raise InvalidValueError(f"`{OWNER}`: a key must be a name or a path within a folder. Got {key!r}.")
     return key if key.endswith(suffix) else f"{key}{suffix}"
 

@@ -235,7 +235,7 @@ def test_a_classifier_has_no_way_back(tmp_path: Path) -> None:
         decode(folder, tmp_path / "codes", tmp_path / "out")
 
 
-@pytest.mark.parametrize("key", ["../a", "a/../../b", "/etc/a", "", "a\0b", "a\\b"])
+@pytest.mark.parametrize("key", ["../a", "a/../../b", "/etc/a", "", ".", "a\0b"])
 def test_keys_that_lead_out_of_the_folder_are_refused(key: str) -> None:
     with pytest.raises(InvalidValueError, match="a key must be a name or a path within a folder"):
         file_name(key, ".png")

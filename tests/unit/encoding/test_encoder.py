@@ -1,5 +1,6 @@
 """`encode`: which codes each row gets, how they are written, and what becomes of rows that cannot be used."""
 
+import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tests.encodings import (
 import straightvq as svq
 from straightvq.checkpoints import load_weights
 from straightvq.data.files import ImageFiles
-from straightvq.encoding import encode
+from straightvq.encoding import decode, encode
 from straightvq.errors import InvalidValueError
 from straightvq.interop import to_state_dict
 from straightvq.runs import open_run
@@ -74,6 +75,16 @@ def test_pictures_of_a_folder_are_scaled_and_cut_and_called_by_their_paths(tmp_p
     pixels = ImageFiles(source, ["b/003.png"], [0]).decode(0, 8, 1)
     expected = model.tokenize(torch.from_numpy(pixels)[None] / 255)
     assert np.array_equal(codes["b/003.png"], expected[0].numpy())
+
+
+def test_names_that_are_no_text_are_written_and_decoded(tmp_path: Path) -> None:
+    folder, source = image_run(tmp_path / "run"), pictures(tmp_path / "pictures", 1)
+    odd = os.path.join(os.fsencode(source), b"b\xff.png")  # no UTF-8
+    os.rename(source / "a" / "000.png", odd)
+    encode(folder, source, tmp_path / "codes")
+    assert table(tmp_path / "codes")["key"] == ["b\\udcff.png"]
+    decode(folder, tmp_path / "codes", tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out" / "files").iterdir()] == ["b\\udcff.png"]
 
 
 def test_the_splits_of_a_source_follow_one_another(tmp_path: Path) -> None:
