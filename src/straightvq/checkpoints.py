@@ -1,6 +1,7 @@
 """Checkpoints of a run: their names, the callbacks that write them, and how they are read."""
 
 import contextlib
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.plugins import TorchCheckpointIO
+from torch import nn
 
 from straightvq import internals
 from straightvq.errors import InvalidValueError
@@ -156,3 +158,12 @@ def load_weights(task: lightning.LightningModule, checkpoint: Checkpoint, owner:
             f"describes: it {found}. Use the version that trained it; config.yaml names it."
         )
     task.load_state_dict(state)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A hash of the class and all weights, bit by bit."""
+    key = hashlib.sha256(type(network).__qualname__.encode())
+    for name, value in sorted(network.state_dict().items()):
+        key.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        key.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return key.hexdigest()

@@ -23,6 +23,8 @@ OTHERS = {
     "publish": "write a run's network as a folder for from_pretrained, or upload it to the Hugging Face Hub",
     "reproduce": "run a comparison of methods, small on a CPU or full on a GPU, and write its report",
     "compare": "rank quantizers under equal conditions, on your own data or bundled data",
+    "encode": "turn a whole data set into tokens, in shards that any number of processes write",
+    "decode": "turn tokens back into pictures, sound or vectors",
     "generate": "generate images with a trained run, or fill in a region of one",
 }
 EXAMPLES = """\
@@ -36,6 +38,7 @@ examples:
   straightvq doctor runs/photos
   straightvq reproduce toy
   straightvq compare --presets straight ema vq_vae --data digits
+  straightvq encode --run runs/photos --source /path/to/images --out tokens
   straightvq generate --run runs/maskgit_digits
 `straightvq <command> --help` lists the options of a command; --verbose_errors shows errors in full."""
 VERBOSE = "--verbose_errors"

@@ -1,11 +1,12 @@
 """The options of each command of `straightvq`; the function behind it is imported when it is called."""
 
+import os
 import shlex
 import sys
 from argparse import SUPPRESS, ArgumentParser
 from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from straightvq.errors import InvalidValueError
 from straightvq.recipes import config_names, recipe_names, recipe_path
@@ -145,6 +146,55 @@ def generate(args: list[str]) -> None:
 
     drawn = {field.name: options.pop(field.name) for field in fields(room.Sampling) if field.name in options}
     room.generate(options.pop("run"), room.Sampling(**drawn), **options)
+
+
+def encode(args: list[str]) -> None:
+    about = (
+        "Encodes a whole data set to Parquet shards of tokens, each row with its key. What is there already is not "
+        "made again; several processes (torchrun, or RANK and WORLD_SIZE) share the shards."
+    )
+    parser = _origin("encode", about)
+    parser.add_argument("--source", required=True, help="what the run's --data.source takes")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--rows-per-shard", type=int, help="rows of a shard (default: 10000)")
+    parser.add_argument("--nearest", type=int, metavar="K", help="also write the K nearest codes and their distances")
+    parser.add_argument("--readers", type=int, help="processes that read and decode (default: 0, a thread)")
+    options = vars(parser.parse_args(args))
+    from straightvq import encoding
+
+    run, source, out = options.pop("run", None), options.pop("source"), options.pop("out")
+    sys.stdout.write(_counted(out, encoding.encode(run, source, out, **options)))
+
+
+def decode(args: list[str]) -> None:
+    about = "Decodes a folder of `straightvq encode` to PNG or WAV files named by key, or to vectors in Parquet shards."
+    parser = _origin("decode", about)
+    parser.add_argument("--codes", type=Path, required=True, help="folder that `straightvq encode` made")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--levels", type=int, metavar="K", help="use the first K levels of a residual quantizer only")
+    options = vars(parser.parse_args(args))
+    from straightvq import encoding
+
+    run, codes, out = options.pop("run", None), options.pop("codes"), options.pop("out")
+    sys.stdout.write(_counted(out, encoding.decode(run, codes, out, **options)))
+
+
+def _origin(command: str, about: str) -> _Parser:
+    parser = _Parser(command, about)
+    parser.add_argument("--run", type=Path, help="folder of the run, such as runs/digits, or a checkpoint in it")
+    parser.add_argument("--file", type=Path, help="instead of a run, a file of another library's quantizer")
+    parser.add_argument("--layout", help="of the file (default: found)")
+    parser.add_argument("--engine", help="here, or ray (default: here)")
+    parser.add_argument("--workers", type=int, help="workers of Ray's (default: 1)")
+    parser.add_argument("--device", help="auto, cpu, cuda or mps (default: auto)")
+    return parser
+
+
+def _counted(out: Path, made: dict[str, Any]) -> str:
+    if "done" not in made:
+        return f"{out}{os.sep}: this process's shards are there, those of others are not yet\n"
+    bad = f", {made['bad']} that cannot be used (bad.jsonl)" if made["bad"] else ""
+    return f"{out}{os.sep}: {made['done']} rows in {made['shards']} shard(s){bad}\n"
 
 
 def _box(text: str) -> list[int]:

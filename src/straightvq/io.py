@@ -44,6 +44,12 @@ def replacing(path: Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
+def flush_files() -> None:
+    """Puts all that was written, by anybody, onto the disk: once for many files, before another one says that they
+    are there. Does nothing where the system has no such call, as on Windows."""
+    getattr(os, "sync", lambda: None)()
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text in UTF-8; see `replacing`."""
     with replacing(path) as unfinished:

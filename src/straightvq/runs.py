@@ -107,6 +107,12 @@ class RunFolder:
         """The task alone; the data may be gone."""
         return cast(lightning.LightningModule, self._built(model=lightning.LightningModule).model)
 
+    def build_data(self, **changed: Any) -> lightning.LightningDataModule:
+        """The data of the configuration with other arguments; the task is not built."""
+        described = self.config["data"]
+        described["init_args"] = {**(described.get("init_args") or {}), **changed}
+        return cast(lightning.LightningDataModule, self._built(data=lightning.LightningDataModule).data)
+
     def _built(self, **kinds: type) -> Any:
         deny_foreign_code()
         parser = LightningArgumentParser(exit_on_error=False)
@@ -119,6 +125,16 @@ class RunFolder:
     def log(self, name: str) -> tuple[list[int], list[float]]:
         """One column of the run's log; see `read_log`."""
         return read_log(self.folder, name)
+
+
+def open_run(path: Path, owner: str) -> tuple[RunFolder, Checkpoint]:
+    """A run's folder and its checkpoint, the best or else the last; or those of a .ckpt file in such a folder."""
+    if path.suffix != ".ckpt":
+        run = RunFolder(path, owner)
+        return run, run.checkpoint()
+    folder = path.parent.parent if path.parent.name == KEPT else path.parent
+    run = RunFolder(folder, owner)
+    return run, run.checkpoint(path.stem)
 
 
 class MetricsLog(CSVLogger):

@@ -14,7 +14,7 @@ MOST_FILES = 12
 # The rooms from the ground up, those of one line side by side: each may import what stands in the lines before it.
 FLOORS = [
     ["errors", "version"],
-    ["io", "internals", "recipes"],
+    ["io", "internals", "recipes", "executors"],
     ["kernels", "functional"],  # pure functions, and their kernels
     ["hub"],  # below what is saved: the layer's own methods lead there
     ["nn"],
@@ -23,7 +23,7 @@ FLOORS = [
     ["runs"],
     ["diagnostics"],
     ["training"],
-    ["generation"],
+    ["generation", "encoding"],
     ["analysis", "demo"],
     ["studies"],
     ["commands"],

@@ -38,7 +38,7 @@ def hub(name: str, medium: Medium = PICTURES, sources: str = SOURCES) -> Source:
     label = "label" if "label" in classes else next(iter(classes), None)
     columns = Columns(contents[0], label, list(features[label].names) if label else None)
     splits: dict[str, Records] = {
-        SPLITS[split]: mapped_rows(rows, columns, f"{name} {split}", medium)
+        SPLITS[split]: mapped_rows(rows, columns, [(f"{name} {split}", len(rows))], medium)
         for split, rows in fetched.items()
         if split in SPLITS
     }

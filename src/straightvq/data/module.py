@@ -121,21 +121,23 @@ class Images(Splits):
         if is_hub_name(self.source):
             self._open()
 
-    def _open(self) -> Source:
-        """The source, looked through once; nothing is decoded."""
-        if self._source is None:
-            num_train = self.num_train
-            if self.source == "photos":
-                source = photos(self.size, num_train, self.num_test, self.val_fraction, self.seed)
-                num_train = None  # crops are made, not left out
-            elif self.source == "digits":
-                source = digits()
-            elif is_hub_name(self.source):
-                from straightvq.data.hub import hub
+    def find(self) -> Source:
+        """Looks through the source; nothing is decoded, and nothing divided that the source does not divide."""
+        if self.source == "photos":
+            return photos(self.size, self.num_train, self.num_test, self.val_fraction, self.seed)
+        if self.source == "digits":
+            return digits()
+        if is_hub_name(self.source):
+            from straightvq.data.hub import hub
 
-                source = hub(self.source)
-            else:
-                source = local(Path(self.source).expanduser(), self.memory_limit_mb << 20)
+            return hub(self.source)
+        return local(Path(self.source).expanduser(), self.memory_limit_mb << 20)
+
+    def _open(self) -> Source:
+        """The source, looked through once and divided."""
+        if self._source is None:
+            source = self.find()
+            num_train = None if self.source == "photos" else self.num_train  # crops are made, not left out
             self._records = divide(source, self.val_fraction, num_train, self.num_test, self.seed)
             self._source = source
         return self._source

@@ -1,6 +1,7 @@
 """Encoded pictures, or sound, in Parquet files of the Hugging Face layout, read into memory or mapped from disk."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,12 +87,21 @@ def read_parquet(paths: list[Path], memory_limit: int, medium: Medium = PICTURES
         found = ", ".join(path.name for path in paths[:5])
         raise InvalidValueError(f"`{medium.owner}`: there must be a Parquet file named train*. Got {found}.")
     columns = {split: _common_columns(files, medium) for split, files in by_split.items()}
+    called = _names(paths)
     records: dict[str, Records] = {}
     for split, files in by_split.items():
         is_large = sum(file.stat().st_size for file in files) > memory_limit
-        records[split] = (_map if is_large else _read)(files, columns[split], medium)
+        records[split] = (_map if is_large else _read)({called[file]: file for file in files}, columns[split], medium)
     class_names = next((each.class_names for each in columns.values() if each.class_names), None)
     return Source(records, class_names, medium.owner)
+
+
+def _names(paths: list[Path]) -> dict[Path, str]:
+    """What to call each file: its name, or, where two have the same, its path below the folder they share."""
+    if len({path.name for path in paths}) == len(paths):
+        return {path: path.name for path in paths}
+    root = os.path.commonpath([path.parent for path in paths])
+    return {path: path.relative_to(root).as_posix() for path in paths}
 
 
 def _common_columns(files: list[Path], medium: Medium) -> Columns:
@@ -136,41 +146,44 @@ def _columns(file: Path, medium: Medium) -> Columns:
     return Columns(content, "label" if "label" in kinds else None, class_names)
 
 
-def _read(files: list[Path], columns: Columns, medium: Medium) -> EncodedRows:
+def _read(files: dict[str, Path], columns: Columns, medium: Medium) -> EncodedRows:
     try:
         # `partitioning=None`: a folder named "a=b" is no column.
-        tables = [pq.read_table(file, columns=columns.used(), partitioning=None) for file in files]
+        tables = [pq.read_table(file, columns=columns.used(), partitioning=None) for file in files.values()]
         chunks = [chunk for table in tables for chunk in table.column(columns.content).chunks]
         cells = pa.chunked_array(chunks, tables[0].schema.field(columns.content).type)
         labels = np.concatenate([_labels(table, columns) for table in tables])
     except DAMAGES as error:
-        raise InvalidValueError(f"`{medium.owner}`: {files[0].parent} holds a damaged Parquet file: {error}") from error
-    return EncodedRows(
-        cells, labels, [(file.name, len(table)) for file, table in zip(files, tables, strict=True)], medium
-    )
+        raise InvalidValueError(f"`{medium.owner}`: {_folder(files)} holds a damaged Parquet file: {error}") from error
+    return EncodedRows(cells, labels, list(zip(files, map(len, tables), strict=True)), medium)
 
 
-def _map(files: list[Path], columns: Columns, medium: Medium) -> EncodedRows:
+def _map(files: dict[str, Path], columns: Columns, medium: Medium) -> EncodedRows:
     """Mapped from an unpacked copy in the cache of `datasets`: Parquet itself has no fast way to a single row."""
     import datasets
 
     try:
-        rows = datasets.Dataset.from_parquet([str(file) for file in files], columns=columns.used())
+        rows = datasets.Dataset.from_parquet([str(file) for file in files.values()], columns=columns.used())
+        parts = [(name, pq.read_metadata(file).num_rows) for name, file in files.items()]
     except Exception as error:  # `datasets` wraps whatever it met
         cause = error.__cause__ or error
-        raise InvalidValueError(f"`{medium.owner}`: {files[0].parent} holds a damaged Parquet file: {cause}") from error
-    return mapped_rows(rows, columns, files[0].name, medium)
+        raise InvalidValueError(f"`{medium.owner}`: {_folder(files)} holds a damaged Parquet file: {cause}") from error
+    return mapped_rows(rows, columns, parts, medium)
 
 
-def mapped_rows(rows: Any, columns: Columns, name: str, medium: Medium = PICTURES) -> EncodedRows:
-    """The rows of a `datasets.Dataset`, which stay on disk; ``name`` is that of the set in messages."""
+def _folder(files: dict[str, Path]) -> Path:
+    return next(iter(files.values())).parent
+
+
+def mapped_rows(rows: Any, columns: Columns, parts: list[tuple[str, int]], medium: Medium = PICTURES) -> EncodedRows:
+    """The rows of a `datasets.Dataset`, which stay on disk; ``parts``: name and number of rows of each of its files."""
     import datasets
 
     labels = _labels(rows.select_columns(columns.label or columns.content).with_format("arrow")[:], columns)
     feature = getattr(datasets, medium.feature)
     if isinstance(rows.features[columns.content], feature):
         rows = rows.cast_column(columns.content, feature(decode=False))  # bytes: we decode, as for files
-    return EncodedRows(rows.select_columns(columns.content)[columns.content], labels, [(name, len(rows))], medium)
+    return EncodedRows(rows.select_columns(columns.content)[columns.content], labels, parts, medium)
 
 
 def _labels(table: Any, columns: Columns) -> NDArray[np.int64]:

@@ -59,6 +59,26 @@ class Selection(Records):
         return self.records.decode(int(self.rows[i]), size, channels)
 
 
+class Joined(Records):
+    """Several records, one behind the other."""
+
+    def __init__(self, parts: Sequence[Records]) -> None:
+        self.parts, self.labels = parts, np.concatenate([part.labels for part in parts])
+        self.ends = np.cumsum([len(part) for part in parts])
+
+    def key(self, i: int) -> str:
+        part, row = self._place(i)
+        return part.key(row)
+
+    def decode(self, i: int, size: int, channels: int) -> NDArray[Any]:
+        part, row = self._place(i)
+        return part.decode(row, size, channels)
+
+    def _place(self, i: int) -> tuple[Records, int]:
+        number = int(np.searchsorted(self.ends, i, side="right"))
+        return self.parts[number], i - int(self.ends[number]) + len(self.parts[number])
+
+
 @dataclass
 class Source:
     """What was found at one place: records by split ("train" always), and class names by label where there are any.
@@ -80,6 +100,10 @@ class Source:
                     f"`{self.owner}`: the labels of split {split!r} must be {names}, or -1 for none. "
                     f"Got {low} to {high}."
                 )
+
+    def everything(self) -> Records:
+        """The records of all splits, in their order."""
+        return Joined(list(self.splits.values()))
 
     @property
     def num_classes(self) -> int:

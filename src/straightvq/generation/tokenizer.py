@@ -10,11 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from straightvq.checkpoints import fingerprint
 from straightvq.errors import InvalidValueError
 from straightvq.io import replacing
 from straightvq.models import AutoencoderBase
 from straightvq.nn.part import check_part
-from straightvq.runs import KEPT, RunFolder, load_weights
+from straightvq.runs import load_weights, open_run
 
 _BATCH = 256  # images that are encoded at once
 
@@ -59,7 +60,7 @@ class Tokenizer:
         self.cache = cache
         self.codebook_size = size
         self.in_channels, self.downsample = model.in_channels, model.downsample
-        self.fingerprint = _fingerprint(model)
+        self.fingerprint = fingerprint(model)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Tokenizer":
@@ -67,12 +68,8 @@ class Tokenizer:
 
         The folder's ``cache`` remembers codes. A ValueError refuses other runs, and files that cannot be read safely.
         """
-        folder, name = Path(path), None
-        if folder.suffix == ".ckpt":
-            folder, name = folder.parent, folder.stem
-            folder = folder.parent if folder.name == KEPT else folder
-        run = RunFolder(folder, "Tokenizer")
-        checkpoint = run.checkpoint(name)
+        run, checkpoint = open_run(Path(path), "Tokenizer")
+        folder = run.folder
         task = run.build_task()
         model = getattr(task, "model", None)
         if not isinstance(model, AutoencoderBase):
@@ -131,15 +128,6 @@ class Tokenizer:
         key = hashlib.sha256(f"{self.fingerprint} {self.model} {tuple(images.shape)}".encode())
         key.update(images.contiguous().numpy().data)
         return self.cache / f"tokens-{key.hexdigest()[:32]}.safetensors"
-
-
-def _fingerprint(model: AutoencoderBase) -> str:
-    """A hash of the class and all weights, bit by bit."""
-    key = hashlib.sha256(type(model).__qualname__.encode())
-    for name, value in sorted(model.state_dict().items()):
-        key.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        key.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return key.hexdigest()
 
 
 def _read(file: Path) -> Tensor | None:

@@ -3,10 +3,10 @@
 import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -14,8 +14,6 @@ from straightvq.errors import InvalidValueError, did_you_mean
 from straightvq.studies.plan import Plan
 from straightvq.studies.results import TUNE, Result, Run
 from straightvq.studies.train import Check, discard_checkpoints, train
-
-Value = TypeVar("Value")
 
 
 def check(plan: Plan) -> None:
@@ -163,61 +161,3 @@ class Engine:
             return f"{study.tune.by} {metrics[study.tune.by]:.4g}"
         shown = [measure for measure in study.measures.values() if measure.name in metrics]
         return ", ".join(f"{m.label} {m.scale * metrics[m.name]:.{m.digits}f}" for m in shown)
-
-
-# --- where runs are done ----------------------------------------------------------------------------------------------
-
-
-def executor(workers: int) -> Executor:
-    """One that does as many runs at a time; several need Ray."""
-    return InProcess() if workers == 1 else RayWorkers(workers)
-
-
-class InProcess(Executor):
-    """Does at once what is submitted; Ctrl-C ends it as it ends any other code."""
-
-    def submit(self, function: Callable[..., Value], /, *args: Any, **kwargs: Any) -> Future[Value]:
-        future: Future[Value] = Future()
-        try:
-            future.set_result(function(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-class RayWorkers(Executor):
-    """Ray's processes, each with its part of the processors and GPUs; they must see the same files as this one.
-
-    They are on this machine, or on the cluster that ``RAY_ADDRESS`` names.
-    """
-
-    def __init__(self, workers: int) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise InvalidValueError(
-                f"`workers` must be 1 where Ray is not installed. Got {workers}. Several need the extra: "
-                'pip install "straightvq[cluster]".'
-            ) from error
-        self._ray = ray
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False, include_dashboard=False)
-        there = ray.cluster_resources()
-        gpus = min(1.0, there.get("GPU", 0) / workers)
-        self._options = {"num_cpus": there.get("CPU", 1) / workers, "num_gpus": gpus, "max_retries": 0}
-
-    def submit(self, function: Callable[..., Value], /, *args: Any, **kwargs: Any) -> Future[Value]:
-        future: Future[Value] = Future()
-
-        def hand_on(done: Future[Value]) -> None:
-            error = done.exception()
-            if error is None:
-                future.set_result(done.result())
-            else:
-                future.set_exception(getattr(error, "cause", None) or error)  # Ray wraps what the function raised
-
-        self._ray.remote(function).options(**self._options).remote(*args, **kwargs).future().add_done_callback(hand_on)
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self._ray.shutdown()

@@ -12,8 +12,9 @@ from pathlib import Path
 import filelock
 
 from straightvq.errors import InvalidValueError
+from straightvq.executors import executor
 from straightvq.nn.part import check_int
-from straightvq.studies.engine import Engine, check, executor
+from straightvq.studies.engine import Engine, check
 from straightvq.studies.plan import Plan
 from straightvq.studies.report.page import Report
 from straightvq.studies.results import Cell, Known, Results

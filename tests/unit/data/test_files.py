@@ -88,6 +88,19 @@ def test_parquet_splits_labels_and_names_are_read(tmp_path, as_struct):
     assert train.key(2) == "train-00001-of-00002.parquet row 0"
 
 
+def test_files_of_one_name_are_called_by_their_paths(tmp_path):
+    for name, values in (("a", [0, 1]), ("b", [2])):
+        (tmp_path / name).mkdir()
+        write_parquet(tmp_path / name / "train.parquet", [grey(value) for value in values])
+    train = local(tmp_path, MIB).splits["train"]
+    assert [train.key(i) for i in range(3)] == [
+        "a/train.parquet row 0",
+        "a/train.parquet row 1",
+        "b/train.parquet row 0",
+    ]
+    assert int(train.decode(2, 4, 1)[0, 0, 0]) == 2
+
+
 def test_single_parquet_file_is_one_training_set_without_labels(tmp_path):
     write_parquet(tmp_path / "test-pictures.parquet", [grey(1), grey(2)])
     source = local(tmp_path / "test-pictures.parquet", MIB)

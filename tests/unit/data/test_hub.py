@@ -53,8 +53,11 @@ def test_parquet_beyond_the_limit_is_mapped_and_reads_the_same(tmp_path, monkeyp
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     datasets.disable_progress_bars()
     (tmp_path / "set").mkdir()
-    write_parquet(tmp_path / "set" / "train.parquet", [grey(7), grey(8)], [1, 0])
+    write_parquet(tmp_path / "set" / "train-0.parquet", [grey(7)], [1])
+    write_parquet(tmp_path / "set" / "train-1.parquet", [grey(8)], [0])
     inside, mapped = (local(tmp_path / "set", limit).splits["train"] for limit in (1 << 20, 0))
     assert type(inside.cells) is not type(mapped.cells)
     assert inside.labels.tolist() == mapped.labels.tolist()
     assert all((inside.decode(i, 4, 3) == mapped.decode(i, 4, 3)).all() for i in range(2))
+    names = ["train-0.parquet row 0", "train-1.parquet row 0"]
+    assert [[rows.key(i) for i in range(2)] for rows in (inside, mapped)] == [names, names]

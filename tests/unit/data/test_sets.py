@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from straightvq.data.sets import ImageStream, Selection
+from straightvq.data.sets import ImageStream, Joined, Selection
 
 from .conftest import Numbers
 
@@ -45,3 +45,13 @@ def test_batch_and_single_items_agree():
     for place, i in enumerate([3, 1]):
         for name, value in images[i].items():
             assert torch.equal(batch[name][place], value)
+
+
+def test_joined_records_follow_one_another():
+    joined = Joined([Numbers(2, prefix="a"), Numbers(0, prefix="b"), Numbers(3, bad=[1], prefix="c")])
+    assert len(joined) == 5
+    assert [joined.key(i) for i in range(5)] == ["a0", "a1", "c0", "c1", "c2"]
+    assert joined.labels.tolist() == [0, 1, 0, 1, 2]
+    assert joined.decode(4, 4, 1).max() == 2
+    with pytest.raises(ValueError, match="it is bad"):
+        joined.decode(3, 4, 1)

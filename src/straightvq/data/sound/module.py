@@ -103,14 +103,17 @@ class Sound(Splits):
         if is_hub_name(self.source, EMBEDDED):
             self._open()
 
+    def find(self) -> Source:
+        """Looks through the source; nothing is decoded, and nothing divided that the source does not divide."""
+        if self.source in EMBEDDED:
+            return vowels(self.num_train, self.num_test, self.seed)
+        if is_hub_name(self.source, EMBEDDED):
+            return hub_sound(self.source)
+        return local_sound(Path(self.source).expanduser(), self.memory_limit_mb << 20)
+
     def _open(self) -> Source:
         if self._source is None:
-            if self.source in EMBEDDED:
-                source = vowels(self.num_train, self.num_test, self.seed)
-            elif is_hub_name(self.source, EMBEDDED):
-                source = hub_sound(self.source)
-            else:
-                source = local_sound(Path(self.source).expanduser(), self.memory_limit_mb << 20)
+            source = self.find()
             self._records = divide(source, self.val_fraction, self.num_train, self.num_test, self.seed)
             self._source = source
         return self._source

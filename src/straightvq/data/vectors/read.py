@@ -47,7 +47,7 @@ def read(path: Path, column: str | None = None, item: str | None = None) -> Tabl
         ValueError, TypeError: for what is no such file, and for vectors that are empty, of different widths, not
             numbers, or not finite.
     """
-    files = _files(path)
+    files = find_files(path)
     if files[0].suffix == ".npy":
         for name, value in (("column", column), ("item", item)):
             if value is not None:
@@ -71,7 +71,7 @@ def read(path: Path, column: str | None = None, item: str | None = None) -> Tabl
     return Table(vectors, items)
 
 
-def _files(path: Path) -> list[Path]:
+def find_files(path: Path) -> list[Path]:
     if not path.is_dir():
         if path.suffix not in (".parquet", ".npy"):
             raise InvalidValueError(f"`{OWNER}`: `source` must end in .parquet or .npy. Got {str(path)!r}.")
@@ -99,7 +99,7 @@ def _npy(file: Path) -> NDArray[np.float32]:
         raise InvalidValueError(f"`{OWNER}`: {file.name} must hold one vector per row, shape (n, d). Got {shape}.")
     if array.dtype.kind not in "fiu":
         raise InvalidTypeError(f"`{OWNER}`: {file.name} must hold real numbers. Got {array.dtype}.")
-    return _narrowed(array)
+    return narrowed(array)
 
 
 def _parquet(file: Path, column: str | None, item: str | None) -> Table:
@@ -112,8 +112,8 @@ def _parquet(file: Path, column: str | None, item: str | None) -> Table:
         kinds = dict(zip(schema.names, schema.types, strict=True))
     except damages as error:
         raise InvalidValueError(f"`{OWNER}`: {file.name} is not a readable Parquet file: {error}") from error
-    column = _choose_vectors(file, kinds, column)
-    item = _choose_names(file, kinds, column, item)
+    column = choose_vectors(file, kinds, column)
+    item = choose_names(file, kinds, column, item)
     try:
         # `partitioning=None`: a folder named "a=b" is no column.
         table = pq.read_table(file, columns=[column, *([item] if item else [])], partitioning=None)
@@ -132,7 +132,7 @@ def _parquet(file: Path, column: str | None, item: str | None) -> Table:
     return Table(vectors, names.to_pylist())
 
 
-def _choose_vectors(file: Path, kinds: dict[str, Any], column: str | None) -> str:
+def choose_vectors(file: Path, kinds: dict[str, Any], column: str | None) -> str:
     listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "none"
     if column is not None:
         if column not in kinds:
@@ -152,7 +152,7 @@ def _choose_vectors(file: Path, kinds: dict[str, Any], column: str | None) -> st
     return found[0]
 
 
-def _choose_names(file: Path, kinds: dict[str, Any], column: str, item: str | None) -> str | None:
+def choose_names(file: Path, kinds: dict[str, Any], column: str, item: str | None) -> str | None:
     if item is None:
         return next((name for name, kind in kinds.items() if name != column and _is_name(kind)), None)
     if item not in kinds:
@@ -196,10 +196,10 @@ def _matrix(file: Path, column: str, cells: Any) -> NDArray[np.float32]:
     flat = cells.flatten()
     if flat.null_count:
         raise NonFiniteError(f"{where} must hold finite numbers. Got {flat.null_count} empty ones.")
-    return _narrowed(flat.to_numpy(zero_copy_only=False).reshape(len(cells), -1))
+    return narrowed(flat.to_numpy(zero_copy_only=False).reshape(len(cells), -1))
 
 
-def _narrowed(array: NDArray[Any]) -> NDArray[np.float32]:
+def narrowed(array: NDArray[Any]) -> NDArray[np.float32]:
     """As float32; what that cannot hold becomes infinite, and is refused with the infinite ones."""
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(array, dtype=np.float32)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from straightvq.executors import executor
 from straightvq.nn.part import check_int
 from straightvq.studies.comparing import methods as methods_of
 from straightvq.studies.comparing.methods import BOUND, OWNER, Method
 from straightvq.studies.comparing.page import PAGE, Ranking
 from straightvq.studies.comparing.request import Request, read_request, settings
 from straightvq.studies.comparing.targets import Scale, Target, scale, target
-from straightvq.studies.engine import Engine, check, executor
+from straightvq.studies.engine import Engine, check
 from straightvq.studies.plan import Plan
 from straightvq.studies.reproduction import guarded
 from straightvq.studies.results import Cell, Results
