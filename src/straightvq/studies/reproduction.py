@@ -74,7 +74,7 @@ def reproduce(
         given = (data, sets, models, rows, seeds, precision, known, None if study.sizes else size)
         if dry_run or keep or rerun or workers != 1 or any(option is not None for option in given):
             takes = "no option but --size and --out" if study.sizes else "no option but --out"
-            raise InvalidValueError(f"`reproduce`: the study {study.name} is a single figure and takes {takes}.")
+            raise InvalidValueError(f"`reproduce`: the study {study.name} is one script and takes {takes}.")
         return _run_script(study, study.script, size, out)
     check_int("reproduce", "workers", workers, 1)
     chosen = _size(study, "small" if size is None else size, precision)

@@ -256,7 +256,7 @@ def study_names() -> list[str]:
 
     Example:
         >>> study_names()
-        ['autoencoder', 'classification', 'maskgit', 'maskgit_features', 'maskgit_tokenizer', 'toy']
+        ['autoencoder', 'classification', 'dynamics', 'maskgit', 'maskgit_features', 'maskgit_tokenizer', 'toy']
     """
     files = resources.files("straightvq.studies").iterdir()
     return sorted(item.name.removesuffix(".yaml") for item in files if item.name.endswith(".yaml"))

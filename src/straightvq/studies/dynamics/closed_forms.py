@@ -7,7 +7,7 @@ from torch import Tensor
 
 from straightvq.studies.dynamics.model import Grid, Problem
 
-_LARGEST_RATE = 1000.0  # from which on a rate counts as unlimited
+_LARGEST_RATE = 100.0  # from which on a rate counts as unlimited
 
 
 def unquantized(problem: Problem, times: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def rest(problem: Problem, rate: float) -> float:
     R = k2 * reach**2 + 2 * k1 * reach * largest + largest**2
     for _ in range(2000):
         new = float(_square_at_rest(problem, grid, rate * k2 * (R + problem.noise**2) / 2))
-        if abs(new - R) < 1e-10 * (1 + R):
+        if abs(new - R) < 1e-9 * (1 + R):
             break
         R = new
     return new / 2
@@ -110,10 +110,10 @@ def largest_rate(problem: Problem) -> float:
     low, high = 0.0, _LARGEST_RATE
     if rest(problem, high) <= limit:
         return math.inf
-    for _ in range(50):
+    for _ in range(25):
         middle = (low + high) / 2
         low, high = (middle, high) if rest(problem, middle) <= limit else (low, middle)
-    return 0.0 if low < 1e-6 else low
+    return low
 
 
 def plateau(problem: Problem, step: float, share: float = 0.1) -> float:

@@ -36,6 +36,7 @@ QUANTIZERS = {
 PICTURED = "2 bits, range 2"  # the paper's histogram
 
 PLATEAU_BITS, PLATEAU_STEPS = 4, (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+PLATEAU_STEPS_TO_THE_END = 2 ** (PLATEAU_BITS - 1) - 1
 REST_BITS, REST_REACHES = (1, 2, 3, 4), tuple(0.25 * n for n in range(2, 21))
 NORMAL = 401  # targets that stand for a normal distribution, one for each of as many equal shares
 
@@ -157,7 +158,7 @@ def _plateau(settings: Settings) -> Iterator[Part]:
     training = settings.plateau
     times = [training.end * n / 80 for n in range(81)]
     for step in PLATEAU_STEPS:
-        reach = step * (2 ** (PLATEAU_BITS - 1) - 1)
+        reach = step * PLATEAU_STEPS_TO_THE_END
         problem = Problem(weights=mid_tread(PLATEAU_BITS, reach), rate=0.05, start=0.05)
         row = f"range {reach:g}"
 
@@ -229,16 +230,17 @@ def _codes(settings: Settings) -> Iterator[Part]:
     training = settings.codes
     times = [training.end * n / 60 for n in range(61)]
     codes = square_codes()
+    count = -(-settings.particles // 4)  # of pairs, whose nearest code takes longer to find
     for name in TEACHERS:
         problem = teacher(name)
         for title, rule in RULES.items():
             row = f"{title}; {name}"
             given = {"problem": problem.settings, "rule": asdict(rule), "spacing": SPACING, "times": times}
-            size = {"particles": settings.particles, "dt": settings.dt, "like": training.d}
+            size = {"particles": count, "dt": settings.dt, "like": training.d}
 
             def limit(problem: Problem = problem, rule: Rule = rule) -> Values:
-                count, dt = settings.particles, settings.dt
-                return _rows(times, follow_codes(problem, rule, codes, training.d, times, count=count, dt=dt))
+                course = follow_codes(problem, rule, codes, training.d, times, count=count, dt=settings.dt)
+                return _rows(times, course)
 
             def runs(problem: Problem = problem, rule: Rule = rule) -> Values:
                 seeds = range(training.runs)

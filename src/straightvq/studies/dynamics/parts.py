@@ -77,11 +77,11 @@ class Parts(dict[str, dict[str, Any]]):
         due = [part for part in self.plan if part.title not in self]
         # `disable=None`: no bar where nobody watches.
         for part in tqdm(due, unit="part", disable=None, dynamic_ncols=True):
-            start = time.monotonic()
+            start = time.process_time()  # that of the processor: other programs do not count
             values = part.run()
             self[part.title] = {
                 "settings": part.settings,
-                "seconds": round(time.monotonic() - start, 2),
+                "seconds": round(time.process_time() - start, 2),
                 "date": str(datetime.date.today()),
                 "hardware": hardware("cpu"),
                 "versions": f"straightvq {straightvq.__version__}, torch {torch.__version__}",
@@ -93,21 +93,24 @@ class Parts(dict[str, dict[str, Any]]):
             tqdm.write(f"{part.title}: {self[part.title]['seconds']:.0f} s", file=sys.stdout)
 
     def table(self) -> pd.DataFrame:
-        """All values with `COLUMNS`."""
+        """All values, with `COLUMNS`, of the rows of an experiment whose parts are all finished."""
+        missing = {(part.experiment, part.row) for part in self.plan if part.title not in self}
         rows = [
             [part.experiment, part.row, part.source, part.d, *value]
             for part in self.plan
+            if (part.experiment, part.row) not in missing
             for value in self[part.title]["values"]
         ]
         return pd.DataFrame(rows, columns=COLUMNS)
 
     def origin(self) -> str:
-        """With what, on what, when and how long."""
+        """With what, on what and when."""
         found = list(self.values())
         parts = [" and ".join(sorted({one[name] for one in found})) for name in ("versions", "hardware")]
+        parts.insert(0, f"{len(self)} of {len(self.plan)} parts are finished")
         dates = sorted({one["date"] for one in found})
         parts.append(" to ".join(dict.fromkeys([dates[0], dates[-1]])))
-        return f"{', '.join(parts)}; {sum(one['seconds'] for one in found):.0f} s for {len(found)} parts"
+        return ", ".join(parts)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from straightvq.diagnostics import panels
 from straightvq.studies.dynamics import experiments as ex
-from straightvq.studies.dynamics.reading import plateau_ends, plateau_fit
+from straightvq.studies.dynamics.reading import plateau_ends, plateau_fit, rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,11 +29,11 @@ def estimators(values: pd.DataFrame) -> "Figure":
 
 def _courses(values: pd.DataFrame, experiment: str, title: str) -> "Figure":
     own = values[values.experiment == experiment]
-    rows = list(own.row.unique())
-    columns = 4 if len(rows) > 6 else 3
-    figure = panels.new_figure(5.2 * columns, 0.8 + 3.9 * -(-len(rows) // columns), title)
-    axes = panels.grid(figure, len(rows), columns, above=0.85, **SPACE)
-    for ax, row in zip(axes, rows, strict=True):
+    there = rows(values, experiment)
+    columns = 4 if len(there) > 6 else 3
+    figure = panels.new_figure(5.2 * columns, 0.8 + 4.1 * -(-len(there) // columns), title)
+    axes = panels.grid(figure, len(there), columns, above=1.05, **SPACE)
+    for ax, row in zip(axes, there, strict=True):
         mine = own[own.row == row]
         handles = _limit(ax, mine, panels.INK)
         for d, color in zip(sorted(set(mine.d) - {0}), panels.PALETTE, strict=False):
@@ -83,7 +83,7 @@ def plateau(values: pd.DataFrame) -> "Figure":
     figure = panels.new_figure(15.0, 5.6, "A coarser grid is left later")
     left, right = panels.grid(figure, 2, 2, above=1.25, **SPACE)
     handles: dict[str, Any] = {}
-    shown = [row for number, row in enumerate(own.row.unique()) if number % 2 == 0]
+    shown = rows(values, ex.PLATEAU)[::2]
     for row, color in zip(shown, panels.PALETTE, strict=False):
         mine = own[own.row == row]
         handles[row] = next(iter(_limit(left, mine[mine.source != ex.CLOSED], color).values()))
@@ -115,8 +115,7 @@ def rest(values: pd.DataFrame) -> "Figure":
         handles = {}
         for bits, color in zip(ex.REST_BITS, panels.PALETTE, strict=False):
             for rate, style in styles.items():
-                row = f"{bits} bit{'s' * (bits > 1)}, {name}, {rate}"
-                mine = own[own.row == row]
+                mine = own[own.row == f"{bits} bit{'s' * (bits > 1)}, {name}, {rate}"]
                 handles[f"{bits} bits, {rate}"] = ax.plot(mine["at"], mine["value"], color=color, linestyle=style)[0]
         ax.set(xlabel="range", ylabel="error", ylim=(0, 1))
         panels.finish(ax, handles, name)
@@ -129,7 +128,7 @@ def rates(values: pd.DataFrame) -> "Figure":
     figure = panels.new_figure(10.0, 6.2, "Large rates: lines are exact, dots SGD")
     (ax,) = panels.grid(figure, 1, 1, above=1.35, **SPACE)
     handles = {}
-    for row, color in zip(ex.SPEEDS, panels.PALETTE, strict=True):
+    for row, color in zip(rows(values, ex.RATES), panels.PALETTE, strict=False):
         mine = own[own.row == row]
         handles[row] = next(iter(_limit(ax, mine, color).values()))
         _dots(ax, mine[mine.source == ex.SIMULATION], color)
@@ -148,6 +147,8 @@ def codes(values: pd.DataFrame) -> "Figure":
         handles = {}
         for number, title in enumerate(ex.RULES):
             mine = own[own.row == f"{title}; {name}"]
+            if not len(mine):
+                continue
             color = panels.PALETTE[number % len(panels.PALETTE)]
             style = STYLES[number // len(panels.PALETTE)]
             handles[title] = next(iter(_limit(ax, mine, color, style).values()))

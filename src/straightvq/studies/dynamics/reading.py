@@ -8,6 +8,11 @@ import pandas as pd
 from straightvq.studies.dynamics import experiments as ex
 
 
+def rows(values: pd.DataFrame, experiment: str) -> list[str]:
+    """Those of an experiment that are there, in their order."""
+    return list(values[values.experiment == experiment].row.unique())
+
+
 def course(values: pd.DataFrame, experiment: str, row: str, source: str, d: int = 0) -> pd.DataFrame:
     """The values of one part, index ``at``, a column for each series."""
     own = values[(values.experiment == experiment) & (values.row == row) & (values.source == source) & (values.d == d)]
@@ -36,18 +41,26 @@ def largest_difference(values: pd.DataFrame, experiment: str, row: str, d: int) 
     return float((runs - np.interp(runs.index, limit.index, limit)).abs().max())
 
 
+def largest_of_all(values: pd.DataFrame, experiment: str) -> float:
+    """Of the mean of the seeds from the limit, in units of ``1 / sqrt(d)``."""
+    dims = simulated(values, experiment)
+    off = [
+        largest_difference(values, experiment, row, d) * math.sqrt(d) for row in rows(values, experiment) for d in dims
+    ]
+    return max(off)
+
+
 def plateau_ends(values: pd.DataFrame) -> pd.DataFrame:
     """Index reach; closed form, density and each seed of the simulations."""
     lines: dict[float, dict[str | int, float]] = {}
     (d,) = simulated(values, ex.PLATEAU)
-    for step in ex.PLATEAU_STEPS:
-        reach = step * (2 ** (ex.PLATEAU_BITS - 1) - 1)
-        row = f"range {reach:g}"
+    for row in rows(values, ex.PLATEAU):
+        closed = course(values, ex.PLATEAU, row, ex.CLOSED)[0]
         density = course(values, ex.PLATEAU, row, ex.DENSITY)[0]
         runs = course(values, ex.PLATEAU, row, ex.SIMULATION, d)
-        line: dict[str | int, float] = {ex.CLOSED: float(course(values, ex.PLATEAU, row, ex.CLOSED)[0].iloc[0])}
+        line: dict[str | int, float] = {ex.CLOSED: float(closed.iloc[0])}
         line[ex.DENSITY] = ex.left_plateau(density.index, density)
-        lines[reach] = line | {int(seed): ex.left_plateau(runs.index, runs[seed]) for seed in runs}
+        lines[float(closed.index[0])] = line | {int(seed): ex.left_plateau(runs.index, runs[seed]) for seed in runs}
     return pd.DataFrame(lines).T
 
 
