@@ -36,5 +36,5 @@ def test_what_it_cannot_follow_is_refused() -> None:
     with pytest.raises(ValueError, match=r"`target` must be one number. Got \(2, 1\)"):
         solve(Problem(target=torch.ones(2, 1)), TIMES, cells=100, reach=5.0)
     turned = Problem(weights=Grid(uniform(1, 1.0).codes, RotationTrick()))
-    with pytest.raises(ValueError, match="must have the estimator StraightThrough. Got RotationTrick"):
+    with pytest.raises(ValueError, match=r"must have the estimator StraightThrough\. Got RotationTrick"):
         solve(turned, TIMES, cells=100, reach=5.0)
