@@ -115,8 +115,9 @@ def rest(values: pd.DataFrame) -> "Figure":
         handles = {}
         for bits, color in zip(ex.REST_BITS, panels.PALETTE, strict=False):
             for rate, style in styles.items():
-                mine = own[own.row == f"{bits} bit{'s' * (bits > 1)}, {name}, {rate}"]
-                handles[f"{bits} bits, {rate}"] = ax.plot(mine["at"], mine["value"], color=color, linestyle=style)[0]
+                what = f"{bits} bit{'s' * (bits > 1)}"
+                mine = own[own.row == f"{what}, {name}, {rate}"]
+                handles[f"{what}, {rate}"] = ax.plot(mine["at"], mine["value"], color=color, linestyle=style)[0]
         ax.set(xlabel="range", ylabel="error", ylim=(0, 1))
         panels.finish(ax, handles, name)
     return figure
