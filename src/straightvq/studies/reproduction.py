@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import filelock
 
@@ -71,11 +72,11 @@ def reproduce(
     """
     source, study = (study, load_study(study)) if isinstance(study, str) else (study.name, study)
     if study.script is not None:
-        given = (size, data, sets, models, rows, seeds, precision, known)
+        given = (data, sets, models, rows, seeds, precision, known, None if study.sizes else size)
         if dry_run or keep or rerun or workers != 1 or any(option is not None for option in given):
-            what = "is a single figure and takes no option but --out"
-            raise InvalidValueError(f"`reproduce`: the study {study.name} {what}.")
-        return _run_script(study, study.script, Path("studies") / study.name if out is None else out)
+            takes = "no option but --size and --out" if study.sizes else "no option but --out"
+            raise InvalidValueError(f"`reproduce`: the study {study.name} is one script and takes {takes}.")
+        return _run_script(study, study.script, size, out)
     check_int("reproduce", "workers", workers, 1)
     chosen = _size(study, "small" if size is None else size, precision)
     out = Path("studies") / f"{study.name}-{chosen.name}" if out is None else out
@@ -195,8 +196,16 @@ def _taken(plan: Plan, known: Path) -> list[tuple[Plan, Known]]:
     return taken
 
 
+class Finished(Protocol):
+    """What is finished in a folder."""
+
+    folder: Path
+
+    def __len__(self) -> int: ...
+
+
 @contextlib.contextmanager
-def guarded(results: Results, command: str = "reproduce") -> Iterator[None]:
+def guarded(results: Finished, command: str = "reproduce") -> Iterator[None]:
     """Lets one process at a time into a folder; says what is safe and how to go on when it is stopped."""
     folder = results.folder
     try:
@@ -224,9 +233,11 @@ def _unwritable(error: OSError, way_out: str, command: str = "reproduce") -> Inv
     return InvalidValueError(f"`{command}`: cannot write the results: {error}. {way_out} once {condition}.")
 
 
-def _run_script(study: Study, script: Script, folder: Path) -> Path:
+def _run_script(study: Study, script: Script, size: str | None, out: Path | None) -> Path:
+    chosen = [_size(study, "small" if size is None else size, None)] if study.sizes else []
+    folder = Path("studies", "-".join([study.name, *(one.name for one in chosen)])) if out is None else out
     try:
-        script(folder, study.title, study.about)
+        script(folder, study.title, study.about, *chosen)
     except OSError as error:
         raise _unwritable(error, "The same command makes them anew") from error
     sys.stdout.write(f"{folder / 'report.md'}\n")

@@ -15,7 +15,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt, regi
 
 from straightvq.errors import InvalidValueError, did_you_mean
 
-Script = Callable[[Path, str, str], Any]
+Script = Callable[..., Any]
 
 
 class Config(dict[str, Any]):
@@ -122,10 +122,10 @@ class Size:
     """How large the study is run."""
 
     name: str
-    sets: list[str]
-    models: dict[str, Model]
     seeds: PositiveInt  # of each row
     config: Config
+    sets: list[str] = field(default_factory=list)  # none in a study that is a `script`
+    models: dict[str, Model] = field(default_factory=dict)
     about: str = ""  # what it is and what it needs, for the report
     without_data: list[str] = field(default_factory=list)  # embedded sets in place of ``sets`` where no data are given
     tune: Config | None = None  # overlay for the runs of tuning, usually half as long; None for no tuning
@@ -150,11 +150,13 @@ class Study:
     sets: dict[str, DataSet] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
     sizes: dict[str, Size] = field(default_factory=dict)
-    script: Script | None = None  # instead of all but title and about: a function of a folder and these two
+    # Instead of all but title and about: a function of a folder and these two; and of a size, if there are any.
+    script: Script | None = None
 
     def __post_init__(self) -> None:
         wanted = "nothing beside a `script`" if self.script else "at least one"
-        parts = {"measures": self.measures, "sets": self.sets, "rows": self.rows, "sizes": self.sizes}
+        parts: dict[str, Any] = {"measures": self.measures, "sets": self.sets, "rows": self.rows}
+        parts |= {} if self.script else {"sizes": self.sizes}
         self._refuse(f"`{key}` must have {wanted}" for key, part in parts.items() if bool(part) == bool(self.script))
         if not self.script:
             self._refuse(self._shared_folders())
@@ -254,7 +256,7 @@ def study_names() -> list[str]:
 
     Example:
         >>> study_names()
-        ['autoencoder', 'classification', 'maskgit', 'maskgit_features', 'maskgit_tokenizer', 'toy']
+        ['autoencoder', 'classification', 'dynamics', 'maskgit', 'maskgit_features', 'maskgit_tokenizer', 'toy']
     """
     files = resources.files("straightvq.studies").iterdir()
     return sorted(item.name.removesuffix(".yaml") for item in files if item.name.endswith(".yaml"))
