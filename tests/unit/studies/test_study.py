@@ -249,7 +249,7 @@ def test_unknown_study(name: str, message: str) -> None:
         (edited(sizes__s__sets="cifar"), r'`sizes.s`: .*"sets": .*list.*cifar'),
         (
             "sizes: {s: {sets: }}\nlike: classification",
-            r"`sizes.s`: the following arguments are required: sets, seeds, config",
+            r"`sizes.s`: the following arguments are required: seeds, config",
         ),
         (edited(sizes__s__sets=[]), r"`sizes.s` must have at least one of `sets` and of `models`"),
         (edited(sizes__s__models={}), r"`sizes.s` must have at least one of `sets` and of `models`"),

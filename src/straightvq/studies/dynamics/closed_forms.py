@@ -125,7 +125,7 @@ def plateau(problem: Problem, step: float, share: float = 0.1) -> float:
 
     Example:
         >>> round(plateau(Problem(rate=0.05, start=0.05), 1.0), 2)
-        7.16
+        6.49
     """
     gain = 1 - (1 - step) ** 2
     if gain <= share:

@@ -30,7 +30,7 @@ def study() -> Study:
         measures={"MSE": MSE, "PSNR": PSNR},
         sets={"s": DataSet("s", Config())},
         rows={name: Row(name, Config(), bound=name == "none") for name in names},
-        sizes={"small": Size("small", ["s"], {"n": Model("n", Config())}, 3, Config())},
+        sizes={"small": Size("small", 3, Config(), sets=["s"], models={"n": Model("n", Config())})},
     )
 
 
