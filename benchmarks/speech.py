@@ -89,7 +89,7 @@ def report(rows: pd.DataFrame, path: Path, command: str) -> None:
     """The page, and the picture with error bars of one standard deviation over seeds."""
     arms = [arm for arm in OVERLAYS if arm in set(rows["arm"])]
     columns = [f"{name}_{level}" for level in SHOWN for name in ("si_sdr", "mel") if f"{name}_{level}" in rows]
-    columns += [name for name in WHOLE[3:] if name in rows] + ["seconds"]
+    columns += [name for name in WHOLE[3:] if name in rows]
     lines = ["| arm | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     curves = {}
     for arm in arms:
