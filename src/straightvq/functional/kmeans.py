@@ -48,8 +48,8 @@ def kmeans(
         iterations: iterations after the seeding; 0 returns the seeds.
         generator: CPU generator for the seeding and the batches; None takes torch's global one.
         batch_size: vectors per iteration; None, or n and more, takes all of them in each.
-        trials: draws per seed, of which the one that lowers the error most is kept. Several end 1 to 2 % lower, and
-            the seeding then goes seed by seed: slow for many thousands.
+        trials: draws per seed, of which the one that lowers the error most is kept. Several end 1 to 2 % lower. The
+            seeding then goes seed by seed, slow for many thousands, and holds a copy of ``z``.
 
     Returns:
         Float (k, d), in ``z``'s dtype, at least float32.
