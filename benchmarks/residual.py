@@ -123,7 +123,8 @@ def main() -> None:
                     if beam == 1 and which == "fitted":
                         used.setdefault(method, []).append(min(codes))
 
-    arguments = " ".join(Path(word).name if Path(word) == options.vectors else word for word in sys.argv[1:])
+    given_words = [word for word in sys.argv[1:] if word not in ("--out", str(options.out))]
+    arguments = " ".join(Path(word).name if Path(word) == options.vectors else word for word in given_words)
     lines = [
         f"# Residual quantization without a network: {name}\n",
         f"{datetime.date.today()}, {hardware()}. `python benchmarks/residual.py {arguments}`, "
@@ -137,8 +138,8 @@ def main() -> None:
         cells = []
         for level in (1, 2, 4, 8):
             values = [run[level - 1] for run in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.4f} ± {spread:.4f}")
+            spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.4f}{spread}")
         codes = f"{min(used[method])} of {CODES}" if beam == 1 and which == "fitted" else ""
         lines.append(f"| {method} | {beam} | {which} | {' | '.join(cells)} | {codes} |")
     options.out.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ def made(name: str) -> svq.Quantizer:
 def test_example_keeps_the_laws(name: str) -> None:
     report = check_quantizer(lambda: made(name), exceptions=EXCEPTIONS.get(name))
     idle = [law for law, result in report.items() if result.startswith("does not apply")]
+    idle = [law for law in idle if law != "compiled_forward_equals_eager" or torch.__version__ >= "2.13"]
     if not made(name).codebooks():
         assert len(idle) <= 10, "what a quantizer without a codebook has not"
     else:
