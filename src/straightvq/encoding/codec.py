@@ -42,12 +42,10 @@ class Codec(ABC):
 
     Attributes:
         kind: what a row is called.
-        suffix: of the files that rows are decoded to; None where they go into the table.
         is_ragged: whether rows have lengths of their own.
     """
 
     kind: ClassVar[str]
-    suffix: ClassVar[str | None] = None
     is_ragged: ClassVar[bool] = False
 
     def __init__(self, task: QuantizedTask, batch_size: int) -> None:
@@ -75,10 +73,6 @@ class Codec(ABC):
     def settings(self) -> dict[str, Any]:
         """What a row is before it is encoded, such as its size."""
         return {}
-
-    def packed(self, value: NDArray[Any]) -> bytes:
-        """A row that was restored as the content of a file with the suffix."""
-        raise NotImplementedError
 
     def check_decodes(self) -> None:
         """Raises where the network has no way back."""
@@ -122,3 +116,17 @@ class Codec(ABC):
     def mask(self, batch: dict[str, Tensor]) -> Tensor | None:
         """Which positions of a batch count, where not all do."""
         return None
+
+
+class FileCodec(Codec):
+    """One whose rows are decoded to files of their own; those of the others go into the table.
+
+    Attributes:
+        suffix: of the files.
+    """
+
+    suffix: ClassVar[str]
+
+    @abstractmethod
+    def packed(self, value: NDArray[Any]) -> bytes:
+        """A row that was restored, as the content of its file."""

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from straightvq.encoding.codec import Codec
+from straightvq.encoding.codec import Codec, FileCodec
 from straightvq.encoding.codes import OWNER, CodesFolder, Shard
 from straightvq.encoding.engine import Engine, hand_out
 from straightvq.encoding.folder import ShardFolder
@@ -112,9 +112,9 @@ class Decoding:
             for part in self._batches(shard):
                 indices = part.indices if self.levels is None else [own[..., : self.levels] for own in part.indices]
                 restored = self.codec.restore(indices, part.lengths)
-                values += restored if self.codec.suffix is None else self._save(part.keys, restored)
+                values += self._save(part.keys, restored) if isinstance(self.codec, FileCodec) else restored
                 tell(len(part.keys))
-            if self.codec.suffix is not None:
+            if isinstance(self.codec, FileCodec):
                 flush_files()
             self.folder.write(number, self._table(shard.keys, values), [])
 
@@ -130,7 +130,8 @@ class Decoding:
                 yield Shard(list(keys), list(indices), list(lengths))
 
     def _save(self, keys: list[str], values: list[NDArray[Any]]) -> list[str]:
-        names = [file_name(key, str(self.codec.suffix)) for key in keys]
+        assert isinstance(self.codec, FileCodec)
+        names = [file_name(key, self.codec.suffix) for key in keys]
         for name, value in zip(names, values, strict=True):
             path = self.folder.path / FILES / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +141,7 @@ class Decoding:
 
     def _table(self, keys: list[str], values: list[Any]) -> pa.Table:
         named = pa.array(keys, pa.string())
-        if self.codec.suffix is not None:
+        if isinstance(self.codec, FileCodec):
             if twice := next((name for name, count in Counter(values).items() if count > 1), None):
                 raise InvalidValueError(f"`{OWNER}`: each row needs a file of its own. Got {twice!r} for several keys.")
             return pa.table({"key": named, "file": pa.array(values, pa.string())})

@@ -14,14 +14,14 @@ from straightvq.data import Images, Sound
 from straightvq.data.sound.decode import needed
 from straightvq.data.vectors.standard import Standard
 from straightvq.data.vectors.stream import open_stream
-from straightvq.encoding.codec import Codec
+from straightvq.encoding.codec import Codec, FileCodec
 from straightvq.encoding.rows import RecordRows, Rows, VectorRows
 from straightvq.errors import InvalidValueError
 from straightvq.models import AudioCodec
 from straightvq.training.base import QuantizedTask
 
 
-class PictureCodec(Codec):
+class PictureCodec(FileCodec):
     """Pictures, scaled and cut as those of the run's validation."""
 
     kind = "pictures"
@@ -51,7 +51,7 @@ class PictureCodec(Codec):
         return file.getvalue()
 
 
-class ClipCodec(Codec):
+class ClipCodec(FileCodec):
     """Whole clips of sound at the run's sample rate."""
 
     kind = "clips"

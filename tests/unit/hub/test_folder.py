@@ -235,3 +235,10 @@ def test_a_missing_package_is_named_with_what_brings_it(folder: Path, monkeypatc
         svq.from_pretrained(folder)
     with pytest.raises(ImportError, match="`save_pretrained`: "):
         svq.presets.ema(4, 8).save_pretrained(folder)
+
+
+def test_a_class_that_its_package_does_not_offer_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(svq.interop, "Hidden", svq.VectorQuantizer, raising=False)
+    change("class_path", to="straightvq.interop.Hidden")(folder)
+    with pytest.raises(ValueError, match="class_path must be that of a module in"):
+        svq.from_pretrained(folder)
