@@ -18,6 +18,7 @@ import argparse
 import csv
 import datetime
 import itertools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ import straightvq as svq
 from straightvq.io import write_text
 from straightvq.studies.results import hardware
 
-METHODS = ("straight", "ema", "vq_ste_pp", "simvq", "vq_vae")
+METHODS = ("straight", "wide_affine", "ema", "vq_ste_pp", "simvq", "vq_vae")
 STEPS, DIRECTIONS, MOVE, GROWTH = 120, 8, 8.0, 2.0
 RATES, SCALES, MEANS, SHARES = (1e-4, 1e-3, 1e-2), (1e-3, 1.0, 1e3), (0.0, 100.0), (4, 64)
 LARGEST = 1 << 18  # vectors of a step
@@ -54,8 +55,21 @@ class Data:
         return self.scale * (rows @ self.directions)
 
 
+def wide_affine(width: int, codes: int) -> svq.VectorQuantizer:
+    """`straight` without its projection, and with codes that get the running moments of the vectors."""
+    book = svq.Codebook(
+        codes,
+        parametrization=svq.RunningAffine(),
+        init=svq.KMeansInit(),
+        update=svq.AlternatedUpdate(fraction=0.2),
+        reset=svq.DeadCodeReset(20),
+    )
+    return svq.VectorQuantizer(width, book)
+
+
 def layer_of(method: str, width: int, codes: int) -> svq.VectorQuantizer:
-    layer: svq.VectorQuantizer = getattr(svq.presets, method)(width, codes)
+    make = wide_affine if method == "wide_affine" else getattr(svq.presets, method)
+    layer: svq.VectorQuantizer = make(width, codes)
     return layer
 
 
@@ -170,7 +184,7 @@ def robustness(methods: list[str], codes: int, seed: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="presets")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="presets, or wide_affine")
     parser.add_argument("--codes", type=int, nargs="+", default=[512, 4096])
     parser.add_argument("--widths", type=int, nargs="+", default=[4, 32, 256])
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
@@ -181,7 +195,8 @@ def main() -> None:
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.robustness:
-        print(robustness(args.methods, args.codes[0], args.seed))
+        write_text(args.out, robustness(args.methods, args.codes[0], args.seed))
+        print(args.out.read_text())
         return
     table = args.out.with_suffix(".csv")
     done = pd.read_csv(table) if table.is_file() else pd.DataFrame(columns=[*KEY, "error", "used"])
@@ -192,7 +207,8 @@ def main() -> None:
         )
     ]
     best: dict[tuple[int, int], float] = {}
-    command = "python benchmarks/no_tuning.py"
+    words = [word for word in sys.argv[1:] if word not in ("--out", str(args.out))]
+    command = " ".join(["python benchmarks/no_tuning.py", *words])
     known = {tuple(row) for row in done[KEY].itertuples(index=False)}
     for key in tqdm(keys, "Cells"):
         if tuple(key.values()) in known:
