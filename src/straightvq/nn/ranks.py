@@ -70,18 +70,6 @@ def copy_from_first_rank(tensor: Tensor, group: Group) -> None:
         dist.broadcast(tensor, source, group=None if group is False else group)
 
 
-def rows_of_first_rank(rows: Tensor, group: Group) -> Tensor:
-    """The first rank's rows, on all ranks; how many each of them had does not matter. Waits for the host."""
-    if num_ranks(group) == 1:
-        return rows
-    size = torch.tensor([len(rows)], device=rows.device)
-    copy_from_first_rank(size, group)
-    rows = rows if rank(group) == 0 else rows.new_empty(int(size), *rows.shape[1:])
-    if len(rows):
-        copy_from_first_rank(rows, group)
-    return rows
-
-
 class Message:
     """What the ranks tell each other at one moment of the step, in one all-reduce.
 
