@@ -13,7 +13,7 @@ import pandas as pd
 from straightvq.diagnostics import save
 from straightvq.io import write_text
 from straightvq.studies.dynamics import experiments as ex
-from straightvq.studies.dynamics.parts import Parts
+from straightvq.studies.parts import Parts
 from straightvq.studies.dynamics.pictures import PICTURES
 from straightvq.studies.dynamics.reading import (
     codes_ends,

@@ -10,7 +10,7 @@ import pytest
 from straightvq.cli import main
 from straightvq.studies import load_study
 from straightvq.studies.dynamics import experiments, run_dynamics
-from straightvq.studies.dynamics.parts import COLUMNS, Part, Parts
+from straightvq.studies.parts import COLUMNS, Part, Parts
 from straightvq.studies.dynamics.pictures import PICTURES
 from straightvq.studies.dynamics.settings import Settings
 
