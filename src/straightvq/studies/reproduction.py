@@ -72,14 +72,16 @@ def reproduce(
     """
     source, study = (study, load_study(study)) if isinstance(study, str) else (study.name, study)
     if study.script is not None:
-        taken = {"--size": study.sizes, "--data": study.sets, "--sets": study.sets, "--out": True}
+        allowed = {"--size": study.sizes, "--data": study.sets, "--sets": study.sets, "--out": True}
         given = {"--size": size, "--data": data, "--sets": sets, "--models": models, "--rows": rows, "--seeds": seeds}
         given |= {"--precision": precision, "--known": known}
-        refused = [option for option, value in given.items() if value is not None and not taken.get(option)]
+        refused = [option for option, value in given.items() if value is not None and not allowed.get(option)]
         if dry_run or keep or rerun or workers != 1 or refused:
-            *others, last = [option for option in taken if taken[option]]
+            *others, last = [option for option in allowed if allowed[option]]
             takes = f"{', '.join(others)} and {last}" if others else last
-            raise InvalidValueError(f"`reproduce`: the study {study.name} is one script and takes no option but {takes}.")
+            raise InvalidValueError(
+                f"`reproduce`: the study {study.name} is one script and takes no option but {takes}."
+            )
         return _run_script(study, study.script, size, out, data, sets)
     check_int("reproduce", "workers", workers, 1)
     chosen = _size(study, "small" if size is None else size, precision)

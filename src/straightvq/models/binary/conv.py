@@ -12,10 +12,10 @@ from straightvq.nn.part import check_int
 class BinaryConv2d(nn.Module):
     """A convolution whose weights and inputs are signs, scaled per output channel.
 
-    ``out = conv(sign(x), scale sign(weight))``, with ``scale`` the mean of ``|weight|`` over one output channel, through
-    which gradients pass too. Both signs are those of a ``LookupFreeQuantizer`` of one bit, so that the sign of 0 is +1,
-    the estimator decides what gradient passes, and under ``straightvq.bypass`` the convolution is that of the
-    continuous inputs and of ``scale weight``. No bias; zeros around the image. The same in training and evaluation.
+    ``out = conv(sign(x), scale sign(weight))``; the ``scale`` of an output channel is the mean of its ``|weight|``, and
+    gradients pass through it. Both signs are those of a ``LookupFreeQuantizer`` of one bit: the sign of 0 is +1, the
+    estimator decides what gradient passes, and under ``straightvq.bypass`` the convolution is that of the continuous
+    inputs and of ``scale weight``. No bias; zeros around the image. The same in training and evaluation.
 
     Args:
         in_channels: of the input, at least 1.

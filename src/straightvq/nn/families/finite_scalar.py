@@ -122,8 +122,8 @@ class FiniteScalarQuantizer(CodebookFree):
         self.noise = noise
         if self.noise and self.estimator.needs_signs:
             raise InvalidValueError(
-                f"`{type(self).__name__}`: `noise` must be 0 with {type(self.estimator).__name__}, which stands for the "
-                f"derivative of the rounding that noise replaces. Got {self.noise}."
+                f"`{type(self).__name__}`: `noise` must be 0 with {type(self.estimator).__name__}, which stands for "
+                f"the derivative of the rounding that noise replaces. Got {self.noise}."
             )
         self.scale = scale
         self.clamp = clamp

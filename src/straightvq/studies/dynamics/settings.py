@@ -1,7 +1,7 @@
 """How large the study is run: what a size's ``config`` says, checked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from straightvq.errors import InvalidTypeError, InvalidValueError
