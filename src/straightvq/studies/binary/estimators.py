@@ -37,7 +37,7 @@ def rectified(end: int, secant: Secant = "continuous") -> str:
     With power 1 both secants are the same.
     """
     name = "rectified" if secant == "continuous" or end == 1 else "authors' secant"
-    return f"{name}, o_end = {end}"
+    return f"{name} (o_end {end})"
 
 
 def _to(end: int, secant: Secant = "continuous") -> Method:

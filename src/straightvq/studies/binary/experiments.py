@@ -8,6 +8,7 @@ import torch
 
 import straightvq as svq
 from straightvq.diagnostics import estimating_error
+from straightvq.errors import InvalidValueError
 from straightvq.studies.binary.estimators import ENDS, METHODS, SECANTS
 from straightvq.studies.binary.settings import Settings
 from straightvq.studies.binary.training import QUANTIZERS, train_classifier, train_tokenizer
@@ -24,7 +25,13 @@ def plan(settings: Settings, sources: Mapping[str, str | None]) -> list[Part]:
     Args:
         settings: of the size.
         sources: place of each set, None for embedded ones; it decides no result beside the set's name.
+
+    Raises:
+        ValueError: for a set without settings.
     """
+    if unknown := [name for name in sources if name not in settings.classifiers]:
+        known = ", ".join(settings.classifiers)
+        raise InvalidValueError(f"`reproduce`: this size says nothing of the set {unknown[0]!r}. It has {known}.")
     parts = [_formula(end) for end in ENDS]
     for seed in range(settings.seeds):
         parts += _tokenizers(settings, seed)

@@ -46,6 +46,7 @@ def run_binary(folder: Path, title: str, about: str, size: Size, sources: Mappin
         finally:
             if parts:
                 given = ["--data", "SETS"] if any(sources.values()) else []
+                given += [] if list(sources) in (size.sets, size.without_data) else ["--sets", *sources]
                 command = shlex.join(["straightvq", "reproduce", "binary", "--size", size.name, *given])
                 how = f"Size `{size.name}`: {size.about.strip()}\n`{command}`. {parts.origin()}."
                 _write(folder, [f"# {title}", about.strip(), how], parts.table(), list(sources))
