@@ -208,7 +208,7 @@ def reproduce(args: list[str]) -> None:
     about = "Runs what a study still lacks (methods x networks x sets x seeds) and writes its tables and figures. "
     parser = _Parser("reproduce", f"{about}Finished runs are not repeated; a stopped one resumes.")
     parser.add_argument(
-        "study", help="a packaged study (classification, autoencoder, maskgit, dynamics, toy), or a YAML file"
+        "study", help="a packaged study (classification, autoencoder, maskgit, dynamics, binary, toy), or a YAML file"
     )
     parser.add_argument("--size", help="small, paper or tiny (default: small)")
     parser.add_argument("--out", type=Path, help="folder for the results (default: studies/NAME-SIZE)")

@@ -329,6 +329,12 @@ FREE: dict[str, Callable[..., svq.Quantizer]] = FREE_PRESETS | {
     "signs+reste": lambda channel_dim=-1: svq.LookupFreeQuantizer(
         DIM, DIM, scale=0.5, estimator=svq.ReSTE(2.0, limit=60.0), channel_dim=channel_dim
     ),
+    "signs+tanh": lambda channel_dim=-1: svq.BinarySphericalQuantizer(
+        DIM, DIM, estimator=svq.ErrorDecay(0.5), channel_dim=channel_dim
+    ),
+    "finite+reste": lambda channel_dim=-1: svq.FiniteScalarQuantizer(
+        DIM, [2, 3, 2, 2, 3, 2], estimator=svq.ReSTE(2.0), channel_dim=channel_dim
+    ),
     "signs+groups": lambda channel_dim=-1: svq.LookupFreeQuantizer(
         DIM, DIM, losses=[svq.EntropyLoss(diversity=0.5, group_bits=4)], channel_dim=channel_dim
     ),

@@ -255,6 +255,10 @@ CODEBOOK_FREE: list[Row] = [
     *number("ReSTE", "limit", [0.0, -1.0]),
     *number("ReSTE", "clip", [0.0, -0.1]),
     Row("ReSTE", "secant", ["theirs", None], ValueError, "one of 'continuous', 'authors'"),
+    *number("ErrorDecay", "sharpness", [0.0, -1.0]),
+    *number("error_decay_sharpness", "progress", [-0.1, 1.1], progress=0.5),
+    *number("error_decay_sharpness", "start", [0.0, -1.0], progress=0.5),
+    *number("error_decay_sharpness", "end", [0.0, -1.0], progress=0.5),
     *number("reste_power", "progress", [-0.1, 1.1], progress=0.5),
     *number("reste_power", "end", [0.5, -1.0], progress=0.5),
 ]  # fmt: skip

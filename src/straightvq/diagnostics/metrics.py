@@ -10,7 +10,7 @@ name. Shapes that do not fit each other or earlier batches, and sizes below 1, r
 that are not integers raise `TypeError`. What is refused changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -268,3 +268,70 @@ class GradientSparsity(ExactMetric):
         per_step = self.with_gradient.to(wide_dtype(self.with_gradient)).mean().float() / self.steps
         ever = torch.where(self.steps > 0, (self.with_gradient > 0).float().mean(), torch.nan)
         return {"per_step": per_step, "ever": ever}
+
+
+class EstimatingError(ExactMetric):
+    """`estimating_error` over the elements of all updates, each with the surrogate that was then in use.
+
+    Shape: z: Float (*shape), which may change between updates and may be empty, in units of the half-width.
+    Returns: `compute()`: the mean square.
+
+    Example:
+        >>> metric = EstimatingError()
+        >>> metric.update(torch.tensor([0.5]), lambda x: x)
+        >>> metric.update(torch.tensor([-1.0, 1.0, 1.0]), torch.sign)
+        >>> metric.compute()
+        tensor(0.0625)
+    """
+
+    total: Tensor
+    elements: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(dist_sync_fn=gather_wide)
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("elements", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, z: Tensor, surrogate: Callable[[Tensor], Tensor] | Tensor) -> None:
+        """Take in values before the sign, and the function that stands for it or its values there."""
+        if z.numel():
+            error = functional.estimating_error(z, surrogate)
+            self.total = self.total + error.to(wide_dtype(error)) * z.numel()
+            self.elements += z.numel()
+
+    def compute(self) -> Tensor:
+        return (self.total / self.elements).float()
+
+
+class GradientInstability(ExactMetric):
+    """`gradient_instability` of single updates, averaged over them.
+
+    Ranks that hold equal gradients, as after a data-parallel backward, do not change it.
+
+    Shape: gradients: Float, one tensor or several of any shapes.
+    Returns: `compute()`: the mean of the variances, in units of a squared gradient.
+
+    Example:
+        >>> metric = GradientInstability()
+        >>> metric.update([torch.tensor([1.0, -3.0])])
+        >>> metric.update([torch.tensor([2.0, -2.0])])
+        >>> metric.compute()
+        tensor(0.5000)
+    """
+
+    total: Tensor
+    steps: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(dist_sync_fn=gather_wide)
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("steps", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, gradients: Tensor | Iterable[Tensor]) -> None:
+        """Take in the gradients of one update."""
+        variance = functional.gradient_instability(gradients)
+        self.total = self.total + variance.to(wide_dtype(variance))
+        self.steps += 1
+
+    def compute(self) -> Tensor:
+        return (self.total / self.steps).float()

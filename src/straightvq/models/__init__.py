@@ -3,6 +3,8 @@
 from straightvq.models.alexnet import AlexNet
 from straightvq.models.autoencoder import Autoencoder
 from straightvq.models.base import AutoencoderBase, AutoencoderOutput, ClassifierBase, ClassifierOutput
+from straightvq.models.binary.conv import BinaryConv2d
+from straightvq.models.binary.net import BinaryNet
 from straightvq.models.maskgit import MaskGIT
 from straightvq.models.mlp import MLPAutoencoder
 from straightvq.models.resnet import ResNet18
@@ -18,6 +20,8 @@ __all__ = [
     "Autoencoder",
     "AutoencoderBase",
     "AutoencoderOutput",
+    "BinaryConv2d",
+    "BinaryNet",
     "ClassifierBase",
     "ClassifierOutput",
     "MLPAutoencoder",

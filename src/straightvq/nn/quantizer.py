@@ -126,7 +126,9 @@ class Quantizer(Pretrained, nn.Module, ABC):
             instance to switch it off.
         has_table: whether parts with ``takes_context`` can be served.
         has_signs: whether every coordinate of a code is a number or its negative, so that parts with ``takes_signs``
-            and ``needs_signs`` can be served.
+            can be served.
+        has_thresholds: whether every coordinate is rounded by itself, to one of the two neighbours of a threshold, so
+            that estimators with ``needs_signs`` can be served.
         is_composite: whether indices have an axis for its quantizers behind those of the vectors.
         num_quantizers: codes per vector, and the length of that axis.
     """
@@ -136,6 +138,7 @@ class Quantizer(Pretrained, nn.Module, ABC):
     check_finite: bool = True
     has_table: bool = False
     has_signs: bool = False
+    has_thresholds: bool = False
     is_composite: bool = False
     num_quantizers: int = 1
     _is_bypassed = False
@@ -166,10 +169,11 @@ class Quantizer(Pretrained, nn.Module, ABC):
                     f"`{type(self).__name__}`: {type(part).__name__} looks at the table of codes, and there is none. "
                     "Use a part that takes vectors and codes only."
                 )
-        if self.estimator.needs_signs and not self.has_signs:
+        if self.estimator.needs_signs and not self.has_thresholds:
             raise InvalidValueError(
                 f"`{type(self).__name__}`: {type(self.estimator).__name__} stands for the derivative of a sign, and "
-                "these codes are no signs. Use it in a LookupFreeQuantizer or BinarySphericalQuantizer."
+                "these codes are no signs. Use it in a LookupFreeQuantizer, BinarySphericalQuantizer or "
+                "FiniteScalarQuantizer."
             )
         with making_float32():
             self.transform.bind(self.dim)

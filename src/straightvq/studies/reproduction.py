@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import filelock
 
@@ -72,11 +72,17 @@ def reproduce(
     """
     source, study = (study, load_study(study)) if isinstance(study, str) else (study.name, study)
     if study.script is not None:
-        given = (data, sets, models, rows, seeds, precision, known, None if study.sizes else size)
-        if dry_run or keep or rerun or workers != 1 or any(option is not None for option in given):
-            takes = "no option but --size and --out" if study.sizes else "no option but --out"
-            raise InvalidValueError(f"`reproduce`: the study {study.name} is one script and takes {takes}.")
-        return _run_script(study, study.script, size, out)
+        allowed = {"--size": study.sizes, "--data": study.sets, "--sets": study.sets, "--out": True}
+        given = {"--size": size, "--data": data, "--sets": sets, "--models": models, "--rows": rows, "--seeds": seeds}
+        given |= {"--precision": precision, "--known": known}
+        refused = [option for option, value in given.items() if value is not None and not allowed.get(option)]
+        if dry_run or keep or rerun or workers != 1 or refused:
+            *others, last = [option for option in allowed if allowed[option]]
+            takes = f"{', '.join(others)} and {last}" if others else last
+            raise InvalidValueError(
+                f"`reproduce`: the study {study.name} is one script and takes no option but {takes}."
+            )
+        return _run_script(study, study.script, size, out, data, sets)
     check_int("reproduce", "workers", workers, 1)
     chosen = _size(study, "small" if size is None else size, precision)
     out = Path("studies") / f"{study.name}-{chosen.name}" if out is None else out
@@ -233,9 +239,15 @@ def _unwritable(error: OSError, way_out: str, command: str = "reproduce") -> Inv
     return InvalidValueError(f"`{command}`: cannot write the results: {error}. {way_out} once {condition}.")
 
 
-def _run_script(study: Study, script: Script, size: str | None, out: Path | None) -> Path:
-    chosen = [_size(study, "small" if size is None else size, None)] if study.sizes else []
+def _run_script(
+    study: Study, script: Script, size: str | None, out: Path | None, data: Path | None, sets: Sequence[str] | None
+) -> Path:
+    chosen: list[Any] = [_size(study, "small" if size is None else size, None)] if study.sizes else []
     folder = Path("studies", "-".join([study.name, *(one.name for one in chosen)])) if out is None else out
+    if study.sets:
+        names, remark = _sets(study, chosen[0], data, sets)
+        sys.stdout.write(f"{remark}\n" if remark else "")
+        chosen.append(_sources(study, names, data))
     try:
         script(folder, study.title, study.about, *chosen)
     except OSError as error:

@@ -124,7 +124,7 @@ class Size:
     name: str
     seeds: PositiveInt  # of each row
     config: Config
-    sets: list[str] = field(default_factory=list)  # none in a study that is a `script`
+    sets: list[str] = field(default_factory=list)
     models: dict[str, Model] = field(default_factory=dict)
     about: str = ""  # what it is and what it needs, for the report
     without_data: list[str] = field(default_factory=list)  # embedded sets in place of ``sets`` where no data are given
@@ -150,14 +150,17 @@ class Study:
     sets: dict[str, DataSet] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
     sizes: dict[str, Size] = field(default_factory=dict)
-    # Instead of all but title and about: a function of a folder and these two; and of a size, if there are any.
+    # Instead of measures and rows: a function of a folder, title and about; of a size, if there are any; and of the
+    # places of the size's sets by name, None for embedded ones, if there are any.
     script: Script | None = None
 
     def __post_init__(self) -> None:
         wanted = "nothing beside a `script`" if self.script else "at least one"
-        parts: dict[str, Any] = {"measures": self.measures, "sets": self.sets, "rows": self.rows}
-        parts |= {} if self.script else {"sizes": self.sizes}
+        parts: dict[str, Any] = {"measures": self.measures, "rows": self.rows}
+        parts |= {} if self.script else {"sets": self.sets, "sizes": self.sizes}
         self._refuse(f"`{key}` must have {wanted}" for key, part in parts.items() if bool(part) == bool(self.script))
+        if self.script and self.sets and not self.sizes:
+            self._refuse(["`sizes` must have at least one, which says on which `sets` the script runs"])
         if not self.script:
             self._refuse(self._shared_folders())
             self._refuse(self._broken_references())
@@ -255,8 +258,8 @@ def study_names() -> list[str]:
     """Names of the packaged studies.
 
     Example:
-        >>> study_names()
-        ['autoencoder', 'classification', 'dynamics', 'maskgit', 'maskgit_features', 'maskgit_tokenizer', 'toy']
+        >>> study_names()[:4]
+        ['autoencoder', 'binary', 'classification', 'dynamics']
     """
     files = resources.files("straightvq.studies").iterdir()
     return sorted(item.name.removesuffix(".yaml") for item in files if item.name.endswith(".yaml"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.ranks import run_on_ranks
 
+import straightvq as svq
 from straightvq import diagnostics as dx
 
 # Uneven pieces of 100 vectors, among them empty ones and single ones.
@@ -256,6 +257,30 @@ class TestCodebookDelay:
         assert_equal_values(metric.compute(), {**expected._asdict(), "delay": expected.delay})
 
 
+class TestIndicatorsOfSigns:
+    def test_error_is_that_of_all_elements_each_with_the_surrogate_of_its_update(self):
+        z = torch.randn(100, 5)
+        metric, sums = dx.EstimatingError(), 0.0
+        for power, piece in enumerate(z.split(PIECES), 1):
+            metric.update(piece, svq.ReSTE(power).surrogate)
+            naive = torch.where(piece >= 0, 1.0, -1.0) - piece.sign() * piece.abs() ** (1 / power)
+            sums += naive.double().square().sum().item()
+        assert metric.compute().item() == pytest.approx(sums / 500, rel=1e-6)
+
+    def test_instability_is_the_mean_over_updates_not_the_variance_of_all(self):
+        metric = dx.GradientInstability()
+        metric.update([torch.tensor([1.0, -3.0]), torch.tensor([[2.0]])])  # sizes 1, 3, 2: variance 2/3
+        metric.update(torch.tensor([10.0, -10.0]))
+        assert metric.compute().item() == pytest.approx(1 / 3)
+
+    @pytest.mark.filterwarnings("ignore:The ``compute`` method")
+    def test_of_nothing_is_nan(self):
+        metric = dx.EstimatingError()
+        metric.update(torch.zeros(0), torch.tanh)
+        assert metric.compute().isnan()
+        assert dx.GradientInstability().compute().isnan()
+
+
 NONE, SOME = torch.zeros(0, 3), torch.ones(2, 3)
 
 
@@ -308,14 +333,18 @@ def _measure(start, stop):
         moments.update(z[batch], codes)
     gap, delay = dx.EstimatorGap(), dx.CodebookDelay()
     sparsity, sliding = dx.GradientSparsity(16), dx.SlidingUsage(128, 2)
+    of_signs, instability = dx.EstimatingError(), dx.GradientInstability()
     if stop > start:
         gap.update(z[start:stop], quantized[start:stop])
         delay.update(z[start:stop], quantized[start:stop], codes, codes + 1)
         sparsity.update((torch.arange(16) < 4).float()[:, None])
+        of_signs.update(z[start:stop] - 1e6, torch.tanh)
+        instability.update(torch.tensor([1.0, -3.0]))
     for step in range(3):  # a rank without vectors takes its steps, too
         sliding.update(torch.arange(start, stop)[step::3])
     metrics = (usage, error, moments, gap, delay, sparsity)
     values = {name: float(value) for metric in metrics for name, value in metric.compute().items()}
+    values |= {"of signs": float(of_signs.compute()), "instability": float(instability.compute())}
     return {**values, "sliding": float(sliding.compute())}
 
 
@@ -341,6 +370,8 @@ def test_two_processes_give_what_one_pass_gives():
         "delay": float(delay.delay),
         "per_step": 0.25,
         "ever": 0.25,
+        "of signs": float(dx.estimating_error(z - 1e6, torch.tanh)),
+        "instability": 1.0,
         "sliding": 66 / 128,  # steps 1 and 2 of three, which take every third vector in turn
     }
     assert ranks[0] == ranks[1]

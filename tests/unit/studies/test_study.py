@@ -59,7 +59,7 @@ def plan_of(study: Study, size: str = "s", source: str | None = None) -> Plan:
 
 def test_packaged_studies_are_read() -> None:
     networks = ["autoencoder", "classification", "maskgit", "maskgit_features", "maskgit_tokenizer"]
-    assert study_names() == sorted([*networks, "dynamics", "toy"])
+    assert study_names() == sorted([*networks, "binary", "dynamics", "toy"])
     for name in study_names():
         study = load_study(name)
         assert study.title
@@ -312,6 +312,10 @@ def test_unknown_study(name: str, message: str) -> None:
         (edited(title=["A", "B"]), r'`the study`: .*"title": .*str.*\[.A., .B.\]'),
         ({**SMALL, "title": None}, r"`the study`: the following arguments are required: title"),
         ({"title": "A", "about": "B", "script": [3]}, r'`the study`: .*"script": .*\[3\]'),
+        (
+            {"title": "A", "script": "straightvq.studies.toy.draw_toy", "sets": {"digits": {"config": {}}}},
+            r"`sizes` must have at least one, which says on which `sets` the script runs",
+        ),
         ({**SMALL, "script": "straightvq.studies.toy.draw_toy"}, r"`measures` must have nothing beside a `script`"),
         (edited(rows__first__paper={"net": {"accuracy": float("nan")}}), r"accuracy` must be a number. Got nan"),
     ],

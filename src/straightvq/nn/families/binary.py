@@ -28,7 +28,7 @@ class SignQuantizer(CodebookFree):
         half_width: absolute value of each.
     """
 
-    has_signs = True
+    has_signs = has_thresholds = True
     bits: int = setting(check_int, minimum=1, keeps="all")
     half_width: float = setting(check_float, minimum=0, open_minimum=True, keeps="all")
 
@@ -51,6 +51,10 @@ class SignQuantizer(CodebookFree):
 
     def values(self, digits: Tensor, dtype: torch.dtype) -> Tensor:
         return digits.to(dtype) * (2 * self.half_width) - self.half_width
+
+    def offsets(self, z: Tensor) -> Tensor:
+        """Bounded rows (n, d) -> their coordinates in units of the half-width: what a ``SignEstimator`` looks at."""
+        return z / self.half_width
 
     def _places(self, like: Tensor) -> Tensor:
         return torch.arange(self.bits, device=like.device)

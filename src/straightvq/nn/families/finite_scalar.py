@@ -62,7 +62,8 @@ class FiniteScalarQuantizer(CodebookFree):
             the code is the nearest of the grid. For later levels of a residual stack, which see what is left of a
             bounded vector. No gradient reaches what is cut off.
         transform: from ``z`` to the space of the codes and back; default ``Identity()``.
-        estimator: the gradient that passes the rounding; default ``StraightThrough()``.
+        estimator: the gradient that passes the rounding; default ``StraightThrough()``. One of signs sees each channel
+            as its place beside the nearest threshold between two levels, in half-steps; not with ``noise``.
         losses: none by default.
         channel_dim: axis of ``z`` that holds the channels: -1 for sequences, 1 for images ``(B, C, H, W)``.
 
@@ -87,6 +88,7 @@ class FiniteScalarQuantizer(CodebookFree):
         1000
     """
 
+    has_thresholds = True
     levels: Tensor
     basis: Tensor
     form: Form = setting(check_choice, choices=get_args(Form), keeps="all")
@@ -118,6 +120,11 @@ class FiniteScalarQuantizer(CodebookFree):
                 f"lies outside of the grid by a share of it. Got {max(self._levels)}."
             )
         self.noise = noise
+        if self.noise and self.estimator.needs_signs:
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: `noise` must be 0 with {type(self.estimator).__name__}, which stands for "
+                f"the derivative of the rounding that noise replaces. Got {self.noise}."
+            )
         self.scale = scale
         self.clamp = clamp
         self.codebook_size = math.prod(self._levels)
@@ -197,6 +204,25 @@ class FiniteScalarQuantizer(CodebookFree):
         lowest = self._lowest(z.dtype)  # of rows that nobody has bounded, too
         digits = torch.minimum(torch.maximum(self.digits(z), lowest), lowest + (self.levels - 1))
         return self.index(digits)
+
+    def estimate(self, step: Step) -> Tensor:
+        """As in ``Quantizer``; to an estimator of signs the rounding is a sign around the nearest threshold."""
+        if not self.estimator.needs_signs:
+            return super().estimate(step)
+        threshold = self._threshold(step.z.detach())
+        sign: Tensor = self.estimator(step.z - threshold, step.code - threshold)
+        return step.code + (sign - sign.detach())
+
+    def offsets(self, z: Tensor) -> Tensor:
+        """Bounded rows (n, d) -> how far they are from the nearest threshold between two levels, in half-steps."""
+        return (z - self._threshold(z)) * (2 * self._half(z.dtype) / self.scale)
+
+    def _threshold(self, z: Tensor) -> Tensor:
+        """The nearest one between two levels, (n, d)."""
+        unit, lowest = self.scale / self._half(z.dtype), self._lowest(z.dtype)
+        shift = self._half(z.dtype) if self.form == "symmetric" else 0.0  # digits count from the lowest code there
+        place = torch.maximum(torch.minimum((z / unit + shift).floor(), lowest + (self.levels - 2)), lowest)
+        return (place + 0.5 - shift) * unit
 
     def _half(self, dtype: torch.dtype) -> Tensor:
         """Steps of the grid in a half-width, (d,)."""

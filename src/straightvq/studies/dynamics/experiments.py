@@ -13,9 +13,9 @@ from straightvq.studies.dynamics.codes import Rule
 from straightvq.studies.dynamics.density import solve
 from straightvq.studies.dynamics.model import Grid, Problem, mid_tread, uniform
 from straightvq.studies.dynamics.particles import follow, follow_codes
-from straightvq.studies.dynamics.parts import Part, Values
 from straightvq.studies.dynamics.settings import Settings, Training
 from straightvq.studies.dynamics.simulation import Course, simulate, train_layer
+from straightvq.studies.parts import Part, Values
 
 SIMULATION, PARTICLES, DENSITY, CLOSED = "simulation", "particles", "density", "closed form"
 COURSES, HISTOGRAM, PLATEAU, REST = "courses", "histogram", "plateau", "rest"

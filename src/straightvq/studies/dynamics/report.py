@@ -13,7 +13,6 @@ import pandas as pd
 from straightvq.diagnostics import save
 from straightvq.io import write_text
 from straightvq.studies.dynamics import experiments as ex
-from straightvq.studies.dynamics.parts import Parts
 from straightvq.studies.dynamics.pictures import PICTURES
 from straightvq.studies.dynamics.reading import (
     codes_ends,
@@ -27,6 +26,7 @@ from straightvq.studies.dynamics.reading import (
     simulated,
 )
 from straightvq.studies.dynamics.settings import Settings
+from straightvq.studies.parts import Parts
 from straightvq.studies.report.tables import NONE, Table
 from straightvq.studies.reproduction import guarded
 from straightvq.studies.study import Size

@@ -1,11 +1,12 @@
 """How large the study is run: what a size's ``config`` says, checked."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from straightvq.errors import InvalidTypeError, InvalidValueError, did_you_mean
+from straightvq.errors import InvalidTypeError, InvalidValueError
 from straightvq.nn.part import check_float, check_int
+from straightvq.studies.settings import section
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Settings:
         Raises:
             ValueError, TypeError: for keys that are missing or that there are not, and for impossible values.
         """
-        given = dict(_section("Settings", cls, config))
+        given = dict(section("Settings", cls, config))
         for name in ("histogram", "plateau", "rates", "estimators", "codes"):
             given[name] = _training(name, given[name], runs)
         if not isinstance(given["courses"], list):
@@ -78,18 +79,4 @@ class Settings:
 
 def _training(name: str, content: Any, runs: int) -> Training:
     given = {"runs": runs, **content} if isinstance(content, Mapping) else content
-    return Training(**_section(name, Training, given))
-
-
-def _section(name: str, kind: type, content: Any) -> Mapping[str, Any]:
-    keys = [item.name for item in fields(kind)]
-    if not isinstance(content, Mapping):
-        raise InvalidTypeError(f"`{name}` must be a section with the keys {', '.join(keys)}. Got {content!r}.")
-    for key in content:
-        if key not in keys:
-            hint = did_you_mean(key, keys)
-            raise InvalidValueError(f"`{name}` has no key {key!r}.{hint} It takes {', '.join(keys)}.")
-    missing = [key for key in keys if key not in content]
-    if missing:
-        raise InvalidValueError(f"`{name}` must have {', '.join(keys)}. {', '.join(missing)} is not there.")
-    return content
+    return Training(**section(name, Training, given))

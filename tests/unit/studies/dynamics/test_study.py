@@ -10,9 +10,9 @@ import pytest
 from straightvq.cli import main
 from straightvq.studies import load_study
 from straightvq.studies.dynamics import experiments, run_dynamics
-from straightvq.studies.dynamics.parts import COLUMNS, Part, Parts
 from straightvq.studies.dynamics.pictures import PICTURES
 from straightvq.studies.dynamics.settings import Settings
+from straightvq.studies.parts import COLUMNS, Part, Parts
 
 TINY: dict[str, Any] = load_study("dynamics").sizes["tiny"].config
 

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from straightvq.errors import InvalidValueError
 from straightvq.nn.part import check_choice, check_float, setting
-from straightvq.nn.slots.estimators.base import Estimator
+from straightvq.nn.slots.estimators.signs import SignEstimator
 
 Secant = Literal["continuous", "authors"]
 
 
-def _check_ends(owner: Estimator, name: str, value: Any, **limits: Any) -> float:
+def _check_ends(owner: SignEstimator, name: str, value: Any, **limits: Any) -> float:
     """``clip`` and ``limit``: where the constant gradient ends, and where all gradient does."""
     value = check_float(owner, name, value, **limits)
     ends = {end: vars(owner).get("_" + end, value) for end in ("clip", "limit")} | {name: value}
@@ -24,7 +24,7 @@ def _check_ends(owner: Estimator, name: str, value: Any, **limits: Any) -> float
     return value
 
 
-class ReSTE(Estimator):
+class ReSTE(SignEstimator):
     """The value is the sign; the gradient is that of a power function, which approaches the sign as the power grows.
 
     With ``x = z / |code|``, the vector in units of the half-width, the gradient ``g`` reaches the encoder as::
@@ -44,7 +44,7 @@ class ReSTE(Estimator):
         secant: ``"continuous"`` or ``"authors"``.
 
     Raises:
-        ValueError: from a quantizer whose codes are no signs.
+        ValueError: from a quantizer that rounds to more than two neighbours.
 
     Source: arXiv 2308.06689; limit, clip and schedule from the authors' code.
 
@@ -55,8 +55,6 @@ class ReSTE(Estimator):
         >>> [round(g, 4) for g in z.grad[0].tolist()]
         [1.0, 0.5, 1.5811, 0.0]
     """
-
-    needs_signs = True
 
     power: float = setting(check_float, minimum=1)
     limit: float = setting(_check_ends, minimum=0, open_minimum=True)
@@ -72,11 +70,7 @@ class ReSTE(Estimator):
         self.clip = clip
         self.secant = secant
 
-    def forward(self, z: Tensor, code: Tensor) -> Tensor:
-        return code.detach() + self.factor(z.detach() / code.detach().abs()) * (z - z.detach())
-
     def factor(self, x: Tensor) -> Tensor:
-        """What the gradient is multiplied by, elementwise, for vectors in units of the half-width."""
         size = x.abs()
         factor = size.clamp(min=self.clip) ** ((1 - self.power) / self.power) / self.power
         if self.secant == "authors":

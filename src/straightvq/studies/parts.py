@@ -1,4 +1,4 @@
-"""The study in parts, each of which is computed once and kept, so that a stopped study goes on."""
+"""A study that is one script in parts, each computed once and kept, so that a stopped study goes on."""
 
 import datetime
 import hashlib

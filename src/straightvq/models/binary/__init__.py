@@ -1,0 +1,1 @@
+"""Networks whose weights and activations are signs."""
