@@ -102,5 +102,5 @@ class TestTsne:
     def test_too_few_vectors_and_too_many_snapshots_are_refused(self):
         with pytest.raises(ValueError, match=r"n \+ k >= 4\. Got \(2, 3\) and \(1, 3\)"):
             dx.joint_tsne(torch.ones(2, 3), torch.ones(1, 3))
-        with pytest.raises(ValueError, match=r"`tsne_map`: `snapshots` must be 1 to 3, of one width\. Got 4"):
+        with pytest.raises(ValueError, match=r"`tsne_map`: `snapshots` must be 1 to 3\. Got 4"):
             dx.tsne_map([snapshot(1)] * 4)
