@@ -31,12 +31,11 @@ class Subject:
     def __init__(self, task: lightning.LightningModule, seen: Seen = lambda *_: None) -> None:
         found = outermost(task)
         if len(found) != 1:
-            names = ", ".join(name for name, child in task.named_modules() if child in found) or "none"
             raise InvalidValueError(
                 f"`analyze`: {type(task).__name__} must have exactly one quantizer, which may be a composite. "
-                f"Got {names}."
+                f"Got {', '.join(found) or 'none'}."
             )
-        (self.whole,) = found
+        (self.whole,) = found.values()
         places = dict(_places(self.whole, ""))
         self.followed: dict[str, Followed] = {}
         for each in follow(task, seen):

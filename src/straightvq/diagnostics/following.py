@@ -70,11 +70,11 @@ def follow(module: nn.Module, seen: Seen) -> list[Followed]:
     return found
 
 
-def outermost(module: nn.Module) -> list[Quantizer]:
-    """The quantizers of ``module`` that are no part of another one."""
-    found = [child for child in module.modules() if isinstance(child, Quantizer)]
-    inner = {part for child in found for part in _parts(child)}
-    return [child for child in found if child not in inner]
+def outermost(module: nn.Module) -> dict[str, Quantizer]:
+    """The quantizers of ``module`` that are no part of another one, by their paths."""
+    found = {path: child for path, child in module.named_modules() if isinstance(child, Quantizer)}
+    inner = {part for child in found.values() for part in _parts(child)}
+    return {path: child for path, child in found.items() if child not in inner}
 
 
 def _parts(quantizer: Quantizer) -> list[Quantizer]:

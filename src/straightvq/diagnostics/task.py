@@ -60,7 +60,7 @@ def measure_gradient_gaps(task: nn.Module, batch: Any) -> dict[str, GradientGap]
 
 
 def _measure_gaps(task: nn.Module, batch: Any, of_parts: "_OfParts") -> dict[str, GradientGap]:
-    found = [quantizer for quantizer in outermost(task) if not quantizer._is_bypassed]
+    found = [quantizer for quantizer in outermost(task).values() if not quantizer._is_bypassed]
     if not isinstance(task, HasHead) or len(found) != 1:
         return {}
     (quantizer,) = found

@@ -219,7 +219,7 @@ class CodebookMonitor(Callback):
             subject = self._subjects[path]
             self._log(trainer, pl_module, stage, subject.name, subject.prefix, values)
         if len(self._totals) > 1 and self._gap is not None:  # of the composite whose parts were followed
-            (name,) = (path for path, child in pl_module.named_modules() if child in outermost(pl_module))
+            (name,) = outermost(pl_module)
             self._log(trainer, pl_module, stage, name.rpartition(".")[2], "", self._gap_values())
 
     def _gap_values(self) -> dict[str, Tensor]:

@@ -144,15 +144,17 @@ def fit_other(folder: Path, quantizer: dict[str, Any], *options: Any) -> Path:
     return folder / "run"
 
 
-class TestParts:
-    @pytest.fixture(scope="class")
-    def run(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        run = fit_other(tmp_path_factory.mktemp("residual"), RESIDUAL, "--keep_every", 4)
-        assert main(["analyze", str(run), "--num-images", "13", "--device", "cpu"]) == 0
-        return run
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An analysed run with two levels."""
+    run = fit_other(tmp_path_factory.mktemp("residual"), RESIDUAL, "--keep_every", 4)
+    assert main(["analyze", str(run), "--num-images", "13", "--device", "cpu"]) == 0
+    return run
 
-    def test_every_level_has_its_numbers_at_every_checkpoint(self, run: Path) -> None:
-        result = json.loads((run / "analysis" / "analysis.json").read_text())
+
+class TestParts:
+    def test_every_level_has_its_numbers_at_every_checkpoint(self, residual: Path) -> None:
+        result = json.loads((residual / "analysis" / "analysis.json").read_text())
         parts = result["quantizer"].pop("parts")
         assert result["quantizer"] == {"name": "ResidualQuantizer", "num_quantizers": 2}
         assert result["settings"]["vectors"] == 13 * 16
@@ -169,9 +171,9 @@ class TestParts:
             assert whole.keys() >= {"error", "effective_dimension", "gradient_gap", "gradient_cosine", "learning_rate"}
             assert "usage" not in whole
 
-    def test_numbers_of_a_level_are_those_of_a_pass_over_the_test_images(self, run: Path) -> None:
-        result = json.loads((run / "analysis" / "analysis.json").read_text())
-        folder = RunFolder(run)
+    def test_numbers_of_a_level_are_those_of_a_pass_over_the_test_images(self, residual: Path) -> None:
+        result = json.loads((residual / "analysis" / "analysis.json").read_text())
+        folder = RunFolder(residual)
         task, data = folder.build()
         load_weights(task, folder.checkpoints[-1])
         data.setup("test")
@@ -181,17 +183,17 @@ class TestParts:
         for number, values in enumerate(result["checkpoints"][-1]["parts"].values()):
             assert values["usage"] == pytest.approx(float(usage(usage_counts(indices[..., number], 16))))
 
-    def test_report_and_pictures_show_the_levels(self, run: Path) -> None:
-        report = (run / "analysis" / "report.md").read_text()
+    def test_report_and_pictures_show_the_levels(self, residual: Path) -> None:
+        report = (residual / "analysis" / "report.md").read_text()
         assert "ResidualQuantizer: 2 codes for each vector. " in report
         assert "\n## Parts, at the end\n" in report
         for level in ("level 0", "level 1"):
             assert f"\n| {level} | VectorQuantizer: 16 codes of 4 channels | " in report
-        assert sorted(f.name for f in (run / "analysis").iterdir()) == sorted(FILES)
+        assert sorted(f.name for f in (residual / "analysis").iterdir()) == sorted(FILES)
 
-    def test_it_is_compared_with_other_runs(self, run: Path, plain: Path, tmp_path: Path) -> None:
-        assert main(["analyze", str(run), str(plain), "--num-images", "4", "--out", str(tmp_path / "both")]) == 0
-        assert "| run | " in (tmp_path / "both" / "comparison.md").read_text()
+    def test_it_is_compared_with_other_runs(self, residual: Path, plain: Path, tmp_path: Path) -> None:
+        assert main(["analyze", str(residual), str(plain), "--num-images", "4", "--out", str(tmp_path / "both")]) == 0
+        assert "/run | " in (tmp_path / "both" / "comparison.md").read_text()
 
 
 @pytest.mark.parametrize("quantizer", [FSQ, LARGE], ids=["fsq", "2^40 codes"])

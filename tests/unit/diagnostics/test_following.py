@@ -45,8 +45,8 @@ def test_several_fixed_codebooks_of_one_quantizer_are_told_apart() -> None:
 def test_the_outermost_quantizers_are_parts_of_no_other() -> None:
     inner = svq.ProductQuantizer(4, [svq.presets.ema(2, 8) for _ in range(2)])
     one, other = svq.ResidualQuantizer(4, [inner, svq.presets.fsq(4, [3, 3])]), svq.presets.lfq(4, 4)
-    assert outermost(torch.nn.ModuleList([one, torch.nn.Linear(4, 4), other])) == [one, other]
-    assert outermost(inner) == [inner]
+    assert outermost(torch.nn.ModuleList([one, torch.nn.Linear(4, 4), other])) == {"0": one, "2": other}
+    assert outermost(inner) == {"": inner}
 
 
 def test_codes_that_are_too_many_to_be_counted_leave_the_other_values() -> None:

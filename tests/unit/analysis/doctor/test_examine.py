@@ -97,12 +97,21 @@ def test_levels_that_are_alike_share_their_lines(tmp_path: Path) -> None:
     layer = svq.presets.soundstream(4, 16, num_quantizers=3)
     layer.save_pretrained(tmp_path)
     told = page(examine(tmp_path))
+    assert "note: a ResidualQuantizer, 3 codes for each vector; each of its parts is measured on what" in told
     assert told.count("VectorQuantizer with ") == 1
     assert [line.split()[0] for line in told.splitlines() if line.strip().startswith("parts.")] == [
         "parts.0", "parts.1", "parts.2",
     ]  # fmt: skip
     assert "- parts.0: the codes have not been started: KMeansInit waits" in told
     assert "(and 2 more like it)" in told
+
+
+def test_codes_that_are_too_many_to_be_counted_leave_the_error(tmp_path: Path) -> None:
+    svq.presets.lfq(3, 40).save_pretrained(tmp_path)
+    (table,) = examine(tmp_path, data=embeddings(tmp_path, torch.randn(8, 3)))["quantizers"]
+    assert table["values"]["vectors"] == 400
+    assert 0 < table["values"]["error"]
+    assert not {"used", "usage", "perplexity"} & table["values"].keys()
 
 
 @pytest.mark.parametrize("channel_dim", [-1, 1, 2, 0, -2])
