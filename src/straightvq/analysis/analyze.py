@@ -177,10 +177,11 @@ def _draw(target: Path, result: dict[str, Any], folder: RunFolder, snapshots: li
 def _curves(result: dict[str, Any], folder: RunFolder) -> list[CurvePanel]:
     """The plots of `QUANTITIES`, each with what was measured at the checkpoints and what the run itself logged."""
     plots: dict[str, CurvePanel] = {}
-    has_parts = "parts" in result["quantizer"]
+    quantizer = result["quantizer"]
+    has_all = quantizer.get("has_codebook", False)  # of a composite the plots of its parts show the rest
     for name, curve in ((quantity.name, quantity.curve) for quantity in QUANTITIES if quantity.curve):
         course = _course(result["checkpoints"], name)
-        if has_parts and not course[0]:
+        if not (has_all or course[0]):
             continue
         lines = {}
         if curve.log:

@@ -120,7 +120,7 @@ class Passed:
         if self.totals is None:
             return Measurement(self.vectors, {"error": self.error.compute()["normalized"], **values})
         values |= self.totals.compute()
-        counts, codes = self.totals.counts, self.followed.snapshot()
+        counts, codes, size = self.totals.counts, self.followed.snapshot(), None
         if len(counts):
             values["codes_used"] = (counts > 0).sum()
         if codes is not None:
@@ -131,4 +131,5 @@ class Passed:
             codes = self.followed.quantizer.lookup(torch.arange(len(counts), device=z.device))
         else:  # too many to be drawn, or none of its own: those that were taken
             codes, counts = torch.cat(self.codes).unique(dim=0, return_counts=True)
-        return Measurement(self.vectors, values, Snapshot(step, z.cpu(), codes.float().cpu(), counts.cpu()))
+            size = self.followed.size
+        return Measurement(self.vectors, values, Snapshot(step, z.cpu(), codes.float().cpu(), counts.cpu(), size))

@@ -29,6 +29,7 @@ class Snapshot:
         z: embeddings of a fixed set of inputs, the distribution P, Float (n, dim), n >= 1.
         codes: effective codes, the distribution C, Float (k, dim).
         counts: how often each code was assigned to inputs of that set, Int (k,); the codes with a count are Q.
+        size: number of codes, where ``codes`` are only those that were assigned; None where they are all.
 
     Raises: ValueError if shapes do not fit or there is no embedding.
     """
@@ -37,6 +38,7 @@ class Snapshot:
     z: Tensor
     codes: Tensor
     counts: Tensor
+    size: int | None = None
 
     def __post_init__(self) -> None:
         z, codes, counts = self.z, self.codes, self.counts
@@ -79,7 +81,9 @@ def divergence_over_time(snapshots: Sequence[Snapshot], *, title: str | None = N
         xlabel=f"first component of P{_explained(last.z, line)}",
         names=(
             "P: embeddings",
-            f"C: whole codebook, {len(last.codes):,} codes",
+            f"C: whole codebook, {len(last.codes):,} codes"
+            if last.size is None
+            else f"C: taken of {last.size:,} codes",
             f"Q: assigned codes, {len(last.assigned):,} at the end",
         ),
         band_name="nine tenths of P at the end",
@@ -109,7 +113,7 @@ def divergence_of_parts(parts: Mapping[str, Snapshot], *, title: str | None = No
         ylabel="",
         xlabel="first component of each part's P",
         names=("P: what each part was given", f"C: codebooks, {size:,} codes in all", f"Q: {used:,} assigned codes"),
-        band_name="nine tenths of P of the last part",
+        band_name="nine tenths of the last P",
         note="codes of the last part outside the view",
     )
 
@@ -150,7 +154,8 @@ def _ridge_figure(
 ) -> "panels.Figure":
     view = _reach([ridge.embeddings for ridge in ridges], [ridge.codes for ridge in ridges])
     figure = panels.new_figure(16.0, 3.1 + 0.42 * len(ridges), title)
-    axes = panels.grid(figure, 3, 3, above=1.55 if title else 1.0, below=0.7)
+    aside = max(1.0, 0.3 + panels.LETTER_WIDTH * max(len(ridge.name) for ridge in ridges))  # room for the names
+    axes = panels.grid(figure, 3, 3, above=1.55 if title else 1.0, below=0.7, left=aside, between=aside)
     band = np.quantile(ridges[-1].embeddings, [0.05, 0.95])
     columns = (
         (P_COLOR, [ridge.embeddings for ridge in ridges]),
