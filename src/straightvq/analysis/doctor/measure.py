@@ -158,16 +158,16 @@ class _Seen:
         table.values |= {"vectors": float(self.vectors), "directions": functional.effective_dimension(z).item()}
         if len(counts):
             table.values["used"] = float((counts > 0).sum())
+        if 0 < len(counts) <= counts.sum() / VECTORS_PER_CODE:
+            table.unused, table.unused_by = counts == 0, f"none of {self.vectors:,} vectors chose them"
         codes = table.followed.codes()
         if codes is None or "not_finite" in table.values:
             return
         spread = z.double().var(0, correction=0).sum().sqrt().item()
         table.values["scale"] = table.values["spread"] / spread if spread else math.inf
-        if counts.sum() < VECTORS_PER_CODE * len(codes):
-            return
-        table.unused, table.unused_by = counts == 0, f"none of {int(counts.sum()):,} vectors chose them"
         distance = getattr(getattr(table.followed.quantizer, "assigner", None), "distance", "euclidean")
-        if table.unused.any() and distance == "euclidean":
+        is_told = counts.sum() >= VECTORS_PER_CODE * len(codes)
+        if is_told and table.unused is not None and table.unused.any() and distance == "euclidean":
             usual = torch.cat(self.distances).median()
             away = nearest_codes(codes[table.unused], z, 1)[0][:, 0]
             table.values["far"] = float((away > 3 * usual).sum())
