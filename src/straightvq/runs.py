@@ -1,5 +1,6 @@
 """A run's folder as `straightvq fit` leaves it: its configuration, its checkpoints, its logs."""
 
+import copy
 import csv
 import functools
 import io
@@ -118,7 +119,8 @@ class RunFolder:
         parser = LightningArgumentParser(exit_on_error=False)
         for key, kind in kinds.items():
             parser.add_lightning_class_args(kind, key, subclass_mode=True)
-        described = {key: self.config[key] for key in kinds}
+        # The parser writes its own objects into lists.
+        described = copy.deepcopy({key: self.config[key] for key in kinds})
         with explained(described):
             return parser.instantiate_classes(parser.parse_object(described))
 

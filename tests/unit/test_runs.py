@@ -1,5 +1,6 @@
 """The log of a run."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,12 @@ def test_a_run_builds_its_data_with_another_source(tmp_path: Path) -> None:
     run, _ = open_run(image_run(tmp_path / "run"), "test")
     data = run.build_data(source="photos")
     assert (data.source, data.size, data.channels) == ("photos", 8, 1)
+
+
+def test_building_a_run_leaves_its_configuration_as_it_was_read(tmp_path: Path) -> None:
+    levels = [{"class_path": "straightvq.presets.ema", "init_args": {"dim": 4, "codebook_size": 8}} for _ in range(2)]
+    quantizer = {"class_path": "straightvq.ResidualQuantizer", "init_args": {"dim": 4, "levels": levels}}
+    run, _ = open_run(image_run(tmp_path / "run", quantizer), "test")
+    before = json.dumps(run.config)
+    run.build_task()
+    assert json.dumps(run.config) == before

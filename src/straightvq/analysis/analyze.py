@@ -17,10 +17,20 @@ import straightvq
 from straightvq.analysis.probe import Probe
 from straightvq.analysis.quantities import QUANTITIES
 from straightvq.analysis.report import report_page
-from straightvq.diagnostics import CurvePanel, Snapshot, curves_over_time, divergence_over_time, save, tsne_map
+from straightvq.analysis.subject import Subject
+from straightvq.diagnostics import (
+    CurvePanel,
+    Snapshot,
+    curves_over_time,
+    divergence_of_parts,
+    divergence_over_time,
+    panels,
+    save,
+    tsne_map,
+)
 from straightvq.diagnostics.concerns import list_cures
+from straightvq.diagnostics.following import Followed
 from straightvq.io import results_folder, write_text
-from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
 from straightvq.runs import Checkpoint, RunFolder, pick_device
 from straightvq.training.command_line import quiet
@@ -42,8 +52,10 @@ def analyze(
     """Measures the checkpoints of a run on a fixed part of the test split; returns what ``analysis.json`` holds.
 
     For each checkpoint: the numbers of `QUANTITIES`, of the embeddings, the codes, the straight-through gradient and
-    the next step of the training. The task needs exactly one quantizer with a codebook, and the methods of
-    `straightvq.training.HasHead`. Writes `FILES`, over those of an earlier analysis; the run itself is not changed.
+    the next step of the training. Those of a composite are measured on each of its parts, levels and groups, by what
+    the part was given, and what makes sense of the whole on the whole; without a codebook there are no distances to
+    one. The task needs exactly one quantizer, and the methods of `straightvq.training.HasHead`. Writes `FILES`, over
+    those of an earlier analysis; the run itself is not changed.
 
     Args:
         run: folder that `straightvq fit` made, with ``config.yaml`` and checkpoints.
@@ -71,15 +83,16 @@ def analyze(
         measured, snapshots = [], []
         for checkpoint in chosen:
             progress.update(bar, description=f"step {checkpoint.step:,}")
-            values, snapshot = probe.measure(checkpoint)
-            measured.append({"step": checkpoint.step, "names": list(checkpoint.names), "values": values})
-            snapshots.append(snapshot)
+            found = probe.measure(checkpoint)
+            parts = {name: each.values for name, each in found.items() if name}
+            values = {"values": found[""].values, **({"parts": parts} if parts else {})}
+            measured.append({"step": checkpoint.step, "names": list(checkpoint.names), **values})
+            snapshots.append({name: each.snapshot for name, each in found.items() if each.snapshot is not None})
             progress.advance(bar)
         progress.update(bar, description="pictures")
-        vectors = int(snapshots[-1].counts.sum())
-        settings = {"images": probe.size, "vectors": vectors, "seed": seed, "device": str(place)}
-        quantizer = next(m for m in probe.task.modules() if isinstance(m, Quantizer))
-        result = _result(folder, quantizer, settings, measured)
+        settings = {"images": probe.size, "vectors": found[""].vectors, "seed": seed, "device": str(place)}
+        with Subject(probe.task) as subject:
+            result = _result(folder, subject, settings, measured)
         _draw(target, result, folder, snapshots)
         write_text(target / "analysis.json", json.dumps(_plain(result), indent=2) + "\n")
         write_text(target / "report.md", report_page(result))
@@ -99,20 +112,34 @@ def select_checkpoints(checkpoints: list[Checkpoint]) -> list[Checkpoint]:
     return [c for place, c in enumerate(checkpoints) if place in even or "best" in c.names]
 
 
-def _result(folder: RunFolder, quantizer: Any, settings: dict[str, Any], measured: list[Any]) -> dict[str, Any]:
+def _result(folder: RunFolder, subject: Subject, settings: dict[str, Any], measured: list[Any]) -> dict[str, Any]:
     """What ``analysis.json`` holds."""
     path = folder.folder.resolve()
-    size, width = quantizer.codebook_size, quantizer.codebook.dim
+    cures = {name: list_cures(each.quantizer) for name, each in subject.followed.items()}
+    parts = {name: _told(each) | {"cures": cures[name]} for name, each in subject.followed.items() if name}
+    whole = _told(subject.followed[""])
+    if parts:
+        whole = {"name": whole["name"], "num_quantizers": subject.whole.num_quantizers, "parts": parts}
     return {
         # The name of a seed alone would say little.
         "run": "/".join(path.parts[-2:]) if SEED.fullmatch(path.name) else path.name,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"straightvq": straightvq.__version__, "torch": torch.__version__},
         "settings": settings,
-        "quantizer": {"name": type(quantizer).__name__, "codebook_size": size, "codebook_dim": width},
+        "quantizer": whole,
         "hint": _hint(folder.checkpoints, len(measured)),
-        "cures": list_cures(quantizer),
+        "cures": [] if parts else cures[""],
         "checkpoints": measured,
+    }
+
+
+def _told(followed: Followed) -> dict[str, Any]:
+    """What is analysed, in words and sizes."""
+    return {
+        "name": type(followed.quantizer).__name__,
+        "codebook_size": followed.size,
+        "codebook_dim": followed.dim,
+        "has_codebook": followed.codebook is not None,
     }
 
 
@@ -130,27 +157,66 @@ def _hint(checkpoints: list[Checkpoint], used: int) -> str:
     )
 
 
-def _draw(target: Path, result: dict[str, Any], folder: RunFolder, snapshots: list[Snapshot]) -> None:
+def _draw(target: Path, result: dict[str, Any], folder: RunFolder, snapshots: list[dict[str, Snapshot]]) -> None:
     name, seed = result["run"], result["settings"]["seed"]
-    ends = snapshots if len(snapshots) <= 2 else [snapshots[0], snapshots[-1]]
-    save(divergence_over_time(snapshots, title=f"Where embeddings and codes of {name} are"), target / "divergence.png")
-    save(tsne_map(ends, seed=seed, title=f"Neighbourhoods of {name} (t-SNE)"), target / "tsne.png")
-    save(curves_over_time(_curves(result, folder), title=f"{name} in the course of training"), target / "curves.png")
+    where = f"Where embeddings and codes of {name} are"
+    if "" in snapshots[-1]:
+        course = [each[""] for each in snapshots]
+        divergence, labels = divergence_over_time(course, title=where), None
+        shown = course if len(course) <= 2 else [course[0], course[-1]]
+    else:
+        divergence = divergence_of_parts(snapshots[-1], title=f"{where} at the end")
+        labels = _evenly([*snapshots[-1]], 3)
+        shown = [snapshots[-1][label] for label in labels]
+    save(divergence, target / "divergence.png")
+    save(tsne_map(shown, names=labels, seed=seed, title=f"Neighbourhoods of {name} (t-SNE)"), target / "tsne.png")
+    curves = [*_curves(result, folder), *_part_curves(result)]
+    save(curves_over_time(curves, title=f"{name} in the course of training"), target / "curves.png")
 
 
 def _curves(result: dict[str, Any], folder: RunFolder) -> list[CurvePanel]:
     """The plots of `QUANTITIES`, each with what was measured at the checkpoints and what the run itself logged."""
-    panels: dict[str, CurvePanel] = {}
+    plots: dict[str, CurvePanel] = {}
+    quantizer = result["quantizer"]
+    has_all = quantizer.get("has_codebook", False)  # of a composite the plots of its parts show the rest
     for name, curve in ((quantity.name, quantity.curve) for quantity in QUANTITIES if quantity.curve):
+        course = _course(result["checkpoints"], name)
+        if not (has_all or course[0]):
+            continue
         lines = {}
         if curve.log:
             lines["validation" if curve.log.startswith("val/") else "training"] = folder.log(curve.log)
-        measured = [c for c in result["checkpoints"] if name in c["values"]]
-        lines[curve.line] = ([c["step"] for c in measured], [c["values"][name] for c in measured])
+        lines[curve.line] = course
         found = {line: course for line, course in lines.items() if course[0]}
-        panel = panels.get(curve.panel.title, curve.panel)
-        panels[panel.title] = replace(panel, lines={**panel.lines, **found})
-    return list(panels.values())
+        plot = plots.get(curve.panel.title, curve.panel)
+        plots[plot.title] = replace(plot, lines={**plot.lines, **found})
+    return list(plots.values())
+
+
+def _part_curves(result: dict[str, Any]) -> list[CurvePanel]:
+    """A plot for each quantity of the parts, if there are any, with a line for each part or an even selection."""
+    parts = _evenly([*result["quantizer"].get("parts", ())], len(panels.PALETTE))
+    plots = []
+    for quantity in (quantity for quantity in QUANTITIES if quantity.curve):
+        courses = {part: _course(result["checkpoints"], quantity.name, part) for part in parts}
+        lines = {part: course for part, course in courses.items() if course[0]}
+        if quantity.curve and lines:
+            title = f"{quantity.label.capitalize()} of parts"
+            plots.append(replace(quantity.curve.panel, title=title, lines=lines))
+    return plots
+
+
+def _course(checkpoints: list[Any], name: str, part: str = "") -> tuple[list[int], list[float]]:
+    """Steps and values of a quantity, of the whole or of one part."""
+    found = [(c["step"], (c["parts"][part] if part else c["values"]).get(name)) for c in checkpoints]
+    measured = [(step, value) for step, value in found if value is not None]
+    return [step for step, _ in measured], [value for _, value in measured]
+
+
+def _evenly(names: list[str], most: int) -> list[str]:
+    """An even selection of at most ``most``, the first and the last among them."""
+    count = min(len(names), most)
+    return [names[round(i * (len(names) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def _plain(value: Any) -> Any:

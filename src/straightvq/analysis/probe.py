@@ -1,9 +1,8 @@
 """What a trained task shows on a fixed set of inputs: its quantizer as numbers, and one further step of training."""
 
-import contextlib
 import copy
 import warnings
-from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning
@@ -11,33 +10,18 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from straightvq.diagnostics import Snapshot, functional
-from straightvq.diagnostics.following import Followed, Seen, follow
-from straightvq.diagnostics.sums import Totals
-from straightvq.diagnostics.task import HasHead, measure_gradient_gap, undisturbed
+from straightvq.analysis.subject import MAX_VECTORS, Measurement, Passed, Subject
+from straightvq.diagnostics import functional
+from straightvq.diagnostics.following import Followed
+from straightvq.diagnostics.task import HasHead, measure_gradient_gaps, undisturbed
 from straightvq.errors import InvalidValueError
+from straightvq.functional.nearest import Distance
+from straightvq.nn import Codebook, Quantizer
 from straightvq.runs import Checkpoint, RunFolder, load_weights
 from straightvq.training.resume import ExactResume
 
-# Embeddings that pictures and full covariances are made of; counts, errors and moments take all.
-MAX_VECTORS = 20_000
 # Of the Trainer's options in training, those that change what one step computes.
 STEP_OPTIONS = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
-
-
-@contextlib.contextmanager
-def _the_quantizer(task: lightning.LightningModule, seen: Seen = lambda *_: None) -> Iterator[Followed]:
-    """The only quantizer of the task; its forwards are reported while this lasts."""
-    found = follow(task, seen)
-    try:
-        if len(found) != 1 or found[0].codebook is None:
-            names = ", ".join(each.name for each in found) or "none"
-            owner = type(task).__name__
-            raise InvalidValueError(f"`analyze`: {owner} must have exactly one quantizer with a codebook. Got {names}.")
-        yield found[0]
-    finally:
-        for each in found:
-            each.remove()
 
 
 class Probe:
@@ -45,8 +29,8 @@ class Probe:
 
     ``seed`` chooses the vectors that are kept.
 
-    Raises: ValueError if the task has not exactly one quantizer with a codebook, or not the methods of `HasHead`, or
-        if the data has no test examples.
+    Raises: ValueError if the task has not exactly one quantizer, or not the methods of `HasHead`, or if the data has
+        no test examples.
     """
 
     def __init__(self, folder: RunFolder, device: torch.device, *, num_images: int, seed: int) -> None:
@@ -56,7 +40,7 @@ class Probe:
                 f"`analyze`: {str(folder.folder)!r} was trained with `quantize: false`: "
                 "there is no quantization to look at."
             )
-        with _the_quantizer(task):
+        with Subject(task):
             if not isinstance(task, HasHead):
                 raise InvalidValueError(
                     f"`analyze`: {type(task).__name__} must have the methods latent(batch) and "
@@ -67,75 +51,75 @@ class Probe:
         self.batches = test_batches(self.data, num_images, device)
         self.size = sum(map(count_examples, self.batches))
 
-    def measure(self, checkpoint: Checkpoint) -> tuple[dict[str, float], Snapshot]:
-        """All numbers of the checkpoint and of the step that follows it, and what the pictures show."""
+    def measure(self, checkpoint: Checkpoint) -> dict[str, Measurement]:
+        """All numbers of the checkpoint and of the step that follows it, and what the pictures show.
+
+        By the names of `Subject`; that of the whole, which may be the only one, is ``""``.
+        """
         load_weights(self.task, checkpoint)
-        values, snapshot = self._measure_state(checkpoint.step)
-        values |= self._measure_step(checkpoint)
-        return {name: float(value) for name, value in values.items()}, snapshot
+        measured, of_step = self._measure_state(checkpoint.step), self._measure_step(checkpoint)
+        return {
+            name: replace(each, values={key: float(value) for key, value in (each.values | of_step[name]).items()})
+            for name, each in measured.items()
+        }
 
     @torch.no_grad()
-    def _measure_state(self, step: int) -> tuple[dict[str, Any], Snapshot]:
-        kept: list[Tensor] = []
-
-        def take(followed: Followed, z: Tensor, code: Tensor, indices: Tensor) -> None:
-            totals.add(z, code, indices, followed.codes())
-            kept.append(self._choose(z[indices >= 0], len(kept)))
-
-        with _the_quantizer(self.task, take) as followed, undisturbed(self.task):
-            totals = Totals(followed, self.task.device)
+    def _measure_state(self, step: int) -> dict[str, Measurement]:
+        seen: dict[Followed, Passed] = {}
+        with Subject(self.task, lambda each, *passed: seen[each].add(*passed)) as subject, undisturbed(self.task):
+            share = -(-MAX_VECTORS // len(self.batches))
+            for each in subject.followed.values():
+                seen[each] = Passed(each, self.task.device, share=share, seed=self.seed)
             for batch in self.batches:
-                followed.quantizer(cast(HasHead, self.task).latent(batch))
-        z, codes = torch.cat(kept), cast(Tensor, followed.snapshot())
-        counts = totals.usage.counts
-        mean, cov = functional.covariance(z)
-        distance = functional.gaussian_w2(mean, cov, *functional.covariance(codes))
-        values: dict[str, Any] = totals.compute() | {
-            "codes_used": (counts > 0).sum(),
-            "wasserstein_full": functional.ratio(distance, cov.diagonal().sum().sqrt()),
-            "effective_dimension": functional.effective_dimension(z),
-        }
-        # Gradients are measured on the first batch alone.
-        gap = measure_gradient_gap(self.task, self.batches[0])
-        if gap is not None:
-            values |= dict(zip(("gradient_gap_norm", "gradient_gap", "gradient_cosine"), gap, strict=True))
-        return values, Snapshot(step, z.cpu(), codes.cpu(), counts.cpu())
+                subject.whole(cast(HasHead, self.task).latent(batch))
+            measured = {name: seen[each].measure(step) for name, each in subject.followed.items()}
+        # Gradients are measured on the first batch alone. Parts that are composites have no measurement of their own.
+        for name, gap in measure_gradient_gaps(self.task, self.batches[0]).items():
+            if name in measured:
+                named = zip(("gradient_gap_norm", "gradient_gap", "gradient_cosine"), gap, strict=True)
+                measured[name].values.update(named)
+        return measured
 
-    def _choose(self, z: Tensor, batch: int) -> Tensor:
-        """At most this batch's share of the vectors, the same ones for every state."""
-        share = -(-MAX_VECTORS // len(self.batches))
-        if len(z) <= share:
-            return z.float()
-        order = torch.randperm(len(z), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + batch))
-        return z[order[:share].sort().values.to(z.device)].float()
-
-    def _measure_step(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def _measure_step(self, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
         """Resumes the run for one step, in memory and on a copy, and measures what that step did."""
-        z_before, codes_before, distance = self._look_at(self.task)
+        before = self._look_at(self.task)
         stepped = copy.deepcopy(self.task)
         watch = resume_for_a_step(stepped, self.data, checkpoint, self.trainer)
         stepped.to(self.task.device)
-        z_after, codes_after, _ = self._look_at(stepped)
-        delay = functional.update_delay(z_before, z_after, codes_before, codes_after, distance=distance)
-        values = {f"delay_{moment}": error for moment, error in delay._asdict().items()}
-        values |= {
-            "codebook_gain": delay.before - delay.aimed,
-            "update_delay": delay.delay,
-            "codes_moved": functional.gradient_sparsity(codes_after - codes_before),
-            "learning_rate": watch.learning_rate,
-        }
-        if watch.has_gradient is not None:
-            values["gradient_sparsity"] = watch.has_gradient.float().mean()
-        return values
+        after = self._look_at(stepped)
+        measured = {}
+        for name, (z_before, codes_before, distance) in before.items():
+            z_after, codes_after, _ = after[name]
+            values: dict[str, Any] = {"learning_rate": watch.learning_rate}
+            if codes_before is not None and codes_after is not None:
+                delay = functional.update_delay(z_before, z_after, codes_before, codes_after, distance=distance)
+                values |= {f"delay_{moment}": error for moment, error in delay._asdict().items()}
+                values |= {
+                    "codebook_gain": delay.before - delay.aimed,
+                    "update_delay": delay.delay,
+                    "codes_moved": functional.gradient_sparsity(codes_after - codes_before),
+                }
+            if name in watch.has_gradient:
+                values["gradient_sparsity"] = watch.has_gradient[name].float().mean()
+            measured[name] = values
+        return measured
 
     @torch.no_grad()
-    def _look_at(self, task: lightning.LightningModule) -> tuple[Tensor, Tensor, Any]:
-        """The first batch's embeddings (n, codebook_dim), the codes (k, codebook_dim), the distance between them."""
-        seen: list[Tensor] = []
-        with _the_quantizer(task, lambda _, z, code, indices: seen.append(z)) as followed, undisturbed(task):
-            followed.quantizer(cast(HasHead, task).latent(self.batches[0]))
-            distance = getattr(getattr(followed.quantizer, "assigner", None), "distance", "euclidean")
-            return seen[0], cast(Tensor, followed.snapshot()), distance
+    def _look_at(self, task: lightning.LightningModule) -> dict[str, tuple[Tensor, Tensor | None, Any]]:
+        """The first batch's vectors (n, codebook_dim), the codes (k, codebook_dim) or None, the distance between."""
+        seen: dict[Followed, list[Tensor]] = {}
+        with Subject(task, lambda each, z, *_: seen[each].append(z)) as subject, undisturbed(task):
+            seen |= {each: [] for each in subject.followed.values()}
+            subject.whole(cast(HasHead, task).latent(self.batches[0]))
+            return {
+                name: (torch.cat(seen[each]), each.snapshot(), _distance(each.quantizer))
+                for name, each in subject.followed.items()
+            }
+
+
+def _distance(quantizer: Quantizer) -> Distance:
+    """By which it assigns vectors to codes."""
+    return getattr(getattr(quantizer, "assigner", None), "distance", "euclidean")
 
 
 def test_batches(data: lightning.LightningDataModule, most: int, device: torch.device) -> list[Any]:
@@ -168,24 +152,25 @@ def count_examples(batch: Any) -> int:
 
 
 class _Watch(lightning.Callback):
-    """Which codes receive a gradient, in any optimizer's step, and at which learning rate."""
+    """Which codes receive a gradient, in any optimizer's step, by the part's name, and at which learning rate."""
 
     def __init__(self) -> None:
-        self.has_gradient: Tensor | None = None
+        self.has_gradient: dict[str, Tensor] = {}
         self.learning_rate = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        with _the_quantizer(pl_module) as followed:
-            raw = cast(Any, followed.codebook).raw
+        with Subject(pl_module) as subject:
+            books = {name: each.codebook for name, each in subject.followed.items() if each.codebook is not None}
         self.learning_rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         for optimizer in trainer.optimizers:
             # Behind the step: Lightning computes the gradient inside of it.
-            optimizer.register_step_post_hook(lambda *_: self._look(raw))
+            optimizer.register_step_post_hook(lambda *_: self._look(books))
 
-    def _look(self, raw: Tensor) -> None:
-        if raw.grad is not None:
-            rows = (raw.grad != 0).any(-1)
-            self.has_gradient = rows if self.has_gradient is None else self.has_gradient | rows
+    def _look(self, books: dict[str, Codebook]) -> None:
+        for name, book in books.items():
+            if book.raw.grad is not None:
+                rows = (book.raw.grad != 0).any(-1)
+                self.has_gradient[name] = self.has_gradient.get(name, rows) | rows
 
 
 def resume_for_a_step(

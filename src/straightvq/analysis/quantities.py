@@ -38,10 +38,16 @@ class Quantity:
     curve: Curve | None = None
 
 
-_COLLAPSE = "docs/collapse.md: revive dead codes, start on the data, let the codes follow by themselves"
+_COLLAPSE = (
+    "docs/collapse.md: revive dead codes, start on the data, let the codes follow by themselves; where there is no "
+    "codebook, docs/codebook_free.md"
+)
 _REACH = "docs/collapse.md, cures 1 to 3; or a shared map, svq.Affine or svq.RunningAffine (docs/presets.md)"
 _GAP = "docs/tuning.md: lower the quantization error first, to which the gap is proportional; then docs/gradients.md"
-_NARROW = "docs/tuning.md: more or narrower codes, an update that follows faster"
+_NARROW = (
+    "docs/tuning.md: more or narrower codes, an update that follows faster; where there is no codebook, "
+    "docs/codebook_free.md"
+)
 _DELAY = "docs/gradients.md: a synchronised update, svq.StraightThrough(sync=0.2); or a lower learning rate"
 
 _USAGE = CurvePanel("Usage", "codes used (%)", is_share=True)

@@ -3,7 +3,7 @@
 from straightvq.diagnostics import functional
 from straightvq.diagnostics.codebooks import codebook_scatter, usage_histogram
 from straightvq.diagnostics.curves import CurvePanel, curves_over_time, usage_over_time
-from straightvq.diagnostics.evolution import Snapshot, divergence_over_time, joint_tsne, tsne_map
+from straightvq.diagnostics.evolution import Snapshot, divergence_of_parts, divergence_over_time, joint_tsne, tsne_map
 from straightvq.diagnostics.functional import *  # noqa: F403
 from straightvq.diagnostics.metrics import (
     CodebookDelay,
@@ -35,6 +35,7 @@ __all__ = [
     "codebook_scatter",
     "comparison",
     "curves_over_time",
+    "divergence_of_parts",
     "divergence_over_time",
     "joint_tsne",
     "reconstruction_grid",

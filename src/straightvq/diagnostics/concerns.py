@@ -4,12 +4,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from straightvq.diagnostics import functional
 from straightvq.diagnostics.following import Followed
-from straightvq.nn import Codebook, CommitmentLoss, GradientUpdate, Quantizer
+from straightvq.nn import (
+    Codebook,
+    CommitmentLoss,
+    EntropyLoss,
+    GradientUpdate,
+    Identity,
+    Quantizer,
+    RandomProjectionQuantizer,
+)
 
 VECTORS_PER_CODE = 4  # fewer leave codes of a healthy codebook unused
 _COMMITMENT_GROWTH, _ERROR_GROWTH = 100.0, 2.0  # both together are a divergence
@@ -27,7 +35,7 @@ class Concerns:
         self.followed = followed
         self.threshold = threshold
         self.patience = patience
-        self.counts = torch.zeros(followed.size, dtype=torch.int64)
+        self.counts = torch.zeros(followed.num_counters, dtype=torch.int64)
         self.low = 0  # collapsed windows in a row
         self.reference: list[float] | None = None  # commitment and error of the window with the least commitment
         self.warned: list[str] = []
@@ -57,7 +65,7 @@ class Concerns:
         """A window with too few vectors is widened by those that follow."""
         self.counts = self.counts.to(counts.device) + counts
         vectors, size = int(self.counts.sum()), self.followed.size
-        if vectors < VECTORS_PER_CODE * size:
+        if not len(self.counts) or vectors < VECTORS_PER_CODE * size:
             return None
         usage, perplexity = float(functional.usage(self.counts)), float(functional.perplexity(self.counts))
         self.counts.zero_()
@@ -141,25 +149,41 @@ def _names(names: list[str]) -> str:
 def list_cures(quantizer: Quantizer) -> list[str]:
     """The cures of collapse that this quantizer does not have yet, best evidence first, each with the code."""
     codebook = getattr(quantizer, "codebook", None)
+    if not isinstance(codebook, Codebook):
+        return _cures_without_codebook(quantizer)
     cures = []
-    if getattr(codebook, "reset", None) is None:
+    if codebook.reset is None:
         cures.append("revive dead codes: svq.Codebook(..., reset=svq.DeadCodeReset())")
-    if not getattr(getattr(codebook, "init", None), "needs_data", False):
+    if not codebook.init.needs_data:
         cures.append("start on the data: svq.Codebook(..., init=svq.KMeansInit())")
-    if isinstance(getattr(codebook, "update", None), GradientUpdate | None):
+    if isinstance(codebook.update, GradientUpdate):
         follow = "svq.Codebook(..., update=svq.AlternatedUpdate()), or update=svq.EMAUpdate()"
         cures.append(f"let the codes follow the embeddings by themselves: {follow}")
-    width = getattr(codebook, "dim", None) or quantizer.dim
+    width = codebook.dim or quantizer.dim
     if width > _NARROW:
         cures.append(f"narrower codes than {width}: svq.VectorQuantizer(..., transform=svq.Projection(8))")
     cures += [
         f"less commitment than {loss.coefficient:g}: svq.VectorQuantizer(..., "
         f"losses=[svq.CommitmentLoss(weight={loss.coefficient / 10:g}), svq.CodebookLoss()])"
-        for loss in getattr(quantizer, "losses", [])
+        for loss in quantizer.losses
         if isinstance(loss, CommitmentLoss) and loss.coefficient > 0.05
     ]
-    if isinstance(codebook, nn.Module) and any(p.requires_grad for p in codebook.parameters()):
+    if any(p.requires_grad for p in codebook.parameters()):
         cures.append(
             "a higher rate for the codebook: svq.parameter_groups(module, lr, weight_decay, codebook_lr=10 * lr)"
         )
+    return cures
+
+
+def _cures_without_codebook(quantizer: Quantizer) -> list[str]:
+    if isinstance(quantizer, RandomProjectionQuantizer):
+        cure = "bring every vector to mean 0 and variance 1: svq.RandomProjectionQuantizer(..., normalize=True)"
+        return [] if quantizer.normalize else [cure]
+    cures = []
+    name = type(quantizer).__name__
+    if quantizer.has_signs and not any(isinstance(x, EntropyLoss) and x.coefficient for x in quantizer.losses):
+        cures.append(f"reward the use of all codes: svq.{name}(..., losses=[svq.EntropyLoss()])")
+    if type(quantizer.transform) is Identity:
+        width = quantizer.transform.codebook_dim(quantizer.dim)
+        cures.append(f"a learned map onto the grid: svq.{name}(..., transform=svq.Projection({width}))")
     return cures

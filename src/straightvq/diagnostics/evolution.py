@@ -1,6 +1,6 @@
 """Pictures of a quantizer in the course of training: where the embeddings and the codes went."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ class Snapshot:
         z: embeddings of a fixed set of inputs, the distribution P, Float (n, dim), n >= 1.
         codes: effective codes, the distribution C, Float (k, dim).
         counts: how often each code was assigned to inputs of that set, Int (k,); the codes with a count are Q.
+        size: number of codes, where ``codes`` are only those that were assigned; None where they are all.
 
     Raises: ValueError if shapes do not fit or there is no embedding.
     """
@@ -37,6 +38,7 @@ class Snapshot:
     z: Tensor
     codes: Tensor
     counts: Tensor
+    size: int | None = None
 
     def __post_init__(self) -> None:
         z, codes, counts = self.z, self.codes, self.counts
@@ -64,34 +66,110 @@ def divergence_over_time(snapshots: Sequence[Snapshot], *, title: str | None = N
         The paper's divergence figure: with plain VQ the codebook stays behind as a separate cloud, of which a few
         codes are assigned; with affine codes the three distributions lie on one another.
     """
-    _check_snapshots("divergence_over_time", snapshots)
+    widths = sorted({s.codes.shape[1] for s in snapshots})
+    if len(widths) != 1:
+        raise InvalidValueError(
+            "`divergence_over_time`: `snapshots` must be at least one, of one width. "
+            f"Got {len(snapshots)} of the widths {widths}."
+        )
     last = snapshots[-1]
-    mean, basis = functional.principal_plane(last.z, 1)
+    line = functional.principal_plane(last.z, 1)
+    return _ridge_figure(
+        [_Ridge(f"{s.step:,}", *_along(line, s)) for s in snapshots],
+        title=title,
+        ylabel="training step",
+        xlabel=f"first component of P{_explained(last.z, line)}",
+        names=(
+            "P: embeddings",
+            f"C: whole codebook, {len(last.codes):,} codes"
+            if last.size is None
+            else f"C: taken of {last.size:,} codes",
+            f"Q: assigned codes, {len(last.assigned):,} at the end",
+        ),
+        band_name="nine tenths of P at the end",
+        note="outside the view at the end",
+    )
+
+
+def divergence_of_parts(parts: Mapping[str, Snapshot], *, title: str | None = None) -> "panels.Figure":
+    """As `divergence_over_time`, for the parts of a composite at one moment: a curve for each, the last in front.
+
+    Each part is drawn along the first principal component of what it was given: in a residual quantizer what the
+    levels before have left, so that the curves become narrower. The shaded band holds nine tenths of that of the last.
+
+    Raises: ValueError if there is no part.
+
+    Example:
+        >>> level = Snapshot(9, torch.randn(20, 2), torch.randn(4, 2), torch.tensor([5, 5, 10, 0]))
+        >>> len(divergence_of_parts({"level 0": level, "level 1": level}).axes)
+        3
+    """
+    if not parts:
+        raise InvalidValueError("`divergence_of_parts`: `parts` must be at least one. Got none.")
+    size, used = sum(len(s.codes) for s in parts.values()), sum(len(s.assigned) for s in parts.values())
+    return _ridge_figure(
+        [_Ridge(name, *_along(functional.principal_plane(s.z, 1), s)) for name, s in parts.items()],
+        title=title,
+        ylabel="",
+        xlabel="first component of each part's P",
+        names=("P: what each part was given", f"C: codebooks, {size:,} codes in all", f"Q: {used:,} assigned codes"),
+        band_name="nine tenths of the last P",
+        note="codes of the last part outside the view",
+    )
+
+
+@dataclass(frozen=True)
+class _Ridge:
+    """One curve in each of three panels: places along a line."""
+
+    name: str
+    embeddings: Floats
+    codes: Floats
+    assigned: Floats
+
+
+def _along(line: tuple[Tensor, Tensor], snapshot: Snapshot) -> tuple[Floats, Floats, Floats]:
+    mean, basis = line
 
     def along(vectors: Tensor) -> Floats:
         return ((vectors.to(mean.dtype) - mean) @ basis).flatten().cpu().double().numpy()
 
-    embeddings = [along(s.z) for s in snapshots]
-    codes, assigned = [along(s.codes) for s in snapshots], [along(s.assigned) for s in snapshots]
-    view = _reach(embeddings, codes)
-    figure = panels.new_figure(16.0, 3.1 + 0.42 * len(snapshots), title)
-    axes = panels.grid(figure, 3, 3, above=1.55 if title else 1.0, below=0.7)
-    band = np.quantile(embeddings[-1], [0.05, 0.95])
-    share = float(explained_variance(last.z, basis))
-    of_variance = f" ({share:.0%} of its variance)" if share else ""
+    return along(snapshot.z), along(snapshot.codes), along(snapshot.assigned)
+
+
+def _explained(z: Tensor, line: tuple[Tensor, Tensor]) -> str:
+    share = float(explained_variance(z, line[1]))
+    return f" ({share:.0%} of its variance)" if share else ""
+
+
+def _ridge_figure(
+    ridges: Sequence[_Ridge],
+    *,
+    title: str | None,
+    ylabel: str,
+    xlabel: str,
+    names: tuple[str, str, str],
+    band_name: str,
+    note: str,
+) -> "panels.Figure":
+    view = _reach([ridge.embeddings for ridge in ridges], [ridge.codes for ridge in ridges])
+    figure = panels.new_figure(16.0, 3.1 + 0.42 * len(ridges), title)
+    aside = max(1.0, 0.3 + panels.LETTER_WIDTH * max(len(ridge.name) for ridge in ridges))  # room for the names
+    axes = panels.grid(figure, 3, 3, above=1.55 if title else 1.0, below=0.7, left=aside, between=aside)
+    band = np.quantile(ridges[-1].embeddings, [0.05, 0.95])
     columns = (
-        ("P: embeddings", P_COLOR, embeddings),
-        (f"C: whole codebook, {len(codes[-1]):,} codes", C_COLOR, codes),
-        (f"Q: assigned codes, {len(assigned[-1]):,} at the end", Q_COLOR, assigned),
+        (P_COLOR, [ridge.embeddings for ridge in ridges]),
+        (C_COLOR, [ridge.codes for ridge in ridges]),
+        (Q_COLOR, [ridge.assigned for ridge in ridges]),
     )
-    for ax, (name, color, sets) in zip(axes, columns, strict=True):
+    for ax, name, (color, sets) in zip(axes, names, columns, strict=True):
         middle = ax.axvspan(*band, color=panels.RULE, alpha=0.45, linewidth=0, zorder=0)
-        _ridges(ax, sets, color, [s.step for s in snapshots], view)
-        ax.set_xlabel(f"first component of P{of_variance}")
-        panels.finish(ax, {"nine tenths of P at the end": middle}, name)
+        _draw_ridges(ax, sets, color, [ridge.name for ridge in ridges], view)
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+        panels.finish(ax, {band_name: middle}, name)
         outside = int(((sets[-1] < view[0]) | (sets[-1] > view[1])).sum())
-        if outside and sets is not embeddings:
-            panels.note(ax, f"{outside:,} outside the view at the end")
+        if outside and color != P_COLOR:
+            panels.note(ax, f"{outside:,} {note}")
     return figure
 
 
@@ -104,8 +182,8 @@ def _reach(embeddings: Sequence[Floats], codes: Sequence[Floats]) -> tuple[float
     return low - margin, high + margin
 
 
-def _ridges(
-    ax: "panels.Axes", sets: Sequence[Floats], color: str, steps: Sequence[int], view: tuple[float, float]
+def _draw_ridges(
+    ax: "panels.Axes", sets: Sequence[Floats], color: str, names: Sequence[str], view: tuple[float, float]
 ) -> None:
     """One density above the other, the last at the bottom and in front."""
     x = np.linspace(*view, _BINS)
@@ -116,10 +194,10 @@ def _ridges(
         ridge = base + 1.9 * _density(values, view)
         ax.fill_between(x, base, ridge, color=panels.lighten(ink, 0.7), alpha=0.75, linewidth=0, zorder=2 + order)
         ax.plot(x, ridge, color=ink, linewidth=1.6, zorder=2 + order)
-    # As many labels as fit, the last step always among them.
+    # As many labels as fit, the last name always among them.
     shown = range(0, len(sets), -(-len(sets) // 12))
-    ax.set_yticks(list(shown), [f"{steps[top - base]:,}" for base in shown])
-    ax.set(ylabel="training step", xlim=view, ylim=(-0.15, top + 2.1))
+    ax.set_yticks(list(shown), [names[top - base] for base in shown])
+    ax.set(xlim=view, ylim=(-0.15, top + 2.1))
     ax.grid(visible=False, axis="y")
 
 
@@ -164,44 +242,49 @@ def joint_tsne(z: Tensor, codes: Tensor, *, perplexity: float = 30.0, seed: int 
 
 
 def tsne_map(
-    snapshots: Sequence[Snapshot], *, max_vectors: int = 1000, seed: int = 0, title: str | None = None
+    snapshots: Sequence[Snapshot],
+    *,
+    names: Sequence[str] | None = None,
+    max_vectors: int = 1000,
+    seed: int = 0,
+    title: str | None = None,
 ) -> "panels.Figure":
     """Joint t-SNE of embeddings, codebook and assigned codes, one panel for each snapshot.
 
     Args:
         snapshots: one to three; places cannot be compared between panels.
+        names: what the panels are called; None for the steps.
         max_vectors: of more embeddings, or more codes, an even selection is shown.
 
-    Raises: ValueError if there is no snapshot, more than three, or their widths differ.
+    Raises: ValueError if there is no snapshot, or more than three.
     Source: the paper's figure of P, C and Q: disjoint clouds for plain VQ.
     """
-    _check_snapshots("tsne_map", snapshots, most=3)
+    if not 1 <= len(snapshots) <= 3:
+        raise InvalidValueError(f"`tsne_map`: `snapshots` must be 1 to 3. Got {len(snapshots)}.")
+    called = [f"Step {s.step:,}" for s in snapshots] if names is None else names
     count = len(snapshots)
     figure = panels.new_figure(16.0 if count > 1 else 8.5, 8.6 if count < 3 else 6.6, title)
     axes = panels.grid(figure, count, count, above=1.9 if title else 1.3, below=0.35, left=0.45, between=0.6)
-    for ax, snapshot in zip(axes, snapshots, strict=True):
+    for ax, snapshot, name in zip(axes, snapshots, called, strict=True):
         chosen = _evenly(len(snapshot.codes), max_vectors)
         used = (snapshot.counts[chosen] > 0).cpu().numpy()
         z = snapshot.z[_evenly(len(snapshot.z), max_vectors)]
         points, places = (x.numpy() for x in joint_tsne(z, snapshot.codes[chosen], seed=seed))
-        names = ("P: embeddings", "C: not assigned", "Q: assigned codes")
-        handles = panels.draw_clouds(ax, points, places[~used], places[used], names=names, colors=(C_COLOR, Q_COLOR))
+        handles = panels.draw_clouds(
+            ax,
+            points,
+            places[~used],
+            places[used],
+            names=("P: embeddings", "C: not assigned", "Q: assigned codes"),
+            colors=(C_COLOR, Q_COLOR),
+        )
         ax.set(xticks=[], yticks=[])
         ax.margins(0.04)
         assigned = f"{len(snapshot.assigned):,} of {len(snapshot.codes):,} codes assigned"
-        panels.finish(ax, handles, f"Step {snapshot.step:,}: {assigned}")
+        panels.finish(ax, handles, f"{name}: {assigned}")
     return figure
 
 
 def _evenly(size: int, most: int) -> Tensor:
     """Indices of an even selection of at most ``most``."""
     return torch.linspace(0, size - 1, min(size, most)).round().long()
-
-
-def _check_snapshots(owner: str, snapshots: Sequence[Snapshot], most: int | None = None) -> None:
-    widths = sorted({s.codes.shape[1] for s in snapshots})
-    if len(widths) != 1 or (most is not None and len(snapshots) > most):
-        number = "at least one" if most is None else f"1 to {most}"
-        raise InvalidValueError(
-            f"`{owner}`: `snapshots` must be {number}, of one width. Got {len(snapshots)} of the widths {widths}."
-        )

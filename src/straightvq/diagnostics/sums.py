@@ -15,16 +15,20 @@ MAX_VECTORS = 2000
 
 
 class Window:
-    """Counts per code, and moments and squared errors per channel. Only ``close`` waits for the device."""
+    """Counts per code, and moments and squared errors per channel. Only ``close`` waits for the device.
+
+    Where there are too many codes there are no counts, and no values made of them; so it is with `Totals`.
+    """
 
     def __init__(self, followed: Followed, device: torch.device) -> None:
-        self.counts = torch.zeros(followed.size, dtype=torch.int64, device=device)
+        self.counts = torch.zeros(followed.num_counters, dtype=torch.int64, device=device)
         # Rows as in `merge_tables`, and squared errors. Sums of squares would cancel far from the origin.
         self.table = torch.zeros(4, followed.dim, dtype=wide_dtype(self.counts), device=device)
 
     def add(self, z: Tensor, code: Tensor, indices: Tensor) -> None:
         """Add vectors z (n, dim), their codes (n, dim) and indices (n,), negative where masked."""
-        self.counts += code_sums(z[:, :0], indices, len(self.counts))[0]
+        if len(self.counts):
+            self.counts += code_sums(z[:, :0], indices, len(self.counts))[0]
         z, code = z.to(self.table.dtype), code.to(self.table.dtype)
         weight = (indices >= 0).to(z.dtype)[:, None]
         number = weight.sum()
@@ -42,26 +46,28 @@ class Window:
         table = merge_tables(stack_over_ranks(self.table, None))
         self.counts, self.table = torch.zeros_like(self.counts), torch.zeros_like(self.table)
         number, _, deviations, errors = table.sum(1) / table.shape[1]
-        values = {
-            "vectors": number,
-            "usage": functional.usage(counts),
-            "perplexity": functional.perplexity(counts),
-            "dead_codes": functional.dead_codes(counts),
-            "commitment": errors / number.clamp(min=1),
-            "error": functional.ratio(errors, deviations),
-        }
+        values = {"vectors": number}
+        if len(counts):
+            values |= {
+                "usage": functional.usage(counts),
+                "perplexity": functional.perplexity(counts),
+                "dead_codes": functional.dead_codes(counts),
+            }
+        values |= {"commitment": errors / number.clamp(min=1), "error": functional.ratio(errors, deviations)}
         on_host = torch.stack([value.to(table.dtype) for value in values.values()]).tolist()
         plain = dict(zip(values, on_host, strict=True))
         if not plain.pop("vectors"):
             return {}, counts
-        return plain | {"dead_codes": int(plain["dead_codes"])}, counts
+        if len(counts):
+            plain["dead_codes"] = int(plain["dead_codes"])
+        return plain, counts
 
 
 class Totals:
     """The metrics of one evaluation, exact over batches and ranks, and some embeddings to draw."""
 
     def __init__(self, followed: Followed, device: torch.device) -> None:
-        self.usage = CodebookUsage(followed.size).to(device)
+        self.usage = CodebookUsage(followed.size).to(device) if followed.num_counters else None
         self.error = QuantizationError().to(device)
         self.moments = MomentDistance().to(device)
         self._has_codes = followed.codebook is not None
@@ -75,7 +81,8 @@ class Totals:
     def add(self, z: Tensor, code: Tensor, indices: Tensor, codes: Tensor | None) -> None:
         """Add vectors z (n, dim), their codes (n, dim) and indices (n,), and the codes (k, dim) in force."""
         valid = indices >= 0
-        self.usage.update(indices)
+        if self.usage is not None:
+            self.usage.update(indices)
         self.error.update(z, code, valid)
         if codes is not None:
             self.moments.update(z, codes, valid)
@@ -85,13 +92,20 @@ class Totals:
 
     def compute(self) -> dict[str, Tensor]:
         """All values by their logged names; none if no rank saw a vector."""
-        usage, error = self.usage.compute(), self.error.compute()
+        usage = {} if self.usage is None else self.usage.compute()
+        error = self.error.compute()
         gap = self.moments.compute() if self._has_codes else {}
-        if not usage["usage"] > 0:
+        if error["mse"].isnan():
             return {}
         names = {"mean": "mean_distance", "std": "std_distance"}
         distances = {names.get(name, name): value for name, value in gap.items() if not value.isnan()}
         return {**usage, "error": error["normalized"], **distances}
+
+    @property
+    def counts(self) -> Tensor:
+        """How often this rank has seen each code, Int64 (k,); (0,) where they are too many."""
+        none = torch.zeros(0, dtype=torch.int64, device=self.error.table.device)
+        return none if self.usage is None else self.usage.counts
 
     def vectors(self) -> Tensor:
         """At most `MAX_VECTORS` of this rank's embeddings, Float (n, dim)."""

@@ -1,15 +1,17 @@
 """What a task tells about itself without being disturbed: the error of its gradients, its reconstructions."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from straightvq.diagnostics.following import outermost
 from straightvq.diagnostics.functional import GradientGap, estimator_gap
-from straightvq.nn import Quantizer
+from straightvq.nn import Identity, ProductQuantizer, Quantizer, ResidualQuantizer
 
 MAX_IMAGES = 12
 
@@ -44,20 +46,65 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
 def measure_gradient_gap(task: nn.Module, batch: Any) -> GradientGap | None:
     """`estimator_gap` of the task's head, if it has one and exactly one quantizer, which may be a composite."""
-    found = [child for child in task.modules() if isinstance(child, Quantizer)]
-    inner = {part for child in found for part in child.modules() if part is not child}
-    outermost = [child for child in found if child not in inner and not child._is_bypassed]
-    if not isinstance(task, HasHead) or len(outermost) != 1:
-        return None
-    (quantizer,) = outermost
+    return _measure_gaps(task, batch, lambda *_: {}).get("")
+
+
+def measure_gradient_gaps(task: nn.Module, batch: Any) -> dict[str, GradientGap]:
+    """As `measure_gradient_gap`, by the name ``""``, and the gaps of the quantizer's outermost parts.
+
+    ``"level 0"`` and so on: the gap with the levels up to this one. ``"group 0"`` and so on: the gap of the gradient of
+    the group's channels if it alone were quantized; there is none behind a transform, which mixes channels. Nor is
+    there one of a quantizer that serves several times.
+    """
+    return _measure_gaps(task, batch, _gaps_of_parts)
+
+
+def _measure_gaps(task: nn.Module, batch: Any, of_parts: "_OfParts") -> dict[str, GradientGap]:
+    found = [quantizer for quantizer in outermost(task).values() if not quantizer._is_bypassed]
+    if not isinstance(task, HasHead) or len(found) != 1:
+        return {}
+    (quantizer,) = found
     # Evaluation runs in inference mode, whose tensors no gradient can pass: work on copies made outside of it.
     with torch.inference_mode(False), undisturbed(task):
         batch = apply_to_collection(batch, Tensor, Tensor.clone)
         with torch.no_grad():
             z = task.latent(batch).detach()
-            quantized = quantizer.decode(quantizer.encode(z)).to(z.dtype)
-            exact = quantizer.unquantized(z)
-        return estimator_gap(lambda latent: task.head_loss(latent, batch), exact, quantized)
+            indices, exact = quantizer.encode(z), quantizer.unquantized(z)
+            quantized = quantizer.decode(indices).to(z.dtype)
+
+        def head(latent: Tensor) -> Tensor:
+            return task.head_loss(latent, batch)
+
+        return {"": estimator_gap(head, exact, quantized), **of_parts(quantizer, head, indices, exact)}
+
+
+_Head = Callable[[Tensor], Tensor]
+_OfParts = Callable[[Quantizer, _Head, Tensor, Tensor], dict[str, GradientGap]]
+
+
+def _gaps_of_parts(quantizer: Quantizer, head: _Head, indices: Tensor, exact: Tensor) -> dict[str, GradientGap]:
+    gaps: dict[str, GradientGap] = {}
+    if isinstance(quantizer, ResidualQuantizer) and not quantizer.is_shared:
+        kept = 0
+        for number, level in enumerate(quantizer.levels):
+            kept += level.num_quantizers
+            with torch.no_grad():
+                quantized = quantizer.decode(indices[..., :kept]).to(exact.dtype)
+            gaps[f"level {number}"] = estimator_gap(head, exact, quantized)
+    if isinstance(quantizer, ProductQuantizer) and not quantizer.is_shared and type(quantizer.transform) is Identity:
+        axis = quantizer.channel_dim
+        with torch.no_grad():
+            quantized = quantizer.decode(indices).to(exact.dtype)
+        parts = exact.split(quantizer.widths, axis)
+        for number, (own, coded) in enumerate(zip(parts, quantized.split(quantizer.widths, axis), strict=True)):
+            before, after = parts[:number], parts[number + 1 :]
+            gaps[f"group {number}"] = estimator_gap(partial(_head_of_part, head, before, after, axis), own, coded)
+    return gaps
+
+
+def _head_of_part(head: _Head, before: Sequence[Tensor], after: Sequence[Tensor], axis: int, part: Tensor) -> Tensor:
+    """The head's loss as a function of some channels alone."""
+    return head(torch.cat([*before, part, *after], axis))
 
 
 def first_images(batch: Any) -> Tensor | None:

@@ -14,6 +14,7 @@ from straightvq.checkpoints import fingerprint
 from straightvq.errors import InvalidValueError
 from straightvq.io import replacing
 from straightvq.models import AutoencoderBase
+from straightvq.models.maskgit import MOST_CODES
 from straightvq.nn.part import check_part
 from straightvq.runs import load_weights, open_run
 
@@ -24,7 +25,7 @@ class Tokenizer:
     """Images to grids of tokens and back, by an autoencoder that never changes.
 
     It is no ``nn.Module``, so that a task that holds one neither trains it, nor switches it to training mode, nor
-    writes it into its checkpoints; these remember its fingerprint.
+    writes it into its checkpoints; these remember its fingerprint. Its quantizer may have a codebook or none.
 
     Args:
         model: the autoencoder; it is frozen and put into evaluation mode.
@@ -37,7 +38,8 @@ class Tokenizer:
         fingerprint: hash of the network's class and all its weights.
 
     Raises:
-        ValueError: if the model's quantizer has no codebook or several levels.
+        ValueError: if the model's quantizer gives several tokens per position, as composites do, or has more than
+            16 million codes.
 
     Example:
         >>> import straightvq as svq
@@ -50,15 +52,22 @@ class Tokenizer:
 
     def __init__(self, model: AutoencoderBase, cache: Path | None = None) -> None:
         self.model: AutoencoderBase = check_part(self, "model", model, AutoencoderBase)
-        size = getattr(model.quantizer, "codebook_size", None)
-        if not isinstance(size, int) or model.quantizer.is_composite:
+        quantizer = model.quantizer
+        if quantizer.is_composite:
             raise InvalidValueError(
-                "`Tokenizer`: `model` must have a quantizer with one codebook, one token per position. "
-                f"Got {type(model.quantizer).__name__}."
+                "`Tokenizer`: `model` must have a quantizer that gives one token per position. "
+                f"Got {type(quantizer).__name__} with {quantizer.num_quantizers}. Train the autoencoder with a single "
+                "quantizer, such as VectorQuantizer or FiniteScalarQuantizer; MaskGIT predicts no levels or groups."
+            )
+        if quantizer.codebook_size > MOST_CODES:
+            raise InvalidValueError(
+                f"`Tokenizer`: `model` must have a quantizer with at most {MOST_CODES:,} codes, because the "
+                f"transformer has a row for each. Got {type(quantizer).__name__} with {quantizer.codebook_size:,}. "
+                "Train the autoencoder with fewer bits or levels."
             )
         self.model.eval().requires_grad_(False)
         self.cache = cache
-        self.codebook_size = size
+        self.codebook_size = quantizer.codebook_size
         self.in_channels, self.downsample = model.in_channels, model.downsample
         self.fingerprint = fingerprint(model)
 

@@ -12,6 +12,7 @@ from straightvq.models.transformer import TransformerBlock, check_heads, init_tr
 from straightvq.nn.part import check_bool, check_float, check_int
 
 _EPS = 1e-12  # of the layer normalizations, BERT's
+MOST_CODES = 1 << 24  # each has an embedding and a logit
 
 
 class MaskGIT(Pretrained, nn.Module):
@@ -22,7 +23,7 @@ class MaskGIT(Pretrained, nn.Module):
     embeddings of the codes, plus a bias per code. Training and evaluation differ in the dropout.
 
     Args:
-        codebook_size: number of codes.
+        codebook_size: number of codes, 2 to 2^24.
         grid: height and width of the grid in tokens; the learned positions fit no other.
         num_classes: number of class labels; None for a network without.
         layers: transformer blocks, at least 1.
@@ -66,6 +67,11 @@ class MaskGIT(Pretrained, nn.Module):
     ) -> None:
         super().__init__()
         self.codebook_size = check_int(self, "codebook_size", codebook_size, 2)
+        if self.codebook_size > MOST_CODES:
+            raise InvalidValueError(
+                f"`MaskGIT`: `codebook_size` must be at most {MOST_CODES}, because every code has an embedding and a "
+                f"logit. Got {codebook_size}; take a tokenizer of fewer bits or levels."
+            )
         if not isinstance(grid, tuple | list) or len(grid) != 2:
             raise InvalidValueError(f"`MaskGIT`: `grid` must be two integers >= 1, (height, width). Got {grid!r}.")
         self.grid = (check_int(self, "grid", grid[0], 1), check_int(self, "grid", grid[1], 1))

@@ -250,4 +250,6 @@ def _name(owner: Any) -> str:
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, nn.Module) and any(True for _ in value.children()):
+        return type(value).__name__  # all that is inside would fill a screen
     return f"{value!r} ({type(value).__name__})"

@@ -100,7 +100,7 @@ class VectorQuantizer(Quantizer):
     def _own(self, codebook: Codebook, assigner: Assigner | None) -> None:
         check_part(self, "codebook", codebook, Codebook)
         self.assigner: Assigner = check_part(self, "assigner", default(assigner, Nearest), Assigner)
-        self._check_draws()
+        self._check_assigner()
         width = self.transform.codebook_dim(self.dim)
         with making_float32():
             for loss in self._losses():
@@ -115,7 +115,7 @@ class VectorQuantizer(Quantizer):
         self.codebook = codebook
         self.codebook_size = codebook.size
 
-    def _check_draws(self) -> None:
+    def _check_assigner(self) -> None:
         estimator, assigner = type(self.estimator).__name__, type(self.assigner).__name__
         if self.estimator.needs_draws and self._draw_temperature is None:
             raise InvalidValueError(
@@ -126,6 +126,13 @@ class VectorQuantizer(Quantizer):
             raise InvalidValueError(
                 f"`{type(self).__name__}`: {estimator} diverges on codes that are drawn, as {assigner} does in "
                 "training. Use Nearest as `assigner`, or Gumbel or ReinMax as `estimator`."
+            )
+        is_nearest = type(self.assigner) is Nearest and self.assigner.distance == "euclidean"
+        if self.estimator.needs_nearest and not is_nearest:
+            raise InvalidValueError(
+                f"`{type(self).__name__}`: {estimator} searches by Euclidean distance itself in training, so "
+                f"{assigner}({self.assigner.extra_repr()}) would choose indices that nothing learns from. Use Nearest "
+                "as `assigner`, or DiVeQ as `estimator`."
             )
 
     @property

@@ -14,6 +14,7 @@ from torchmetrics import Metric, MetricCollection
 
 import straightvq as svq
 from straightvq.diagnostics import CodebookUsage
+from straightvq.diagnostics.following import MOST_COUNTED
 from straightvq.errors import InvalidValueError
 from straightvq.hub.pretrained import Pretrained
 from straightvq.models.base import QuantizedNet
@@ -122,10 +123,6 @@ class Alternation:
         check_choice(self, "phase", self.phase, ("codebook", "codebook_and_encoder"))
         check_int(self, "steps", self.steps, 1)
         check_optional_float(self, "lr", self.lr, minimum=0)
-
-
-# Codes of which each has a counter.
-MOST_COUNTED = 1 << 24
 
 
 class SetMetrics(nn.Module):

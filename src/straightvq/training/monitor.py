@@ -12,12 +12,15 @@ from torch import Tensor
 from straightvq import internals
 from straightvq.diagnostics import GradientGap, codebook_scatter, reconstruction_grid, save, usage_histogram
 from straightvq.diagnostics.concerns import Concerns
-from straightvq.diagnostics.following import Followed, follow
+from straightvq.diagnostics.following import Followed, follow, outermost
 from straightvq.diagnostics.pictures import pixels
 from straightvq.diagnostics.sums import Totals, Window
 from straightvq.diagnostics.task import first_images, measure_gradient_gap, reconstruct
 from straightvq.nn.part import check_float, check_int
 from straightvq.nn.ranks import sum_over_ranks
+
+# What the three numbers of a gradient gap are called.
+_GAP = ("gradient_gap_norm", "gradient_gap", "gradient_cosine")
 
 
 class CodebookWarning(UserWarning):
@@ -42,9 +45,11 @@ class CodebookMonitor(Callback):
     - training only, ``commitment``: mean (z - code)^2 over all elements, in squared units of the embeddings;
     - evaluation only, ``mean_distance``, ``std_distance``, ``wasserstein`` (in standard deviations of the
       embeddings) and ``symmetric_kl`` (nats) between the embeddings' and the codebook's moments;
-    - validation only, if the task offers `HasHead` and has one quantizer: ``gradient_gap_norm`` (in the gradient's
-      unit), ``gradient_gap`` (relative to the gradient without quantizer, 0 exact) and ``gradient_cosine`` (1 exact)
-      on each rank's first batch.
+    - validation only, if the task offers `HasHead` and has one quantizer, which may be a composite:
+      ``gradient_gap_norm`` (in the gradient's unit), ``gradient_gap`` (relative to the gradient without quantizer, 0
+      exact) and ``gradient_cosine`` (1 exact) on each rank's first batch, of a composite as a whole.
+
+    Where a quantizer has more than 16 million codes they are not counted: the first three are left out.
 
     Under ``torch.compile`` evaluation forwards break the graph behind the quantizer; training forwards do not.
 
@@ -148,7 +153,7 @@ class CodebookMonitor(Callback):
         values, counts = subject.window.close()
         messages = subject.concerns.judge(values, counts, trainer.optimizers)
         if values:
-            named = self._remember("train", step, subject, values)
+            named = self._remember("train", step, subject.name, subject.prefix, values)
             # The loggers get the window when it ends, which need not be when the Trainer logs.
             pl_module.log_dict(named, on_step=True, on_epoch=False, logger=False)
             for logger in trainer.loggers:
@@ -157,11 +162,11 @@ class CodebookMonitor(Callback):
             for message in messages:
                 warnings.warn(f"`{subject.followed.name}`, step {step}: {message}", CodebookWarning, stacklevel=2)
 
-    def _remember(self, stage: str, step: int, subject: "_Subject", values: dict[str, Any]) -> dict[str, Any]:
+    def _remember(self, stage: str, step: int, name: str, prefix: str, values: dict[str, Any]) -> dict[str, Any]:
         """Adds a row to the history, and returns the values under the names that loggers get."""
-        self.history.append({"stage": stage, "step": step, "name": subject.name, **values})
+        self.history.append({"stage": stage, "step": step, "name": name, **values})
         place = "" if stage == "train" else f"{stage}/"
-        return {f"{place}{subject.prefix}codebook/{name}": value for name, value in values.items()}
+        return {f"{place}{prefix}codebook/{key}": value for key, value in values.items()}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -209,19 +214,36 @@ class CodebookMonitor(Callback):
             values = totals.compute()
             if not values:
                 continue
-            if len(self._totals) == 1 and self._gap is not None:
-                norm, relative, cosine = self._gap
-                values |= {"gradient_gap_norm": norm, "gradient_gap": relative, "gradient_cosine": cosine}
-            plain = {name: value.item() for name, value in values.items()}
-            named = self._remember(stage, _step(trainer), self._subjects[path], plain)
-            # The totals are the same on all ranks; the gap is averaged over their first batches.
-            pl_module.log_dict({name: float(value) for name, value in named.items()}, sync_dist=True)
+            if len(self._totals) == 1:
+                values |= self._gap_values()
+            subject = self._subjects[path]
+            self._log(trainer, pl_module, stage, subject.name, subject.prefix, values)
+        if len(self._totals) > 1 and self._gap is not None:  # of the composite whose parts were followed
+            (name,) = outermost(pl_module)
+            self._log(trainer, pl_module, stage, name.rpartition(".")[2], "", self._gap_values())
+
+    def _gap_values(self) -> dict[str, Tensor]:
+        return {} if self._gap is None else dict(zip(_GAP, self._gap, strict=True))
+
+    def _log(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        stage: str,
+        name: str,
+        prefix: str,
+        values: dict[str, Tensor],
+    ) -> None:
+        plain = {key: value.item() for key, value in values.items()}
+        named = self._remember(stage, _step(trainer), name, prefix, plain)
+        # The totals are the same on all ranks; the gap is averaged over their first batches.
+        pl_module.log_dict({key: float(value) for key, value in named.items()}, sync_dist=True)
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # All ranks come as far as the drawing: the folder's name, the counts and a sharded model need them.
         folder, step, images = trainer.log_dir, _step(trainer), self._images
         reconstructed = None if images is None else reconstruct(pl_module, images)
-        counts = {path: sum_over_ranks(totals.usage.counts, None) for path, totals in self._totals.items()}
+        counts = {path: sum_over_ranks(totals.counts, None) for path, totals in self._totals.items()}
         if not trainer.is_global_zero or folder is None:
             return
         figures, when = {}, f"at step {step:,}"

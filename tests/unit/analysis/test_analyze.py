@@ -76,7 +76,10 @@ class TestWholeRun:
         assert "last" in result["checkpoints"][-1]["names"]
         assert sum("best" in c["names"] for c in result["checkpoints"]) == 1
         assert result["settings"] == {"images": 13, "vectors": 13 * 16, "seed": 0, "device": "cpu"}
-        assert result["quantizer"] == {"name": "VectorQuantizer", "codebook_size": 16, "codebook_dim": 4}
+        assert result["quantizer"] == {
+            **{"name": "VectorQuantizer", "codebook_size": 16, "codebook_dim": 4},
+            "has_codebook": True,
+        }
         for values in (checkpoint["values"] for checkpoint in result["checkpoints"]):
             assert 0 < values["usage"] <= 1
             assert 1 <= values["perplexity"] <= 16
@@ -122,6 +125,89 @@ class TestWholeRun:
             assert f"\n| {label} | " in report
         assert "(last)" in report or ", last)" in report
         assert str(kept) not in report
+
+
+RESIDUAL = {"class_path": "straightvq.presets.straight_residual", "init_args": {"num_quantizers": 2}}
+FSQ = {"class_path": "straightvq.presets.fsq", "init_args": {"dim": 4, "levels": [4, 3], "channel_dim": 1}}
+LARGE = {"class_path": "straightvq.presets.lfq", "init_args": {"dim": 4, "bits": 40, "channel_dim": 1}}
+
+
+def fit_other(folder: Path, quantizer: dict[str, Any], *options: Any) -> Path:
+    """A run of the tiny recipe with another quantizer, which may take the sizes of the recipe or bring its own."""
+    (folder / "other.yaml").write_text(
+        yaml.safe_dump({"model": {"init_args": {"model": {"init_args": {"quantizer": quantizer}}}}})
+    )
+    before, after = ("tiny", "other") if "dim" in quantizer["init_args"] else ("other", "tiny")
+    configs = [str(folder / "other.yaml") if name == "other" else name for name in ("digits", before, after)]
+    words = [word for config in configs for word in ("--config", config)]
+    assert main(["fit", *words, "--runs", str(folder), "--name", "run", *map(str, options)]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An analysed run with two levels."""
+    run = fit_other(tmp_path_factory.mktemp("residual"), RESIDUAL, "--keep_every", 4)
+    assert main(["analyze", str(run), "--num-images", "13", "--device", "cpu"]) == 0
+    return run
+
+
+class TestParts:
+    def test_every_level_has_its_numbers_at_every_checkpoint(self, residual: Path) -> None:
+        result = json.loads((residual / "analysis" / "analysis.json").read_text())
+        parts = result["quantizer"].pop("parts")
+        assert result["quantizer"] == {"name": "ResidualQuantizer", "num_quantizers": 2}
+        assert result["settings"]["vectors"] == 13 * 16
+        for part in parts.values():
+            assert (part["name"], part["codebook_size"], part["codebook_dim"]) == ("VectorQuantizer", 16, 4)
+        for checkpoint in result["checkpoints"]:
+            whole, of_parts = checkpoint["values"], checkpoint["parts"]
+            assert list(of_parts) == list(parts) == ["level 0", "level 1"]
+            for values in of_parts.values():
+                assert {q.name for q in QUANTITIES} - values.keys() == {"gradient_sparsity"}
+            # The last level's gap is the whole one's; the errors multiply, but for what the means of residuals add.
+            assert of_parts["level 1"]["gradient_gap"] == pytest.approx(whole["gradient_gap"])
+            assert whole["error"] <= of_parts["level 0"]["error"]
+            assert whole.keys() >= {"error", "effective_dimension", "gradient_gap", "gradient_cosine", "learning_rate"}
+            assert "usage" not in whole
+
+    def test_numbers_of_a_level_are_those_of_a_pass_over_the_test_images(self, residual: Path) -> None:
+        result = json.loads((residual / "analysis" / "analysis.json").read_text())
+        folder = RunFolder(residual)
+        task, data = folder.build()
+        load_weights(task, folder.checkpoints[-1])
+        data.setup("test")
+        images = torch.cat([data.on_after_batch_transfer(b, 0)["image"] for b in data.test_dataloader()])[:13]
+        with torch.no_grad():
+            indices = task.eval()(images).quantizer.indices
+        for number, values in enumerate(result["checkpoints"][-1]["parts"].values()):
+            assert values["usage"] == pytest.approx(float(usage(usage_counts(indices[..., number], 16))))
+
+    def test_report_and_pictures_show_the_levels(self, residual: Path) -> None:
+        report = (residual / "analysis" / "report.md").read_text()
+        assert "ResidualQuantizer: 2 codes for each vector. " in report
+        assert "\n## Parts, at the end\n" in report
+        for level in ("level 0", "level 1"):
+            assert f"\n| {level} | VectorQuantizer: 16 codes of 4 channels | " in report
+        assert sorted(f.name for f in (residual / "analysis").iterdir()) == sorted(FILES)
+
+    def test_it_is_compared_with_other_runs(self, residual: Path, plain: Path, tmp_path: Path) -> None:
+        assert main(["analyze", str(residual), str(plain), "--num-images", "4", "--out", str(tmp_path / "both")]) == 0
+        assert "/run | " in (tmp_path / "both" / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize("quantizer", [FSQ, LARGE], ids=["fsq", "2^40 codes"])
+def test_a_quantizer_without_a_codebook_has_the_numbers_that_need_none(
+    quantizer: dict[str, Any], tmp_path: Path
+) -> None:
+    run = fit_other(tmp_path, quantizer)
+    values = analyze(run, num_images=4, device="cpu", console=silent())["checkpoints"][-1]["values"]
+    of_counts = {"usage", "perplexity"} if quantizer is FSQ else set()
+    needed = {"error", "effective_dimension", "gradient_gap", "gradient_cosine", "learning_rate"}
+    assert {q.name for q in QUANTITIES} & values.keys() == needed | of_counts
+    report = (run / "analysis" / "report.md").read_text()
+    assert "Quantizer has no codebook: there are no distances to one, and no codes that a step moves." in report
+    assert sorted(f.name for f in (run / "analysis").iterdir()) == sorted(FILES)
 
 
 class TestOtherRuns:
@@ -246,7 +332,7 @@ class TestMistakes:
                 ["of another network, or another version", "instead of"],
             ),
             (other_codebook, ["of another network, or another version", "it lacks model.quantizer"]),
-            (no_quantizer, ["BoringModel must have exactly one quantizer with a codebook. Got none."]),
+            (no_quantizer, ["BoringModel must have exactly one quantizer, which may be a composite. Got none."]),
             (lambda config: model_of(config).update(hiden=12), ["Option 'hiden' is not accepted", "'hidden'?"]),
         ],
     )

@@ -25,6 +25,30 @@ def test_cures_already_in_place_are_not_named():
     assert list_cures(svq.VectorQuantizer(8, codebook, losses=losses)) == []
 
 
+@pytest.mark.parametrize(
+    ("quantizer", "cures"),
+    [
+        (
+            svq.presets.fsq(2, [4, 4]),
+            ["a learned map onto the grid: svq.FiniteScalarQuantizer(..., transform=svq.Proj"],
+        ),
+        (svq.presets.fsq(4, [4, 4]), []),
+        (
+            svq.LookupFreeQuantizer(4, 4, losses=[]),
+            ["reward the use of all codes: svq.LookupFreeQuantizer(..., losses=[svq.EntropyLoss()])", "a learned map"],
+        ),
+        (svq.presets.lfq(8, 4), []),
+        (svq.presets.best_rq(4, 8), []),
+        (svq.RandomProjectionQuantizer(4, 8, normalize=False), ["bring every vector to mean 0 and variance 1"]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_without_a_codebook_no_cure_of_one_is_named(quantizer, cures):
+    named = list_cures(quantizer)
+    assert len(named) == len(cures)
+    assert all(text.startswith(start) for text, start in zip(named, cures, strict=True))
+
+
 def test_a_concern_is_told_once_and_remembered():
     quantizer = svq.VectorQuantizer(2, svq.Codebook(20))
     one_code = 80 * (torch.arange(20) == 0)

@@ -41,6 +41,11 @@ class TestDivergence:
             rising = np.flatnonzero((y[1:-1] > y[:-2]) & (y[1:-1] >= y[2:])) + 1
             np.testing.assert_allclose(x[rising], peaks, atol=0.1)
 
+    def test_codes_that_are_some_of_many_are_called_so(self):
+        some = dx.Snapshot(1, torch.randn(20, 2), torch.randn(3, 2), torch.ones(3), size=1 << 40)
+        title = dx.divergence_over_time([some]).axes[1].get_title(loc="left")
+        assert title == "C: taken of 1,099,511,627,776 codes"
+
     def test_the_last_curve_is_the_darkest(self):
         figure = dx.divergence_over_time([snapshot(1), snapshot(2)])
         light, dark = (sum(int(line.get_color()[i : i + 2], 16) for i in (1, 3, 5)) for line in figure.axes[1].lines)
@@ -71,7 +76,35 @@ class TestDivergence:
             dx.divergence_over_time([snapshot(1), snapshot(2, dim=3)])
 
 
+class TestParts:
+    def test_each_part_is_drawn_along_its_own_first_component(self):
+        # Along the second channel, around 3, codes at 3 - 2 and 3 + 2; and one channel alone, a code at 0.
+        wide = torch.tensor([[0.0, -1.0], [0.0, 7.0], [0.5, 3.0], [-0.5, 3.0]])
+        first = dx.Snapshot(5, wide, torch.tensor([[0.0, 1.0], [0.0, 5.0]]), torch.tensor([3, 1]))
+        second = dx.Snapshot(5, torch.tensor([[-1.0], [1.0]]), torch.zeros(1, 1), torch.tensor([2]))
+        figure = dx.divergence_of_parts({"level 0": first, "level 1": second}, title="a run")
+        for line, peaks in zip(figure.axes[1].lines, ((-2, 2), (0,)), strict=True):
+            x, y = line.get_data()
+            rising = np.flatnonzero((y[1:-1] > y[:-2]) & (y[1:-1] >= y[2:])) + 1
+            np.testing.assert_allclose(x[rising], peaks, atol=0.1)
+        assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["level 1", "level 0"]
+        assert "3 codes in all" in figure.axes[1].get_title(loc="left")
+
+    def test_many_parts_are_drawn_without_overlap(self, overlapping):
+        parts = {f"level {number}, group 0": snapshot(1) for number in range(9)}
+        assert overlapping(dx.divergence_of_parts(parts, title="a run")) == []
+
+    def test_none_are_refused(self):
+        with pytest.raises(ValueError, match="`divergence_of_parts`: `parts` must be at least one"):
+            dx.divergence_of_parts({})
+
+
 class TestTsne:
+    def test_panels_have_the_names_that_are_given(self):
+        figure = dx.tsne_map([snapshot(1, n=20), snapshot(1, dim=3, n=20)], names=["level 0", "level 1"])
+        titles = [ax.get_title(loc="left") for ax in figure.axes]
+        assert titles == ["level 0: 8 of 16 codes assigned", "level 1: 8 of 16 codes assigned"]
+
     def test_is_deterministic_and_keeps_apart_what_is_apart(self):
         z, codes = torch.randn(60, 5), torch.randn(30, 5) + 50
         state = np.random.get_state()[1].copy()
@@ -102,5 +135,5 @@ class TestTsne:
     def test_too_few_vectors_and_too_many_snapshots_are_refused(self):
         with pytest.raises(ValueError, match=r"n \+ k >= 4\. Got \(2, 3\) and \(1, 3\)"):
             dx.joint_tsne(torch.ones(2, 3), torch.ones(1, 3))
-        with pytest.raises(ValueError, match=r"`tsne_map`: `snapshots` must be 1 to 3, of one width\. Got 4"):
+        with pytest.raises(ValueError, match=r"`tsne_map`: `snapshots` must be 1 to 3\. Got 4"):
             dx.tsne_map([snapshot(1)] * 4)

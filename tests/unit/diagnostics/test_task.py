@@ -8,7 +8,14 @@ import torch
 from torch import nn
 
 import straightvq as svq
-from straightvq.diagnostics.task import HasHead, first_images, measure_gradient_gap, reconstruct, undisturbed
+from straightvq.diagnostics.task import (
+    HasHead,
+    first_images,
+    measure_gradient_gap,
+    measure_gradient_gaps,
+    reconstruct,
+    undisturbed,
+)
 
 
 class Task(nn.Module):
@@ -23,6 +30,27 @@ class Task(nn.Module):
 
     def head_loss(self, latent, batch):
         return (self.head(latent).tanh() - batch["x"]).square().mean()
+
+
+class Bowl(nn.Module):
+    """The batch is the latent, and the head's loss half its square: gradients are the latents themselves."""
+
+    def __init__(self, quantizer):
+        super().__init__()
+        self.quantizer = quantizer
+
+    def latent(self, batch):
+        return batch["x"]
+
+    def head_loss(self, latent, batch):
+        return latent.square().sum() / 2
+
+
+def coded(codes):
+    """A layer of these codes."""
+    layer = svq.VectorQuantizer(codes.shape[1], svq.Codebook(len(codes)))
+    layer.set_codes(codes)
+    return layer
 
 
 @pytest.fixture
@@ -109,3 +137,48 @@ def test_diagnostics_know_no_lightning():
     program = f"import {names}, sys; print('lightning' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+def test_the_gap_of_a_residual_level_is_that_with_the_levels_up_to_it():
+    # Level 0 takes 0, 0, 4, 4 and leaves 1, -1, 1, -1, of norm 2; the vectors have norm 6. Level 1 leaves nothing.
+    levels = [coded(torch.tensor([[0.0], [4.0]])), coded(torch.tensor([[-1.0], [1.0], [9.0]]))]
+    task = Bowl(svq.ResidualQuantizer(1, levels))
+    gaps = measure_gradient_gaps(task, {"x": torch.tensor([[1.0], [-1.0], [5.0], [3.0]])})
+    assert list(gaps) == ["", "level 0", "level 1"]
+    assert (float(gaps["level 0"].norm), float(gaps["level 0"].relative)) == pytest.approx((2.0, 1 / 3))
+    assert [float(gaps[name].norm) for name in ("", "level 1")] == [0.0, 0.0]
+
+
+def test_the_gap_of_a_group_is_that_of_its_channels_if_it_alone_were_quantized():
+    class Products(Bowl):
+        def head_loss(self, latent, batch):  # the gradient of one channel is the other channel
+            return latent.prod(1).sum()
+
+    groups = [coded(torch.tensor([[0.0], [2.0]])), coded(torch.tensor([[0.0], [10.0]]))]
+    x = torch.tensor([[0.5, 1.0], [1.5, 1.0], [-0.5, 1.0], [2.5, 11.0]])
+    quantizer = svq.ProductQuantizer(2, groups, channel_dim=1)
+    gaps = measure_gradient_gaps(Bowl(quantizer), {"x": x})
+    # Misses of 0.5 in all four, of norm 1, over a norm of 3; of 1 in all four, of norm 2, over one of sqrt(124).
+    assert float(gaps["group 0"].relative) == pytest.approx(1 / 3)
+    assert float(gaps["group 1"].relative) == pytest.approx(2 / 124**0.5)
+    assert float(gaps[""].norm) == pytest.approx(5**0.5)
+    # With the other group exact, the gradient of a channel does not change; with both quantized it does.
+    gaps = measure_gradient_gaps(Products(quantizer), {"x": x})
+    assert [float(gaps[name].norm) for name in ("group 0", "group 1")] == [0.0, 0.0]
+    assert float(gaps[""].norm) == pytest.approx(5**0.5)
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        svq.presets.fsq(4, [3, 3, 3, 3]),
+        svq.ResidualQuantizer(4, svq.presets.vq_vae(4, 8), num_quantizers=2),
+        svq.ProductQuantizer(4, svq.presets.vq_vae(2, 8), num_groups=2),
+        svq.ProductQuantizer(4, [svq.presets.vq_vae(2, 8) for _ in range(2)], transform=svq.Projection(4)),
+    ],
+    ids=["no parts", "shared levels", "shared groups", "mixed channels"],
+)
+def test_without_parts_of_its_own_there_is_the_gap_of_the_whole_alone(quantizer, batch):
+    gaps = measure_gradient_gaps(Task(quantizer), batch)
+    assert list(gaps) == [""]
+    assert float(gaps[""].norm) > 0

@@ -48,6 +48,27 @@ def make_trainer(steps: int) -> lightning.Trainer:
     return trainings.make_trainer(steps, max_epochs=-1)
 
 
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        svq.presets.fsq(2, [4, 4], channel_dim=1),
+        svq.presets.lfq(4, 4, channel_dim=1),
+        svq.presets.bsq(4, 4, channel_dim=1),
+        svq.RandomProjectionQuantizer(4, CODES, 4, channel_dim=1),
+    ],
+    ids=lambda quantizer: type(quantizer).__name__,
+)
+def test_it_trains_on_the_tokens_of_quantizers_without_a_codebook(quantizer: svq.Quantizer, tmp_path: Path) -> None:
+    tokenizer = Tokenizer(Autoencoder(quantizer, in_channels=1, hidden=8, blocks=1))
+    model = MaskGIT(CODES, grid=(2, 2), num_classes=10, layers=1, width=16, heads=2)
+    task = Generation(model, tokenizer, optimizer=OptimizerSettings(lr=1e-2, warmup_steps=2), steps=2)
+    before = state(task)
+    make_trainer(2).fit(task, make_data(Tokens))
+    assert "model.token_embedding.weight" in changed(task, before)
+    filled = task.sample(3, generator=torch.Generator().manual_seed(0))
+    assert tokenizer.decode(filled).shape == (3, 1, 8, 8)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_is_the_plain_cross_entropy_of_masked_tokens(smoothing: float) -> None:
     generator = torch.Generator().manual_seed(0)

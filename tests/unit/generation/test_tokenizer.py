@@ -46,6 +46,32 @@ def test_it_encodes_and_decodes_as_the_network_in_evaluation() -> None:
     assert torch.equal(tokenizer.decode(tokenizer.encode(x)), out.reconstruction.clamp(0, 1))
 
 
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        svq.presets.straight_residual(4, 16, num_quantizers=2, channel_dim=1),
+        svq.ProductQuantizer(4, [svq.presets.vq_vae(2, 16) for _ in range(2)], channel_dim=1),
+        svq.ResidualQuantizer(4, [svq.presets.vq_vae(4, 16)], channel_dim=1),
+        svq.RandomProjectionQuantizer(4, 16, 4, num_codebooks=2, channel_dim=1),
+    ],
+    ids=lambda quantizer: type(quantizer).__name__,
+)
+def test_several_tokens_per_position_are_refused_with_what_to_do(quantizer: svq.Quantizer) -> None:
+    model = Autoencoder(quantizer, hidden=8, blocks=1)
+    count = quantizer.num_quantizers
+    told = rf"one token per position. Got {type(quantizer).__name__} with {count}. Train .* with a single quantizer"
+    with pytest.raises(ValueError, match=told):
+        Tokenizer(model)
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_more_codes_than_a_transformer_has_rows_for_are_refused() -> None:
+    model = Autoencoder(svq.presets.lfq(40, 40, channel_dim=1), hidden=8, blocks=1)
+    with pytest.raises(ValueError, match=r"at most 16,777,216 codes.*Got LookupFreeQuantizer with 1,099,511,627,776"):
+        Tokenizer(model)
+
+
 def test_remembered_codes_are_fresh_codes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = make_images()
     fresh = Tokenizer(make_model()).encode(images.float() / 255)

@@ -141,6 +141,11 @@ def test_bad_calls_are_refused(indices: Any, labels: Any, error: type[Exception]
         make_model(num_classes=3)(indices, labels)
 
 
+def test_more_codes_than_can_have_a_row_each_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`MaskGIT`: `codebook_size` must be at most 16777216.*Got 1099511627776"):
+        MaskGIT(1 << 40, layers=1, width=8, heads=1)
+
+
 def test_labels_without_classes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`MaskGIT`: `labels` must be None, because the network has num_classes=None"):
         make_model()(make_indices(), torch.tensor([0, 1]))

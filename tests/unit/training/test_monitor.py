@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 import straightvq as svq
 from straightvq import diagnostics as dx
+from straightvq.diagnostics.task import measure_gradient_gap
 from straightvq.models import Autoencoder
 from straightvq.training import CodebookMonitor, CodebookWarning, HasHead, Reconstruction
 
@@ -45,8 +46,9 @@ class Task(lightning.LightningModule):
         for quantizer in self.quantizers:
             z = h
             out = quantizer(z, batch["mask"] if self.masked else None)
-            codes = quantizer.codes()[out.indices.clamp(min=0)]
-            self.seen[stage].append((z.detach().clone(), codes, out.indices))
+            if isinstance(quantizer, svq.VectorQuantizer):
+                codes = quantizer.codes()[out.indices.clamp(min=0)]
+                self.seen[stage].append((z.detach().clone(), codes, out.indices))
             h, extra = out.quantized, extra + out.loss
         return self.head_loss(h, batch) + (extra if self.uses_loss else 0.0)
 
@@ -64,7 +66,7 @@ class Task(lightning.LightningModule):
         return (self.head(latent).tanh() - batch["x"]).square().mean()
 
     def configure_optimizers(self):
-        owned = {id(p) for q in self.quantizers for p in q.codebook.parameters()}
+        owned = {id(p) for q in self.quantizers for book in q.codebooks() for p in book.parameters()}
         kept = [p for p in self.parameters() if self.in_optimizer or id(p) not in owned]
         return torch.optim.SGD(kept, lr=self.lr)
 
@@ -183,6 +185,23 @@ class TestNumbers:
             assert f"quantizers.{number}/codebook/usage" in trainer.callback_metrics
             assert f"val/quantizers.{number}/codebook/usage" in trainer.callback_metrics
         assert "gradient_gap" not in rows(monitor, "val")[0]
+
+    def test_the_gradient_gap_of_a_composite_is_that_of_the_whole(self, tmp_path):
+        task = Task(svq.ResidualQuantizer(DIM, [healthy(), healthy()]))
+        monitor = CodebookMonitor(pictures_every=0)
+        trainer = fit(task, monitor, tmp_path, steps=4)
+        (row,) = (row for row in rows(monitor, "val", "0") if row["step"] == 4)
+        wanted = measure_gradient_gap(task, next(iter(batches(2, seed=1))))
+        assert row["gradient_gap"] == pytest.approx(float(wanted.relative), rel=1e-5)
+        assert float(trainer.callback_metrics["val/codebook/gradient_gap"]) == pytest.approx(row["gradient_gap"])
+        assert "gradient_gap" not in rows(monitor, "val", "quantizers.0.parts.0")[0]
+
+    def test_codes_that_are_too_many_to_be_counted_are_followed_by_their_error(self, tmp_path):
+        monitor = CodebookMonitor(every_n_steps=2, pictures_every=1)
+        fit(Task(svq.presets.lfq(DIM, 40)), monitor, tmp_path, steps=4)
+        row = rows(monitor, "train")[-1]
+        assert {"error", "commitment"} <= row.keys()
+        assert not {"usage", "perplexity", "dead_codes"} & row.keys()
 
     def test_bypassed_forwards_count_nothing(self, tmp_path):
         task, monitor = Task(healthy()), CodebookMonitor(every_n_steps=2, pictures_every=0)

@@ -13,6 +13,7 @@ from straightvq.analysis.doctor.findings import findings
 from straightvq.analysis.doctor.measure import Table, send, tables_of
 from straightvq.analysis.doctor.sources import OWNER, find, with_vectors
 from straightvq.analysis.report import format_number
+from straightvq.diagnostics.following import outermost
 from straightvq.errors import InvalidValueError
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_int
@@ -58,10 +59,20 @@ def examine(
     return {
         "source": str(source),
         "what": found.what,
-        "notes": found.notes,
+        "notes": [*found.notes, *_composites(found.module)],
         "data": found.data or None,
         "quantizers": [_told(table) for table in tables],
     }
+
+
+def _composites(module: nn.Module) -> list[str]:
+    """A sentence on each quantizer that is followed part by part."""
+    return [
+        f"{path + ' is a' if path else 'a'} {type(quantizer).__name__}, {quantizer.num_quantizers} codes for each "
+        "vector; each of its parts is measured on what the part is given"
+        for path, quantizer in outermost(module).items()
+        if quantizer.is_composite
+    ]
 
 
 def _told(table: Table) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def findings(table: Table) -> list[Finding]:
 
 def _collapse(table: Table) -> list[str]:
     """What helps against it, of what this quantizer does not have yet."""
-    return list_cures(table.followed.quantizer) or ["all the usual cures are in place; see docs/collapse.md"]
+    page = "docs/collapse.md" if table.followed.codebook is not None else "docs/codebook_free.md"
+    return list_cures(table.followed.quantizer) or [f"all the usual cures are in place; see {page}"]
 
 
 def _unused(table: Table, cures: list[str]) -> list[Finding]:
@@ -105,5 +106,5 @@ def _unused(table: Table, cures: list[str]) -> list[Finding]:
         return [Finding("not_started", seen, ["train it, or write codes with set_codes"])]
     if table.unused is None or not (number := int(table.unused.sum())) > DEAD * size:
         return []
-    kind = "are dead" if number > size / 2 else "are unused"
+    kind = "are dead" if number > size / 2 and codebook is not None else "are unused"  # a grid's cannot die
     return [Finding("unused", f"{number:,} of {size:,} codes ({number / size:.0%}) {kind}: {table.unused_by}", cures)]

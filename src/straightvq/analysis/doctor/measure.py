@@ -136,6 +136,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.totals: Totals | None = None
+        self.vectors = 0
         self.kept: list[Tensor] = []
         self.distances: list[Tensor] = []
 
@@ -144,6 +145,7 @@ class _Seen:
         self.totals.add(z, code, indices, followed.codes())
         room = MOST_VECTORS - sum(map(len, self.kept))
         chosen = indices >= 0
+        self.vectors += int(chosen.sum())
         self.kept.append(z[chosen][:room])
         self.distances.append((z - code)[chosen][:room].norm(dim=1))
 
@@ -151,23 +153,21 @@ class _Seen:
         values = {} if self.totals is None else self.totals.compute()
         if self.totals is None or not values:
             return
-        counts, z = self.totals.usage.counts, torch.cat(self.kept)
+        counts, z = self.totals.counts, torch.cat(self.kept)
         table.values |= {name: float(value) for name, value in values.items()}
-        table.values |= {
-            "vectors": float(counts.sum()),
-            "used": float((counts > 0).sum()),
-            "directions": functional.effective_dimension(z).item(),
-        }
+        table.values |= {"vectors": float(self.vectors), "directions": functional.effective_dimension(z).item()}
+        if len(counts):
+            table.values["used"] = float((counts > 0).sum())
+        if 0 < len(counts) <= counts.sum() / VECTORS_PER_CODE:
+            table.unused, table.unused_by = counts == 0, f"none of {self.vectors:,} vectors chose them"
         codes = table.followed.codes()
         if codes is None or "not_finite" in table.values:
             return
         spread = z.double().var(0, correction=0).sum().sqrt().item()
         table.values["scale"] = table.values["spread"] / spread if spread else math.inf
-        if counts.sum() < VECTORS_PER_CODE * len(codes):
-            return
-        table.unused, table.unused_by = counts == 0, f"none of {int(counts.sum()):,} vectors chose them"
         distance = getattr(getattr(table.followed.quantizer, "assigner", None), "distance", "euclidean")
-        if table.unused.any() and distance == "euclidean":
+        is_told = counts.sum() >= VECTORS_PER_CODE * len(codes)
+        if is_told and table.unused is not None and table.unused.any() and distance == "euclidean":
             usual = torch.cat(self.distances).median()
             away = nearest_codes(codes[table.unused], z, 1)[0][:, 0]
             table.values["far"] = float((away > 3 * usual).sum())

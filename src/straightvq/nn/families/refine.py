@@ -123,10 +123,11 @@ def _check(quantizer: ResidualQuantizer, z: Tensor) -> list[VectorQuantizer]:
         is_free = type(level.codebook.parametrization) in (Direct, Affine)  # takes any code exactly
         is_plain = is_plain and is_near and is_free and isinstance(level.transform, Identity)
     if not is_plain:
+        kinds = " and ".join(dict.fromkeys(type(level).__name__ for level in quantizer.parts))
         raise InvalidValueError(
             "`refine_residual`: `quantizer` must have levels of their own that are VectorQuantizer layers with Nearest "
             "by the Euclidean distance, no transform, and codes that are Direct or Affine. "
-            f"Got {quantizer.num_parts} levels of {type(quantizer.parts[0]).__name__}."
+            f"Got {quantizer.num_parts} levels of {kinds}."
         )
     if not isinstance(z, Tensor) or not z.is_floating_point():
         raise InvalidTypeError(

@@ -1,5 +1,6 @@
 """What is compared: presets by name or quantizers of one's own, all with as many bits per vector."""
 
+import copy
 import importlib
 import inspect
 import itertools
@@ -229,6 +230,7 @@ def _built(name: str, config: Config) -> Quantizer:
     parser.add_argument("--quantizer", type=Quantizer)
     try:
         with explained({"quantizer": config}), torch.random.fork_rng(devices=[]):
-            return cast(Quantizer, parser.instantiate(parser.parse_object({"quantizer": dict(config)})).quantizer)
+            given = copy.deepcopy({"quantizer": dict(config)})  # the parser writes its own objects into lists
+            return cast(Quantizer, parser.instantiate(parser.parse_object(given)).quantizer)
     except (TypeError, ValueError) as error:
         raise InvalidValueError(f"`{OWNER}`: the quantizer {name!r} cannot be made: {error}") from error

@@ -97,12 +97,34 @@ def test_levels_that_are_alike_share_their_lines(tmp_path: Path) -> None:
     layer = svq.presets.soundstream(4, 16, num_quantizers=3)
     layer.save_pretrained(tmp_path)
     told = page(examine(tmp_path))
+    assert "note: a ResidualQuantizer, 3 codes for each vector; each of its parts is measured on what" in told
     assert told.count("VectorQuantizer with ") == 1
     assert [line.split()[0] for line in told.splitlines() if line.strip().startswith("parts.")] == [
         "parts.0", "parts.1", "parts.2",
     ]  # fmt: skip
     assert "- parts.0: the codes have not been started: KMeansInit waits" in told
     assert "(and 2 more like it)" in told
+
+
+def test_codes_of_a_grid_that_nothing_chooses_are_told_without_cures_of_a_codebook(tmp_path: Path) -> None:
+    svq.presets.fsq(2, [4, 4]).save_pretrained(tmp_path)
+    np.save(tmp_path / "z.npy", np.full((64, 2), 0.1, dtype=np.float32))
+    result = examine(tmp_path, data=tmp_path / "z.npy")
+    (table,) = result["quantizers"]
+    assert len(table["unused"]) == 15
+    finding = next(each for each in table["findings"] if each["name"] == "unused")
+    assert finding["seen"] == "15 of 16 codes (94%) are unused: none of 64 vectors chose them"
+    assert finding["cures"] == [
+        "a learned map onto the grid: svq.FiniteScalarQuantizer(..., transform=svq.Projection(2))"
+    ]
+
+
+def test_codes_that_are_too_many_to_be_counted_leave_the_error(tmp_path: Path) -> None:
+    svq.presets.lfq(3, 40).save_pretrained(tmp_path)
+    (table,) = examine(tmp_path, data=embeddings(tmp_path, torch.randn(8, 3)))["quantizers"]
+    assert table["values"]["vectors"] == 400
+    assert table["values"]["error"] > 0
+    assert not {"used", "usage", "perplexity"} & table["values"].keys()
 
 
 @pytest.mark.parametrize("channel_dim", [-1, 1, 2, 0, -2])

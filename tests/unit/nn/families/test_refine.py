@@ -121,6 +121,18 @@ def test_it_draws_nothing_and_is_the_same_in_both_modes() -> None:
     ("quantizer", "z", "kwargs", "message"),
     [
         (lambda: svq.presets.ema(4, 8), vectors(9, 4), {}, "`quantizer` must be an instance of ResidualQuantizer"),
+        (
+            lambda: svq.ResidualQuantizer(4, [svq.presets.ema(4, 8), svq.presets.lfq(4, 4)]),
+            vectors(9, 4),
+            {},
+            "Got 2 levels of VectorQuantizer and LookupFreeQuantizer",
+        ),
+        (
+            lambda: svq.ProductQuantizer(4, svq.presets.ema(2, 8), num_groups=2),
+            vectors(9, 4),
+            {},
+            "instance of ResidualQuantizer. Got ProductQuantizer.",
+        ),
         (lambda: svq.presets.rq_vae(4, 8), vectors(9, 4), {}, "Got 4 levels of VectorQuantizer"),
         (lambda: svq.presets.dac(4, 8, codebook_dim=2), vectors(9, 4), {}, "Euclidean distance, no transform"),
         (lambda: svq.presets.straight_residual(4, 8, codebook_dim=2), vectors(9, 4), {}, "no transform"),

@@ -1,6 +1,8 @@
 """What is compared: which presets, at how many bits, under which shared conditions."""
 
+import copy
 import itertools
+import json
 import math
 import re
 from typing import Any
@@ -46,6 +48,14 @@ def test_rows_get_the_sizes_of_the_comparison_and_keep_their_own_settings() -> N
     assert [rows[name].has_commitment for name in ("ema", "fsq")] == [True, False]
     own = described("slow", Config({**EMA, "init_args": {"decay": 0.5}}), 8, 64, 1)
     assert own.config["init_args"] == {"dim": 8, "codebook_size": 64, "channel_dim": 1, "decay": 0.5}
+
+
+def test_a_composite_of_a_file_is_left_as_it_was_written() -> None:
+    levels = [{"class_path": "straightvq.presets.ema", "init_args": {"dim": 8, "codebook_size": 4}} for _ in range(2)]
+    config = {"class_path": "straightvq.ResidualQuantizer", "init_args": {"dim": 8, "levels": levels}}
+    method = described("res", Config(copy.deepcopy(config)), 8, 16, -1, reset="with")
+    assert (method.codes, method.bits, method.has_reset) == (2, 4.0, True)
+    assert json.loads(json.dumps(method.config))["init_args"]["quantizer"]["init_args"]["levels"] == levels
 
 
 def test_other_bits_or_more_codes_belong_in_another_table() -> None:

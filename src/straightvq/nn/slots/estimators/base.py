@@ -16,11 +16,11 @@ class Estimator(Part):
     With the class attribute ``takes_context`` the method is ``forward(z, code, context)``, and ``context`` has the
     whole table, the indices and, in training, the batch with its random draws. ``needs_signs`` is for estimators of the
     sign's derivative, ``needs_draws`` for those of a code that was drawn, ``takes_draws = False`` for those that go
-    wrong with one. ``replaces_losses`` says that vectors and codes are meant to meet by this gradient alone, without
-    commitment and codebook losses.
+    wrong with one, ``needs_nearest`` for those that search by Euclidean distance themselves. ``replaces_losses`` says
+    that vectors and codes are meant to meet by this gradient alone, without commitment and codebook losses.
     """
 
-    takes_context = takes_signs = needs_signs = needs_draws = replaces_losses = False
+    takes_context = takes_signs = needs_signs = needs_draws = needs_nearest = replaces_losses = False
     takes_draws = True
 
     @property

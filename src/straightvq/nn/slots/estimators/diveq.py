@@ -66,11 +66,15 @@ class SpaceFillingDiVeQ(Estimator):
     their tables do not compare with those of K codes. A code is farther off than such a point; that is what being
     discrete costs, the less the shorter the lines.
 
-    The order of the codes matters: neighbours by index are neighbours by line. It makes a second search in training. No
-    commitment and codebook loss, as `DiVeQ`; no reset, which would tear lines.
+    The order of the codes matters: neighbours by index are neighbours by line. It makes a second search in training,
+    which no assigner decides: the layer's must be the Euclidean `Nearest`. No commitment and codebook loss, as `DiVeQ`;
+    no reset, which would tear lines.
 
     Args:
         noise: as for `DiVeQ`.
+
+    Raises:
+        ValueError: from a layer with another assigner than ``Nearest()``.
 
     Source: arXiv 2509.26469, SF-DiVeQ. Deviations: evaluation; both steps start at the vector, where the authors' code
         has ``c_i - z`` in the second one too.
@@ -84,7 +88,7 @@ class SpaceFillingDiVeQ(Estimator):
         (True, 0.0)
     """
 
-    takes_context = trains_codes = replaces_losses = True
+    takes_context = trains_codes = needs_nearest = replaces_losses = True
 
     noise: float = setting(check_float, minimum=0)
 

@@ -167,6 +167,17 @@ def test_they_have_no_losses_unless_one_insists(part: type[svq.Estimator]) -> No
     svq.VectorQuantizer(2, svq.Codebook(4), estimator=part(), losses=[])
 
 
+@pytest.mark.parametrize(
+    "assigner", [svq.Stochastic(), svq.Sinkhorn(), svq.LargestProduct(), svq.Nearest("cosine")], ids=repr
+)
+def test_the_space_filling_form_takes_no_assigner_that_its_own_search_would_ignore(assigner: svq.Assigner) -> None:
+    codebook = svq.Codebook(4)
+    told = rf"SpaceFillingDiVeQ searches .*{type(assigner).__name__}\(.*Use Nearest as `assigner`, or DiVeQ as"
+    with pytest.raises(ValueError, match=told):
+        svq.VectorQuantizer(2, codebook, estimator=svq.SpaceFillingDiVeQ(), assigner=assigner)
+    svq.VectorQuantizer(2, codebook, estimator=svq.DiVeQ(), assigner=assigner)  # the refused codebook is still free
+
+
 @pytest.mark.parametrize("part", [svq.DiVeQ(), svq.NSVQ(), svq.SpaceFillingDiVeQ()], ids=repr)
 def test_without_a_context_they_say_so(part: svq.Estimator) -> None:
     with pytest.raises(ValueError, match=f"`{type(part).__name__}`: `context` must be given"):
