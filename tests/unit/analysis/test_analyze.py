@@ -230,6 +230,17 @@ class TestOtherRuns:
         assert sorted(f.name for f in (tmp_path / "deep" / "there").iterdir()) == sorted(FILES)
 
 
+def test_without_a_network_there_is_no_gradient_to_miss(tmp_path: Path) -> None:
+    words = ["fit", "--config", "semantic_ids", "--model.model.quantizer.codebook_size", "8", "--runs", str(tmp_path)]
+    assert main([*words, "--trainer.max_steps", "2", "--trainer.enable_progress_bar", "false"]) == 0
+    run = tmp_path / "semantic_ids"
+    assert main(["analyze", str(run)]) == 0
+    result = json.loads((run / "analysis" / "analysis.json").read_text())
+    assert "quantization error" in (run / "analysis" / "report.md").read_text()
+    assert "gradient gap inf" not in (run / "analysis" / "report.md").read_text()
+    assert "gradient_gap" not in json.dumps(result["checkpoints"])
+
+
 def test_of_many_checkpoints_an_even_selection_is_taken() -> None:
     many = [Checkpoint(Path(f"{i}.ckpt"), ("best",) if i == 33 else (f"step-{i}",), i) for i in range(100)]
     taken = [c.step for c in select_checkpoints(many)]
