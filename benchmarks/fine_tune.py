@@ -93,7 +93,7 @@ def main() -> None:
     lines = [
         "# Training on from imported weights\n",
         f"{datetime.date.today()}, {hardware()}. `python benchmarks/fine_tune.py --weights {names} --pictures "
-        f"{options.pictures.name} --steps {options.steps}`, {options.seeds} seeds (of the batches): {options.steps} "
+        f"{options.pictures.name} --steps {options.steps}`, seeds of the batches: {options.seeds}. {options.steps} "
         f"steps of {options.batch} of {len(train):,} pictures, Adam, up to {options.lr:g} and down to 0.\n",
         f"On {len(test):,} test pictures in [0, 1], mean ± standard deviation over the seeds.\n",
         "| file | layer | steps | test MSE | perplexity | unused codes |",

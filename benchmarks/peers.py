@@ -310,7 +310,7 @@ def write(options: argparse.Namespace, rows: list[str], seconds: float) -> None:
     page = [
         "# The peers' own examples, and ours in the layer's place\n",
         f"{datetime.date.today()}, {hardware()}. `python benchmarks/peers.py {' '.join(given)}`, "
-        f"{options.seeds} seeds, {seconds / 60:.0f} CPU minutes; torch {torch.__version__.partition('+')[0]}.\n",
+        f"seeds: {options.seeds}, {seconds / 60:.0f} CPU minutes; torch {torch.__version__.partition('+')[0]}.\n",
         "Error on test data after the same steps from the same network, mean ± standard deviation over the seeds; "
         "lower is better. What must hold: ours is not above theirs; below a difference of 0.1 % they are tied.\n",
         "| example | theirs | ours | error | difference | |",
