@@ -63,10 +63,6 @@ def fine_tune(net: VQVAENet, pictures: Tensor, steps: int, batch: int, lr: float
     torch.manual_seed(seed)
     net.train()
     optimizer = torch.optim.Adam(net.parameters(), lr=lr)
-    # A tenth of the steps up, then down to 0: a step at full rate on fresh moments undoes what has been learned.
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps), 1.0)
-    )
     variance = pictures.var()
     for _ in tqdm(range(steps), leave=False):
         x = pictures[torch.randint(len(pictures), (batch,))]
@@ -74,7 +70,6 @@ def fine_tune(net: VQVAENet, pictures: Tensor, steps: int, batch: int, lr: float
         optimizer.zero_grad()
         ((out.reconstruction - x).square().mean() / variance + out.quantizer.loss).backward()
         optimizer.step()
-        schedule.step()
 
 
 def main() -> None:
@@ -84,7 +79,7 @@ def main() -> None:
     parser.add_argument("--half-range", type=float, default=1.0, help="0.5 if the file's pictures were x - 0.5")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=1e-4, help="the peak")
+    parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -94,7 +89,7 @@ def main() -> None:
         "# Training on from imported weights\n",
         f"{datetime.date.today()}, {hardware()}. `python benchmarks/fine_tune.py --weights {names} --pictures "
         f"{options.pictures.name} --steps {options.steps}`, seeds of the batches: {options.seeds}. {options.steps} "
-        f"steps of {options.batch} of {len(train):,} pictures, Adam, up to {options.lr:g} and down to 0.\n",
+        f"steps of {options.batch} of {len(train):,} pictures, Adam at {options.lr:g}.\n",
         f"On {len(test):,} test pictures in [0, 1], mean ± standard deviation over the seeds.\n",
         "| file | layer | steps | test MSE | perplexity | unused codes |",
         "|---|---|---|---|---|---|",
