@@ -1,4 +1,4 @@
-# make setup | demo | test | test-slow | test-oldest | lint | bench | docs | dist
+# make setup | demo | test | test-slow | test-oldest | test-oldest-extras | lint | bench | docs | dist
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 # Threads that have nothing to do sleep instead of spinning: several times faster where other programs run.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-slow test-oldest bench lint docs dist clean
+.PHONY: setup demo test test-slow test-oldest test-oldest-extras bench lint docs dist clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,15 @@ test-oldest:
 	$(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt --editable . pytest pytest-xdist hypothesis safetensors huggingface-hub
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto -m "not slow" tests/contracts
 
+# What uses the extras, with the oldest versions of them.
+OLDEST_EXTRAS := .venv-oldest-extras
+
+test-oldest-extras:
+	test -x $(OLDEST_EXTRAS)/bin/python || $(PYTHON) -m venv $(OLDEST_EXTRAS)
+	$(OLDEST_EXTRAS)/bin/pip install --quiet --constraint constraints-oldest-extras.txt torch
+	$(OLDEST_EXTRAS)/bin/pip install --quiet --constraint constraints-oldest-extras.txt --editable ".[sound]" pytest pytest-xdist hypothesis
+	OMP_NUM_THREADS=1 $(OLDEST_EXTRAS)/bin/python -m pytest -n auto -W ignore -m "not slow" tests/unit tests/recipes
+
 # Beside the peers, which are installed for it.
 bench: setup
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
@@ -63,4 +72,4 @@ dist: setup
 	$(BIN)/twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(OLDEST_EXTRAS) build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,16 +1,26 @@
-"""Which torch a test needs, and why."""
+"""Which torch, or which other package, a test needs, and why."""
+
+from importlib.metadata import version
 
 import pytest
 import torch
 
 
-def needs_torch(version: str, what: str) -> pytest.MarkDecorator:
+def needs_torch(oldest: str, what: str) -> pytest.MarkDecorator:
     """Skips a test below that version; ``what`` ends the sentence "torch 2.13 ...".
 
     The version is the oldest with which the test was run and passed; docs/install.md has the table.
     """
     return pytest.mark.skipif(
-        torch.__version__ < version, reason=f"torch {version} {what}; this is torch {torch.__version__}"
+        torch.__version__ < oldest, reason=f"torch {oldest} {what}; this is torch {torch.__version__}"
+    )
+
+
+def needs(package: str, oldest: int, what: str) -> pytest.MarkDecorator:
+    """The same of another package, by the first number of its version."""
+    here = version(package)
+    return pytest.mark.skipif(
+        int(here.partition(".")[0]) < oldest, reason=f"{package} {oldest} {what}; this is {package} {here}"
     )
 
 

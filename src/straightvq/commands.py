@@ -93,11 +93,12 @@ def doctor(args: list[str]) -> None:
         "the data, with the likely cause and what helps."
     )
     parser = _Parser("doctor", about)
-    what = "a run's folder or .ckpt, a folder of save_pretrained, or a .safetensors, .pt, .pth file of a known layout"
+    what = "a run's folder or .ckpt, a folder of save_pretrained, or a .safetensors, .pt, .pth file with quantizers"
     parser.add_argument("source", metavar="FILE|RUN", type=Path, help=what)
     vectors = "a .npy or .parquet file of embeddings, one per row, as the quantizer gets them"
     parser.add_argument("--data", type=Path, help=f"{vectors} (default: a run's test set)")
     parser.add_argument("--num-examples", type=int, help="of a run's test set (default: 512)")
+    parser.add_argument("--lr-scale", type=float, help="of an affine map in a file of tensors, which no entry tells")
     parser.add_argument("--json", action="store_true", help="everything as JSON, the unused codes by number")
     options = {"json": False, **vars(parser.parse_args(args))}
     import json

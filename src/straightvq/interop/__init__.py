@@ -1,7 +1,7 @@
 """Weights of other libraries' quantizers in, and ours out."""
 
 from straightvq.interop.bare import Bare
-from straightvq.interop.convert import LAYOUTS, from_file, from_state_dict, to_state_dict
+from straightvq.interop.convert import LAYOUTS, find_quantizers, from_file, from_state_dict, to_state_dict
 from straightvq.interop.files import read_state
 from straightvq.interop.layouts.vqvae import network_weights
 from straightvq.interop.live.replace import replace
@@ -16,6 +16,7 @@ __all__ = [
     "Reversed",
     "SplitQuantizer",
     "Steps",
+    "find_quantizers",
     "from_file",
     "from_state_dict",
     "network_weights",

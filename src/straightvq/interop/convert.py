@@ -1,4 +1,4 @@
-"""From other libraries' states to quantizers, and back."""
+"""From states, other libraries' and our own, to quantizers, and back."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from straightvq.errors import InvalidTypeError, InvalidValueError, did_you_mean
 from straightvq.interop.files import read_state
-from straightvq.interop.layouts import dac, encodec, mimi, simvq, taming, vqp, vqp_free, vqtorch, vqvae
+from straightvq.interop.layouts import dac, encodec, mimi, own, simvq, taming, vqp, vqp_free, vqtorch, vqvae
 from straightvq.interop.source import Imported, Source, check_state, listed
 from straightvq.nn import Quantizer
 from straightvq.nn.part import check_bool, check_float, check_int, check_part
@@ -61,6 +61,7 @@ def _is_no_group(state: Mapping[str, Tensor], prefix: str) -> bool:
 
 
 LAYOUTS: dict[str, Layout] = {
+    own.NAME: Layout(own.MARKER, own.read, own.write),
     vqvae.NAME: Layout(vqvae.MARKER, vqvae.read, vqvae.write),
     vqtorch.PLAIN: Layout(vqtorch.MARKER, vqtorch.read, vqtorch.write),
     vqtorch.GROUP: Layout(vqtorch.MARKER, vqtorch.read_group, vqtorch.write_group, is_found_alone=False),
@@ -102,7 +103,7 @@ def from_state_dict(
     decay: float | None = None,
     lr_scale: float | None = None,
 ) -> Imported:
-    """Makes a quantizer from another library's weights.
+    """Makes a quantizer from another library's weights, or from the state of one of our own layers.
 
     It gives the same indices as the library's for every vector whose two nearest codes differ by more than rounding,
     and decodes them to the same vectors. Moving averages come along, so that training goes on where it stopped.
@@ -120,7 +121,7 @@ def from_state_dict(
         symmetric: whether an FSQ was built with ``preserve_symmetry``; False.
         unit_norm: whether vectors are normalised before the search; None: where all codes have the length 1.
         decay: of the moving averages, in [0, 1); by default the library's.
-        lr_scale: ``affine_lr`` of vqtorch.
+        lr_scale: ``affine_lr`` of vqtorch, ``lr_scale`` of our `Affine`.
 
     Raises:
         TypeError, ValueError: for states of no known layout, or of several; entries that are missing, of another shape,
@@ -151,6 +152,26 @@ def import_module(layout: str, state: Mapping[str, Tensor], **settings: Any) -> 
     for name, value in settings.items():
         source.set(name, value)
     return source.finish(LAYOUTS[layout].read(source))
+
+
+def find_quantizers(state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Layout and prefix of each quantizer that is recognised in a state: what `from_state_dict` is told of several.
+
+    Levels and groups of our own composites are listed one by one.
+
+    Args:
+        state: all entries by name.
+
+    Raises:
+        TypeError: for anything else than tensors by name.
+
+    Example:
+        >>> import straightvq as svq
+        >>> find_quantizers(svq.presets.soundstream(4, 16, num_quantizers=2).state_dict())
+        [('straightvq', 'parts.0.'), ('straightvq', 'parts.1.')]
+    """
+    state = check_state(state)
+    return [(name, at) for name, known in LAYOUTS.items() if known.is_found_alone for at in known.prefixes(state)]
 
 
 def from_file(path: str | Path, layout: str | None = None, **settings: Any) -> Imported:
@@ -209,11 +230,11 @@ def _find(state: Mapping[str, Tensor], layout: str | None, prefix: str | None) -
         for pattern, reason in _REFUSED.items():
             if layout is None and re.fullmatch(pattern, name):
                 raise InvalidValueError(f"`{_OWNER}`: {reason} Got the entry {name!r}.")
-    if layout is not None:
-        names = [_known(_OWNER, layout)]
+    if layout is None:
+        found = find_quantizers(state)
     else:
-        names = [name for name, known in LAYOUTS.items() if known.is_found_alone]
-    found = [(name, place) for name in names for place in LAYOUTS[name].prefixes(state)]
+        name = _known(_OWNER, layout)
+        found = [(name, place) for place in LAYOUTS[name].prefixes(state)]
     if prefix is not None:
         found = [(name, place) for name, place in found if place == prefix]
     if len(found) == 1:

@@ -66,6 +66,10 @@ class Source:
     def has(self, name: str) -> bool:
         return name in self._left
 
+    def names(self, start: str) -> list[str]:
+        """Those of the entries that begin so."""
+        return [name for name in self._left if name.startswith(start)]
+
     def count(self, name: str) -> int:
         """How many entries there are of a name with a number at ``{}``, from 0 on; at least one."""
         self.peek(name.format(0))

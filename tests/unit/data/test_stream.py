@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.versions import needs
 
 from straightvq.data.vectors.read import read
 from straightvq.data.vectors.stream import VectorStream, open_stream
@@ -93,13 +94,17 @@ def test_rows_that_cannot_be_used_are_told_with_a_reason(tmp_path: Path) -> None
         7: not_finite,
     }  # fmt: skip
     assert piece.vectors[[0, 5]].tolist() == [[1, 2], [5, 6]]
+    np.save(tmp_path / "c.npy", np.array([[1.0, np.inf], [1.0, 2.0]]))
+    assert open_stream(str(tmp_path / "c.npy")).read(0, 2).reasons == {0: not_finite}
+
+
+@needs("pyarrow", 26, "reads lists of a fixed size of which some are missing")
+def test_a_missing_list_of_a_fixed_size_is_told(tmp_path: Path) -> None:
     fixed_size = pa.array([[1.0, 2.0], None, [3.0, 4.0]], pa.list_(pa.float32(), 2))
     pq.write_table(pa.table({"v": fixed_size}), tmp_path / "b.parquet")
     piece = open_stream(str(tmp_path / "b.parquet")).read(0, 3)
     assert piece.reasons == {1: "no vector"}
     assert piece.vectors[[0, 2]].tolist() == [[1, 2], [3, 4]]
-    np.save(tmp_path / "c.npy", np.array([[1.0, np.inf], [1.0, 2.0]]))
-    assert open_stream(str(tmp_path / "c.npy")).read(0, 2).reasons == {0: not_finite}
 
 
 def test_large_files_take_little_memory(tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def reversed_signs(kind: Any) -> svq.Quantizer:
 
 
 SETS: dict[str, tuple[Callable[[], svq.Quantizer], dict[str, Any]]] = {
+    "straightvq": (lambda: svq.presets.vq_ste_pp(8, 16), {}),
     "vqvae": (lambda: svq.presets.ema(8, 16), {}),
     "vqtorch": (
         lambda: svq.VectorQuantizer(8, svq.Codebook(16, parametrization=svq.Affine(groups=2))), {"lr_scale": 2.0}

@@ -20,16 +20,21 @@ from straightvq.nn.part import check_int
 
 
 def examine(
-    source: str | os.PathLike[str], *, data: str | os.PathLike[str] | None = None, num_examples: int = 512
+    source: str | os.PathLike[str],
+    *,
+    data: str | os.PathLike[str] | None = None,
+    num_examples: int = 512,
+    lr_scale: float | None = None,
 ) -> dict[str, Any]:
     """Measures and judges every quantizer at a place; runs no code of the files and changes nothing.
 
     Args:
-        source: folder of a run, or one that ``save_pretrained`` wrote; a checkpoint of a run; or a file of another
-            library in a layout that `straightvq.interop.from_file` recognises.
+        source: folder of a run, or one that ``save_pretrained`` wrote; a checkpoint of a run; or a file of tensors in
+            layouts that `straightvq.interop.from_file` recognises, of one of our own layers or networks among them.
         data: a .npy or .parquet file, or a folder of them, with embeddings as the quantizer gets them, one per row.
             None takes the test set of a run, and no data where there is none.
         num_examples: of a run's test set, at least 1.
+        lr_scale: of a file whose codes are behind an affine map, which no entry tells; > 0.
 
     Returns:
         What ``--json`` prints: ``source``, ``what``, ``notes``, ``data`` (None where there is none) and
@@ -48,7 +53,7 @@ def examine(
         ['not_started']
     """
     check_int(OWNER, "num_examples", num_examples, 1)
-    found = find(Path(source), num_examples)
+    found = find(Path(source), num_examples, lr_scale)
     if data is not None:
         found = with_vectors(found, Path(data))
     tables = tables_of(found.module)

@@ -1,4 +1,4 @@
-"""Where a quantizer comes from: a run, a saved folder, a checkpoint, or a file of another library."""
+"""Where a quantizer comes from: a run, a saved folder, a checkpoint, or a file of tensors, whoever wrote it."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from straightvq.diagnostics.task import HasHead
 from straightvq.errors import InvalidValueError
 from straightvq.hub.card import quantizers
 from straightvq.hub.folder import CONFIG, WEIGHTS, load
-from straightvq.interop import from_file
+from straightvq.interop import find_quantizers, from_state_dict, read_state
 from straightvq.nn import Quantizer
 from straightvq.runs import CONFIG as RUN_CONFIG
 from straightvq.runs import Checkpoint, RunFolder, load_weights
@@ -46,8 +46,8 @@ class Source:
     data: str = ""
 
 
-def find(place: Path, num_examples: int) -> Source:
-    """Reads whatever is there, without running code of the files.
+def find(place: Path, num_examples: int, lr_scale: float | None) -> Source:
+    """Reads whatever is there, without running code of the files; ``lr_scale`` is that of `from_state_dict`.
 
     Raises:
         ValueError: for what is none of these, and for files that are damaged or of another kind.
@@ -70,9 +70,33 @@ def find(place: Path, num_examples: int) -> Source:
     home = place.parent.parent if place.parent.name == KEPT else place.parent
     if place.suffix == ".ckpt" and (home / RUN_CONFIG).is_file():
         return _run(RunFolder(home, OWNER), Checkpoint.at(place, OWNER), num_examples)
-    imported = from_file(place)
-    what = f"{type(imported.quantizer).__name__}, read as the layout {imported.layout!r} at {imported.prefix!r}"
-    return Source(what, imported.quantizer, list(imported.notes))
+    return _tensors(read_state(place), lr_scale)
+
+
+def _tensors(state: dict[str, Tensor], lr_scale: float | None) -> Source:
+    """Every quantizer of a known layout, each under the name that it has in the state."""
+    places = find_quantizers(state)
+    if len(places) < 2:
+        imported = from_state_dict(state, lr_scale=lr_scale)
+        what = f"{type(imported.quantizer).__name__}, read as the layout {imported.layout!r} at {imported.prefix!r}"
+        return Source(what, imported.quantizer, list(imported.notes))
+    network = nn.Module()
+    found = [from_state_dict(state, layout, prefix=prefix, lr_scale=lr_scale) for layout, prefix in places]
+    for each in found:
+        _put(network, each.prefix.removesuffix("."), each.quantizer)
+    layouts = ", ".join(map(repr, dict.fromkeys(each.layout for each in found)))
+    what = f"{len(found)} quantizers, read as the layout {layouts}"
+    return Source(what, network, list(dict.fromkeys(note for each in found for note in each.notes)))
+
+
+def _put(network: nn.Module, path: str, quantizer: Quantizer) -> None:
+    """Puts it at that path, with empty modules on the way."""
+    *homes, last = path.split(".")
+    for name in homes:
+        if name not in dict(network.named_children()):
+            setattr(network, name, nn.Module())
+        network = network.get_submodule(name)
+    setattr(network, last, quantizer)
 
 
 def _run(folder: RunFolder, checkpoint: Checkpoint, num_examples: int) -> Source:

@@ -145,6 +145,62 @@ def test_a_network_is_judged_by_the_quantizer_inside(tmp_path: Path) -> None:
     assert result["quantizers"][0]["values"]["vectors"] == 400
 
 
+def test_a_bare_state_of_our_own_is_read_with_its_statistics(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = svq.presets.ema(4, 16)
+    layer(torch.randn(512, 4))
+    with torch.no_grad():
+        layer.state_dict()["codebook.reset.idle"][:12] = 9.0
+    torch.save(layer.state_dict(), tmp_path / "layer.pt")
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(layer.state_dict(), tmp_path / "layer.safetensors")
+    for name in ("layer.pt", "layer.safetensors"):
+        result = examine(tmp_path / name)
+        assert result["what"] == "VectorQuantizer, read as the layout 'straightvq' at ''"
+        assert result["quantizers"][0]["unused"] == list(range(12))
+        assert names(result) == ["unused"]
+    z = embeddings(tmp_path, layer.codes())
+    assert examine(tmp_path / "layer.pt", data=z)["quantizers"][0]["values"]["vectors"] == 800
+
+
+def test_every_quantizer_of_a_state_has_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.ModuleDict(
+        {
+            "top": svq.presets.ema(4, 16),
+            "bottom": svq.presets.soundstream(4, 8, num_quantizers=2),
+            "sides": svq.ProductQuantizer(6, [svq.presets.vq_vae(3, 8), svq.presets.vq_vae(3, 8)]),
+        }
+    )
+    torch.save({"state_dict": network.state_dict(), "epoch": 3}, tmp_path / "network.ckpt")
+    result = examine(tmp_path / "network.ckpt")
+    found = {table["name"]: table["values"]["codes"] for table in result["quantizers"]}
+    parts = {f"{side}.parts.{number}": 8 for side in ("bottom", "sides") for number in range(2)}
+    assert found == {"top": 16, **parts}
+    assert result["what"] == "5 quantizers, read as the layout 'straightvq'"
+    z = embeddings(tmp_path, torch.randn(8, 4))
+    assert main(["doctor", str(tmp_path / "network.ckpt"), "--data", str(z)]) == 2
+    assert "`data` needs one quantizer that takes it. Got 5" in capsys.readouterr().err
+
+
+def test_two_quantizers_of_another_library_have_their_names_too(tmp_path: Path) -> None:
+    state = {f"{name}._embedding.weight": torch.randn(8, 3) for name in ("vq.parameters", "vq.bottom")}
+    torch.save(state, tmp_path / "two.pth")
+    assert [table["name"] for table in examine(tmp_path / "two.pth")["quantizers"]] == ["vq.parameters", "vq.bottom"]
+
+
+def test_an_affine_map_needs_its_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layer = svq.presets.vq_ste_pp(4, 16)
+    with torch.no_grad():
+        layer.codebook.parametrization.shift.fill_(1.0)
+    torch.save(layer.state_dict(), tmp_path / "layer.pt")
+    assert main(["doctor", str(tmp_path / "layer.pt")]) == 2
+    assert "`lr_scale` must be given" in capsys.readouterr().err
+    assert main(["doctor", str(tmp_path / "layer.pt"), "--lr-scale", "2", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["quantizers"][0]["values"]["norm_median"]
+    assert told in [pytest.approx(norm, rel=1e-5) for norm in layer.codes().norm(dim=1).tolist()]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
@@ -169,6 +225,15 @@ def test_one_checkpoint_of_a_run_can_be_asked_for(run: Path) -> None:
         result = examine(file, num_examples=10)
         assert result["what"].endswith(words)
         assert result["quantizers"][0]["values"]["vectors"] == 10 * 16
+
+
+def test_a_checkpoint_away_from_its_run_is_judged_by_its_codes(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "best.ckpt").write_bytes((run / "best.ckpt").read_bytes())
+    result = examine(tmp_path / "best.ckpt")
+    assert result["what"] == "VectorQuantizer, read as the layout 'straightvq' at 'model.quantizer.'"
+    (within,) = examine(run, num_examples=10)["quantizers"]
+    for name in ("codes", "nearest_min", "norm_max", "spread"):
+        assert result["quantizers"][0]["values"][name] == within["values"][name]
 
 
 def test_a_run_whose_data_are_gone_is_judged_by_its_codes(run: Path, tmp_path: Path) -> None:
