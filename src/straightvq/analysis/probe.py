@@ -75,7 +75,7 @@ class Probe:
             measured = {name: seen[each].measure(step) for name, each in subject.followed.items()}
         # Gradients are measured on the first batch alone. Parts that are composites have no measurement of their own.
         for name, gap in measure_gradient_gaps(self.task, self.batches[0]).items():
-            # Where the task has no gradient without the quantizer, as if nothing were around it, there is nothing to miss.
+            # A task without a gradient even without the quantizer, such as one with no network, misses none.
             if name in measured and gap.relative.isfinite():
                 named = zip(("gradient_gap_norm", "gradient_gap", "gradient_cosine"), gap, strict=True)
                 measured[name].values.update(named)
