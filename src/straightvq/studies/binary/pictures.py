@@ -58,7 +58,7 @@ def courses(values: pd.DataFrame, name: str, series: Sequence[str]) -> "Figure":
             if len(found):
                 style = DASHED if row in AUTHORS else "-"
                 line = ax.plot(found.index, found.mean(axis=1), color=COLORS[row], linestyle=style, linewidth=1.7)
-                handles[row] = line[0]
+                handles[_short(row)] = line[0]
         if one == INSTABILITY:
             ax.set_yscale("log")
         ax.set(xlabel="step" if name.startswith(ex.TOKENIZER) else "epoch", ylabel=one)
@@ -76,7 +76,7 @@ def trade(values: pd.DataFrame, names: Sequence[str], series: str) -> "Figure":
             if len(errors):
                 at = unstable.mean().mean(), errors.mean().mean()
                 marker = "D" if row in AUTHORS else "o"
-                handles[row] = ax.scatter(*at, s=70, color=COLORS[row], marker=marker, linewidths=0, zorder=3)
+                handles[_short(row)] = ax.scatter(*at, s=70, color=COLORS[row], marker=marker, linewidths=0, zorder=3)
         ax.set_xscale("log")
         ax.set(xlabel=INSTABILITY, ylabel=series)
         panels.finish(ax, handles, name)
@@ -97,6 +97,11 @@ def formula(values: pd.DataFrame) -> "Figure":
     ax.set(xlabel=ex.VARIANCE, ylabel="estimating error per element")
     panels.finish(ax, handles, "Normal vectors of deviation 0.5; numbers are o")
     return figure
+
+
+def _short(row: str) -> str:
+    """A name that a legend of two columns has room for."""
+    return row.replace("authors' secant", "secant")
 
 
 def last_of(values: pd.DataFrame, series: str) -> "pd.Series[float]":
