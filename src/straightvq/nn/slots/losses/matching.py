@@ -66,7 +66,7 @@ class WassersteinLoss(_MatchingLoss):
     the embeddings get none. At distance 0 the gradient is 0.
 
     In training the embeddings are those of earlier steps, of all ranks, so that the loss is the same number on each;
-    it is 0 in the first step. In evaluation they are this process's vectors.
+    it is 0 in the first step. In evaluation they are this process's vectors. On CUDA the host waits for eigenvalues.
 
     Args:
         weight: factor in ``QuantizerOutput.loss``; the paper's gamma, 0.5.

@@ -24,8 +24,8 @@ class RegionLoss(Loss):
 
     In training vectors are counted over all ranks, and the loss is the same number on each. In evaluation they are this
     process's. A batch with fewer vectors than codes counts as N/K of a step. While no code is inactive nothing more
-    than the sums of the assigned vectors is computed; otherwise the host is waited for, and distances between active
-    and inactive codes are made tile by tile.
+    than the sums of the assigned vectors is computed; otherwise distances between active and inactive codes are made
+    tile by tile. On CUDA the host waits for the number of inactive codes.
 
     Args:
         weight: factor in ``QuantizerOutput.loss``. It stands in place of a ``CodebookLoss``.
