@@ -140,7 +140,7 @@ def main() -> None:
         killed = 0
         for number in tqdm(range(args.kills), "Kills"):
             job = Job(words("all", "killed"), starts[number % len(starts)])
-            killed += job.kill(folder / "killed", draws.randint(0, most), draws.uniform(0, 2))
+            killed += job.kill(folder / "killed", draws.randint(0, most), draws.uniform(0, 0.5))
         left = len(shards(folder / "killed"))
         Job(words("all", "killed"), starts[args.kills % len(starts)]).end()
         if has_ray:
