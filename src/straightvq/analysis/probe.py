@@ -10,7 +10,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
-from straightvq.analysis.subject import MAX_VECTORS, Measurement, Passed, Subject
+from straightvq.analysis.subject import MAX_VECTORS, Measurement, Passed, Subject, surrogate_of_signs
 from straightvq.diagnostics import functional
 from straightvq.diagnostics.following import Followed
 from straightvq.diagnostics.task import HasHead, measure_gradient_gaps, undisturbed
@@ -88,6 +88,8 @@ class Probe:
         watch = resume_for_a_step(stepped, self.data, checkpoint, self.trainer)
         stepped.to(self.task.device)
         after = self._look_at(stepped)
+        with Subject(self.task) as subject:
+            quantizers = {name: each.quantizer for name, each in subject.followed.items()}
         measured = {}
         for name, (z_before, codes_before, distance) in before.items():
             z_after, codes_after, _ = after[name]
@@ -102,6 +104,8 @@ class Probe:
                 }
             if name in watch.has_gradient:
                 values["gradient_sparsity"] = watch.has_gradient[name].float().mean()
+            if surrogate_of_signs(quantizers[name]) is not None:
+                values["gradient_instability"] = watch.instability
             measured[name] = values
         return measured
 
@@ -153,10 +157,17 @@ def count_examples(batch: Any) -> int:
 
 
 class _Watch(lightning.Callback):
-    """Which codes receive a gradient, in any optimizer's step, by the part's name, and at which learning rate."""
+    """The gradients of a step, of any optimizer, and its learning rate.
+
+    Attributes:
+        has_gradient: by the part's name, which codes receive one.
+        instability: `gradient_instability` of all parameters, of the last optimizer.
+        learning_rate: the largest.
+    """
 
     def __init__(self) -> None:
         self.has_gradient: dict[str, Tensor] = {}
+        self.instability = 0.0
         self.learning_rate = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -165,9 +176,13 @@ class _Watch(lightning.Callback):
         self.learning_rate = max(group["lr"] for group in trainer.optimizers[0].param_groups)
         for optimizer in trainer.optimizers:
             # Behind the step: Lightning computes the gradient inside of it.
-            optimizer.register_step_post_hook(lambda *_: self._look(books))
+            optimizer.register_step_post_hook(lambda own, *_: self._look(own, books))
 
-    def _look(self, books: dict[str, Codebook]) -> None:
+    def _look(self, optimizer: torch.optim.Optimizer, books: dict[str, Codebook]) -> None:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad.detach() for parameter in parameters if parameter.grad is not None]
+        if gradients:
+            self.instability = float(functional.gradient_instability(gradients))
         for name, book in books.items():
             if book.raw.grad is not None:
                 rows = (book.raw.grad != 0).any(-1)

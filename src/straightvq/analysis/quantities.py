@@ -57,6 +57,8 @@ _DISTANCE = CurvePanel("Wasserstein, P to C", "deviations of P")
 _GRADIENT_GAP = CurvePanel("Gradient gap", "relative", reference=1.0)
 _COSINE = CurvePanel("Gradient cosine", "1: exact", reference=0.0)
 _REACHED = CurvePanel("Codes that a step reaches", "codes (%)", is_share=True)
+_ESTIMATE = CurvePanel("Estimating error of signs", "mean square")
+_INSTABILITY = CurvePanel("Gradient instability", "squared gradient")
 _STEP = CurvePanel("Error in one step", "variance of P", reference=0.0)
 
 LEARNING_RATE = "learning_rate"
@@ -94,6 +96,12 @@ QUANTITIES = (
         "between the two gradients; 1 is exact, clearly positive is normal",
         Concern(lambda v, size: v["gradient_cosine"] < 0.1, _GAP),
         Curve(_COSINE, log="val/codebook/gradient_cosine", is_compared=True)),
+    Quantity("estimating_error", "estimating error",
+        "of signs: mean square of the sign less the function whose gradient is used; 0 is the sign itself",
+        curve=Curve(_ESTIMATE, is_compared=True)),
+    Quantity("gradient_instability", "gradient instability",
+        "of signs: variance of the size of a step's gradients; compare it between estimators, not between networks",
+        curve=Curve(_INSTABILITY, is_compared=True, is_of_a_step=True)),
     Quantity("gradient_sparsity", "codes with a gradient",
         "fraction of the raw table's rows that get one in a step; none is listed where the update takes none",
         Concern(lambda v, size: v["gradient_sparsity"] < 0.1 and v.get("codes_moved", 1) < 0.1, _REACH),

@@ -1,6 +1,6 @@
 """The one quantizer of a task with its parts, and what the vectors that pass each of them say."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -12,7 +12,7 @@ from straightvq.diagnostics import QuantizationError, Snapshot, functional
 from straightvq.diagnostics.following import Followed, Seen, follow, outermost
 from straightvq.diagnostics.sums import Totals
 from straightvq.errors import InvalidValueError
-from straightvq.nn import ProductQuantizer, Quantizer
+from straightvq.nn import ProductQuantizer, Quantizer, SignEstimator, StraightThrough
 from straightvq.nn.families.composite import Composite
 
 # Of one quantizer: embeddings that pictures and full covariances are made of; counts, errors and moments take all.
@@ -117,6 +117,8 @@ class Passed:
         """What ``report.md`` says of it, without gradients and the next step; ``step`` is for the snapshot."""
         z = torch.cat(self.kept)
         values: dict[str, Any] = {"effective_dimension": functional.effective_dimension(z)}
+        if (surrogate := surrogate_of_signs(self.followed.quantizer)) is not None:
+            values["estimating_error"] = functional.estimating_error(z / torch.cat(self.codes).abs(), surrogate)
         if self.totals is None:
             return Measurement(self.vectors, {"error": self.error.compute()["normalized"], **values})
         values |= self.totals.compute()
@@ -133,3 +135,13 @@ class Passed:
             codes, counts = torch.cat(self.codes).unique(dim=0, return_counts=True)
             size = self.followed.size
         return Measurement(self.vectors, values, Snapshot(step, z.cpu(), codes.float().cpu(), counts.cpu(), size))
+
+
+def surrogate_of_signs(quantizer: Quantizer) -> Callable[[Tensor], Tensor] | None:
+    """The function whose gradient passes a quantizer's signs, in units of their half-width; None for other codes."""
+    if quantizer.has_signs:
+        if isinstance(quantizer.estimator, SignEstimator):
+            return quantizer.estimator.surrogate
+        if isinstance(quantizer.estimator, StraightThrough):
+            return torch.clone
+    return None

@@ -86,8 +86,8 @@ class TestWholeRun:
             assert -1 <= values["gradient_cosine"] <= 1
             assert values["wasserstein_full"] >= values["mean_distance"] >= 0
             assert values["update_delay"] == pytest.approx(values["delay_after"] - values["delay_aimed"], abs=1e-6)
-            # All of the table but one: alternated updates take no gradient.
-            assert {q.name for q in QUANTITIES} - values.keys() == {"gradient_sparsity"}
+            # All of the table but these: alternated updates take no gradient, and the codes are no signs.
+            assert {q.name for q in QUANTITIES} - values.keys() == {"gradient_sparsity", *OF_SIGNS}
 
     def test_numbers_are_those_of_a_pass_over_the_test_images(self, kept: Path, result: dict[str, Any]) -> None:
         folder = RunFolder(kept)
@@ -127,6 +127,7 @@ class TestWholeRun:
         assert str(kept) not in report
 
 
+OF_SIGNS = {"estimating_error", "gradient_instability"}
 RESIDUAL = {"class_path": "straightvq.presets.straight_residual", "init_args": {"num_quantizers": 2}}
 FSQ = {"class_path": "straightvq.presets.fsq", "init_args": {"dim": 4, "levels": [4, 3], "channel_dim": 1}}
 LARGE = {"class_path": "straightvq.presets.lfq", "init_args": {"dim": 4, "bits": 40, "channel_dim": 1}}
@@ -164,7 +165,7 @@ class TestParts:
             whole, of_parts = checkpoint["values"], checkpoint["parts"]
             assert list(of_parts) == list(parts) == ["level 0", "level 1"]
             for values in of_parts.values():
-                assert {q.name for q in QUANTITIES} - values.keys() == {"gradient_sparsity"}
+                assert {q.name for q in QUANTITIES} - values.keys() == {"gradient_sparsity", *OF_SIGNS}
             # The last level's gap is the whole one's; the errors multiply, but for what the means of residuals add.
             assert of_parts["level 1"]["gradient_gap"] == pytest.approx(whole["gradient_gap"])
             assert whole["error"] <= of_parts["level 0"]["error"]
@@ -204,7 +205,9 @@ def test_a_quantizer_without_a_codebook_has_the_numbers_that_need_none(
     values = analyze(run, num_images=4, device="cpu", console=silent())["checkpoints"][-1]["values"]
     of_counts = {"usage", "perplexity"} if quantizer is FSQ else set()
     needed = {"error", "effective_dimension", "gradient_gap", "gradient_cosine", "learning_rate"}
-    assert {q.name for q in QUANTITIES} & values.keys() == needed | of_counts
+    of_signs = OF_SIGNS if quantizer is LARGE else set()
+    assert {q.name for q in QUANTITIES} & values.keys() == needed | of_counts | of_signs
+    assert all(values[name] > 0 for name in of_signs)
     report = (run / "analysis" / "report.md").read_text()
     assert "Quantizer has no codebook: there are no distances to one, and no codes that a step moves." in report
     assert sorted(f.name for f in (run / "analysis").iterdir()) == sorted(FILES)

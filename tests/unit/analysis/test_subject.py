@@ -155,3 +155,22 @@ def test_vectors_that_are_kept_are_a_share_of_each_call_and_the_same_every_time(
 def test_another_number_of_quantizers_is_refused(quantizers: tuple[Any, ...], got: str) -> None:
     with pytest.raises(ValueError, match=rf"`analyze`: Task must have exactly one quantizer.*Got {got}\."):
         Subject(Task(*quantizers))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "expected"),
+    [
+        (svq.StraightThrough(), (0.25 + 9) / 2),  # (1 - 0.5)^2 and (-1 + 4)^2
+        (svq.ReSTE(power=2.0), ((1 - 0.5**0.5) ** 2 + 1) / 2),  # sign(x) |x|^(1/2), here of -4 too
+        (svq.ErrorDecay(sharpness=1.0), ((1 - math.tanh(0.5)) ** 2 + (1 - math.tanh(4)) ** 2) / 2),
+    ],
+)
+def test_signs_have_an_estimating_error(estimator: Any, expected: float) -> None:
+    quantizer = svq.LookupFreeQuantizer(2, 2, estimator=estimator, losses=[])
+    found = measured(quantizer, torch.tensor([[0.5, -4.0]]))[""]
+    assert numbers(found, "estimating_error") == pytest.approx([expected])
+
+
+def test_other_codes_have_no_estimating_error() -> None:
+    found = measured(svq.FiniteScalarQuantizer(2, [4, 4]), torch.randn(5, 2))[""]
+    assert "estimating_error" not in found.values
