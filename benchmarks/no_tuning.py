@@ -55,16 +55,9 @@ class Data:
         return self.scale * (rows @ self.directions)
 
 
-def wide_affine(dim: int, codebook_size: int, *, channel_dim: int = -1) -> svq.VectorQuantizer:
+def wide_affine(width: int, codes: int) -> svq.VectorQuantizer:
     """`straight` without its projection, and with codes that get the running moments of the vectors."""
-    book = svq.Codebook(
-        codebook_size,
-        parametrization=svq.RunningAffine(),
-        init=svq.KMeansInit(),
-        update=svq.AlternatedUpdate(fraction=0.2),
-        reset=svq.DeadCodeReset(20),
-    )
-    return svq.VectorQuantizer(dim, book, channel_dim=channel_dim)
+    return svq.presets.straight(width, codes, codebook_dim=None, affine=True, reassign=True)
 
 
 def layer_of(method: str, width: int, codes: int) -> svq.VectorQuantizer:

@@ -52,6 +52,9 @@ PRESETS: dict[str, Factory] = {
         DIM, SIZE, channel_dim=channel_dim, lr=2.0, momentum=0.9
     ),
     "straight": lambda channel_dim=-1: svq.presets.straight(DIM, SIZE, channel_dim=channel_dim, patience=4),
+    "straight-affine": lambda channel_dim=-1: svq.presets.straight(
+        DIM, SIZE, channel_dim=channel_dim, patience=4, codebook_dim=None, affine=True
+    ),
     "straight-sync": lambda channel_dim=-1: svq.presets.straight(DIM, SIZE, channel_dim=channel_dim, sync=0.5),
     "straight-narrow": lambda channel_dim=-1: svq.presets.straight(
         DIM, SIZE, channel_dim=channel_dim, codebook_dim=3, patience=4, reassign=True

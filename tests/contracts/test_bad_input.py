@@ -131,8 +131,9 @@ def preset_rows(name: str) -> list[Row]:
             rows.append(Row(target, argument, bad, ValueError, f"`{owner}`: `{inner}` must", base))
             if argument == "commitment":
                 rows.append(Row(target, argument, ["much"], TypeError, "`CommitmentLoss`: `weight` must be", base))
-        elif argument == "l2":
-            rows.append(Row(target, "l2", ["yes", 1, None], TypeError, "`l2` must be True or False", base))
+        elif argument in ("l2", "affine"):
+            expected = f"`{argument}` must be True or False"
+            rows.append(Row(target, argument, ["yes", 1, None], TypeError, expected, base))
         elif argument == "reassign":
             expected = "`AlternatedUpdate`: `reassign` must be True or False"
             rows.append(Row(target, "reassign", ["yes", 1, None], TypeError, expected, base))

@@ -20,6 +20,7 @@ from straightvq.nn import (
     Parametrization,
     Projection,
     ResidualQuantizer,
+    RunningAffine,
     StraightThrough,
     UniformInit,
     UnitNorm,
@@ -163,6 +164,7 @@ def straight(
     commitment: float = 0.25,
     patience: int = 20,
     reassign: bool = False,
+    affine: bool = False,
 ) -> VectorQuantizer:
     """Our recommendation: alternated optimisation of narrow codes, with k-means init and reset of dead codes.
 
@@ -179,6 +181,8 @@ def straight(
         commitment: weight of the commitment loss.
         patience: steps without use before a code is reset.
         reassign: whether vectors are assigned again after the step: a second search, and no lower error where measured.
+        affine: whether all codes follow the mean and deviation of the vectors, by ``RunningAffine()``. With codes of
+            full width (``codebook_dim=None``) and ``reassign`` the best of all presets in short trainings: docs/compare.md.
 
     Source: arXiv 2305.08842 for alternation, replacement and k-means; arXiv 2110.04627 for narrow codes.
 
@@ -191,6 +195,7 @@ def straight(
         codebook_size,
         transform=projection_to(dim, codebook_dim),
         update=AlternatedUpdate(fraction=fraction, reassign=reassign),
+        parametrization=RunningAffine() if check_bool("straight", "affine", affine) else None,
         sync=sync,
         commitment=commitment,
         patience=patience,
@@ -386,12 +391,19 @@ def _alternated(
     sync: float,
     commitment: float,
     patience: int,
+    parametrization: Parametrization | None = None,
     init: KMeansInit | None = None,
     channel_dim: int = -1,
 ) -> VectorQuantizer:
     return VectorQuantizer(
         dim,
-        Codebook(codebook_size, init=init or KMeansInit(), update=update, reset=DeadCodeReset(patience)),
+        Codebook(
+            codebook_size,
+            parametrization=parametrization,
+            init=init or KMeansInit(),
+            update=update,
+            reset=DeadCodeReset(patience),
+        ),
         transform=transform,
         estimator=StraightThrough(sync),
         losses=[CommitmentLoss(commitment), CodebookLoss()],
