@@ -181,8 +181,8 @@ def straight(
         commitment: weight of the commitment loss.
         patience: steps without use before a code is reset.
         reassign: whether vectors are assigned again after the step: a second search, and no lower error where measured.
-        affine: whether all codes follow the mean and deviation of the vectors, by ``RunningAffine()``. With codes of
-            full width (``codebook_dim=None``) and ``reassign`` the best of all presets in short trainings: docs/compare.md.
+        affine: whether all codes follow the mean and deviation of the vectors, by ``RunningAffine()``. With
+            ``codebook_dim=None`` and ``reassign=True`` the best of all presets in short trainings: docs/compare.md.
 
     Source: arXiv 2305.08842 for alternation, replacement and k-means; arXiv 2110.04627 for narrow codes.
 
