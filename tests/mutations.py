@@ -874,7 +874,9 @@ FAULTS = [
     Fault("doctor: half of the spacing", DOCTOR, "k ** (-1 / d)", "k ** (-2 / d)", TOLD),
     Fault("doctor: one spot of two", DOCTOR, "nearest <= within", "nearest < 0", TOLD),
     Fault("doctor: limit of far", DOCTOR, "away > 3 * usual", "away > usual", TOLD),
-    Fault("doctor: too few vectors", DOCTOR, "counts.sum() >= VECTORS_PER_CODE", "counts.sum() >= 0", TOLD),
+    Fault(
+        "doctor: too few vectors", DOCTOR, "0 < len(counts) <= counts.sum() / VECTORS_PER_CODE", "0 < len(counts)", TOLD
+    ),
     Fault("doctor: weights of averages", DOCTOR, "update.cluster_size < NO_WEIGHT", "update.cluster_size < 1", TOLD),
 ]
 
