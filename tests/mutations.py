@@ -877,6 +877,7 @@ FAULTS = [
     Fault(
         "doctor: too few vectors", DOCTOR, "0 < len(counts) <= counts.sum() / VECTORS_PER_CODE", "0 < len(counts)", TOLD
     ),
+    Fault("doctor: far by too few", DOCTOR, "counts.sum() >= VECTORS_PER_CODE", "counts.sum() >= 0", TOLD),
     Fault("doctor: weights of averages", DOCTOR, "update.cluster_size < NO_WEIGHT", "update.cluster_size < 1", TOLD),
 ]
 

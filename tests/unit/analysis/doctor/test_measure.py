@@ -125,6 +125,14 @@ def test_too_few_vectors_say_nothing_of_unused_codes() -> None:
     assert "far" not in table.values
 
 
+def test_too_few_vectors_say_nothing_of_where_unused_codes_are() -> None:
+    layer = line()
+    (table,) = tables_of(layer)
+    table.unused = torch.arange(4) >= 2  # as the averages of a file tell
+    send(layer, [table], [torch.zeros(15, 2)], layer)
+    assert "far" not in table.values
+
+
 def test_levels_are_measured_each_with_what_it_gets() -> None:
     layer = svq.ResidualQuantizer(2, [line(), line()])
     tables = tables_of(layer)
