@@ -13,7 +13,7 @@ from torch import Tensor
 from straightvq.analysis.subject import MAX_VECTORS, Measurement, Passed, Subject, surrogate_of_signs
 from straightvq.diagnostics import functional
 from straightvq.diagnostics.following import Followed
-from straightvq.diagnostics.task import HasHead, measure_gradient_gaps, undisturbed
+from straightvq.diagnostics.task import GAP_NAMES, HasHead, measure_gradient_gaps, undisturbed
 from straightvq.errors import InvalidValueError
 from straightvq.functional.nearest import Distance
 from straightvq.nn import Codebook, Quantizer
@@ -77,8 +77,7 @@ class Probe:
         for name, gap in measure_gradient_gaps(self.task, self.batches[0]).items():
             # A task without a gradient even without the quantizer, such as one with no network, misses none.
             if name in measured and gap.relative.isfinite():
-                named = zip(("gradient_gap_norm", "gradient_gap", "gradient_cosine"), gap, strict=True)
-                measured[name].values.update(named)
+                measured[name].values.update(zip(GAP_NAMES, gap, strict=True))
         return measured
 
     def _measure_step(self, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
@@ -88,14 +87,14 @@ class Probe:
         watch = resume_for_a_step(stepped, self.data, checkpoint, self.trainer)
         stepped.to(self.task.device)
         after = self._look_at(stepped)
-        with Subject(self.task) as subject:
-            quantizers = {name: each.quantizer for name, each in subject.followed.items()}
         measured = {}
-        for name, (z_before, codes_before, distance) in before.items():
+        for name, (z_before, codes_before, quantizer) in before.items():
             z_after, codes_after, _ = after[name]
             values: dict[str, Any] = {"learning_rate": watch.learning_rate}
             if codes_before is not None and codes_after is not None:
-                delay = functional.update_delay(z_before, z_after, codes_before, codes_after, distance=distance)
+                delay = functional.update_delay(
+                    z_before, z_after, codes_before, codes_after, distance=_distance(quantizer)
+                )
                 values |= {f"delay_{moment}": error for moment, error in delay._asdict().items()}
                 values |= {
                     "codebook_gain": delay.before - delay.aimed,
@@ -104,20 +103,20 @@ class Probe:
                 }
             if name in watch.has_gradient:
                 values["gradient_sparsity"] = watch.has_gradient[name].float().mean()
-            if surrogate_of_signs(quantizers[name]) is not None:
+            if surrogate_of_signs(quantizer) is not None:
                 values["gradient_instability"] = watch.instability
             measured[name] = values
         return measured
 
     @torch.no_grad()
-    def _look_at(self, task: lightning.LightningModule) -> dict[str, tuple[Tensor, Tensor | None, Any]]:
-        """The first batch's vectors (n, codebook_dim), the codes (k, codebook_dim) or None, the distance between."""
+    def _look_at(self, task: lightning.LightningModule) -> dict[str, tuple[Tensor, Tensor | None, Quantizer]]:
+        """The first batch's vectors (n, codebook_dim), the codes (k, codebook_dim) or None, and the quantizer."""
         seen: dict[Followed, list[Tensor]] = {}
         with Subject(task, lambda each, z, *_: seen[each].append(z)) as subject, undisturbed(task):
             seen |= {each: [] for each in subject.followed.values()}
             subject.whole(cast(HasHead, task).latent(self.batches[0]))
             return {
-                name: (torch.cat(seen[each]), each.snapshot(), _distance(each.quantizer))
+                name: (torch.cat(seen[each]), each.snapshot(), each.quantizer)
                 for name, each in subject.followed.items()
             }
 

@@ -14,6 +14,8 @@ from straightvq.diagnostics.functional import GradientGap, estimator_gap
 from straightvq.nn import Identity, ProductQuantizer, Quantizer, ResidualQuantizer
 
 MAX_IMAGES = 12
+# What logs and tables call the three numbers of a `GradientGap`, in its order.
+GAP_NAMES = ("gradient_gap_norm", "gradient_gap", "gradient_cosine")
 
 
 @runtime_checkable

@@ -15,12 +15,9 @@ from straightvq.diagnostics.concerns import Concerns
 from straightvq.diagnostics.following import Followed, follow, outermost
 from straightvq.diagnostics.pictures import pixels
 from straightvq.diagnostics.sums import Totals, Window
-from straightvq.diagnostics.task import first_images, measure_gradient_gap, reconstruct
+from straightvq.diagnostics.task import GAP_NAMES, first_images, measure_gradient_gap, reconstruct
 from straightvq.nn.part import check_float, check_int
 from straightvq.nn.ranks import sum_over_ranks
-
-# What the three numbers of a gradient gap are called.
-_GAP = ("gradient_gap_norm", "gradient_gap", "gradient_cosine")
 
 
 class CodebookWarning(UserWarning):
@@ -223,7 +220,7 @@ class CodebookMonitor(Callback):
             self._log(trainer, pl_module, stage, name.rpartition(".")[2], "", self._gap_values())
 
     def _gap_values(self) -> dict[str, Tensor]:
-        return {} if self._gap is None else dict(zip(_GAP, self._gap, strict=True))
+        return {} if self._gap is None else dict(zip(GAP_NAMES, self._gap, strict=True))
 
     def _log(
         self,
