@@ -18,7 +18,7 @@ from straightvq.analysis.analyze import FILES, MAX_CHECKPOINTS, analyze, select_
 from straightvq.analysis.probe import Probe, resume_for_a_step
 from straightvq.analysis.quantities import QUANTITIES, concerns
 from straightvq.cli import main
-from straightvq.diagnostics import usage, usage_counts
+from straightvq.diagnostics import functional, usage, usage_counts
 from straightvq.runs import Checkpoint, RunFolder, load_weights
 
 # A few steps of a tiny network may well use few codes.
@@ -211,6 +211,26 @@ def test_a_quantizer_without_a_codebook_has_the_numbers_that_need_none(
     report = (run / "analysis" / "report.md").read_text()
     assert "Quantizer has no codebook: there are no distances to one, and no codes that a step moves." in report
     assert sorted(f.name for f in (run / "analysis").iterdir()) == sorted(FILES)
+
+
+def test_the_instability_is_that_of_the_gradients_of_all_weights_in_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = fit_other(tmp_path, LARGE)
+    measured: list[tuple[list[Any], float]] = []
+
+    def watched(gradients: Any) -> Any:
+        found = torch.cat([gradient.flatten().abs() for gradient in gradients]).var(correction=0)
+        measured.append(([gradient.shape for gradient in gradients], float(found)))
+        return original(gradients)
+
+    original = functional.gradient_instability
+    monkeypatch.setattr(functional, "gradient_instability", watched)
+    result = analyze(run, num_images=4, device="cpu", console=silent())
+    values = [checkpoint["values"]["gradient_instability"] for checkpoint in result["checkpoints"]]
+    assert values == pytest.approx([variance for _, variance in measured])
+    weights = sorted(weight.shape for weight in RunFolder(run).build_task().parameters())
+    assert all(sorted(shapes) == weights for shapes, _ in measured)
 
 
 class TestOtherRuns:
