@@ -3,9 +3,10 @@
     python benchmarks/fine_tune.py --weights cifar10_vqvae_ema.pth --pictures cifar10_png      # minutes on one core
 
 ``--weights`` are files in the layout ``vqvae`` whose network is the usual one for CIFAR-10, ``--pictures`` is a folder
-with train.parquet and test.parquet. Both arms start from the same weights and codes and see the same batches; the one
-keeps the imported layer (moving averages, if the file has them), the other has ``svq.presets.straight`` with the same
-codes. The loss is that of the file's authors: squared error over the variance of the pictures, plus the layer's; Adam.
+with train.parquet and test.parquet. All arms start from the same weights and codes and see the same batches; one keeps
+the imported layer (moving averages, if the file has them), the others have ``svq.presets.straight`` with the same
+codes, and train everything or the codes and the decoder. The loss is that of the file's authors: squared error over the
+variance of the pictures, plus the layer's; Adam, whose rate rises for 20 steps and then falls to 0.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import datetime
 import io
 import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -27,7 +29,21 @@ from straightvq.diagnostics import perplexity, usage_counts
 from straightvq.models import VQVAENet
 from straightvq.studies.results import hardware
 
-ARMS = ("the imported layer", "`straight` around its codes")
+FRACTION = 0.02  # of the way to the mean: a step has few vectors per code, and the codes are nearly right
+WARMUP = 20
+
+
+class Arm(NamedTuple):
+    title: str
+    straight: bool  # its settings around the imported codes, or the imported layer
+    encoder: bool  # whether the encoder is trained
+
+
+ARMS = (
+    Arm("the imported layer", straight=False, encoder=True),
+    Arm("`straight` around its codes", straight=True, encoder=True),
+    Arm("the same, encoder as it is", straight=True, encoder=False),
+)
 
 
 def read_pictures(file: Path) -> Tensor:
@@ -37,15 +53,16 @@ def read_pictures(file: Path) -> Tensor:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
-def network(weights: Path, half_range: float, arm: str) -> VQVAENet:
+def network(weights: Path, half_range: float, arm: Arm) -> VQVAENet:
     state = interop.read_state(weights)
     layer = interop.from_state_dict(state, "vqvae", channel_dim=1).quantizer
-    if arm == ARMS[1]:
+    if arm.straight:
         (book,) = layer.codebooks()
-        layer = svq.presets.straight(layer.dim, layer.codebook_size, channel_dim=1, codebook_dim=None)
+        layer = svq.presets.straight(layer.dim, layer.codebook_size, channel_dim=1, fraction=FRACTION, affine=False)
         layer.set_codes(book.codes())
     net = VQVAENet(layer, rectified_skip=True)
     net.load_state_dict(interop.network_weights(state, half_range=half_range), strict=False)
+    net.encoder.requires_grad_(arm.encoder)
     return net
 
 
@@ -62,7 +79,8 @@ def measured(net: VQVAENet, pictures: Tensor) -> tuple[float, float, int]:
 def fine_tune(net: VQVAENet, pictures: Tensor, steps: int, batch: int, lr: float, seed: int) -> None:
     torch.manual_seed(seed)
     net.train()
-    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=lr)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min(1, (i + 1) / WARMUP) * (1 - i / steps))
     variance = pictures.var()
     for _ in tqdm(range(steps), leave=False):
         x = pictures[torch.randint(len(pictures), (batch,))]
@@ -70,6 +88,7 @@ def fine_tune(net: VQVAENet, pictures: Tensor, steps: int, batch: int, lr: float
         optimizer.zero_grad()
         ((out.reconstruction - x).square().mean() / variance + out.quantizer.loss).backward()
         optimizer.step()
+        schedule.step()
 
 
 def main() -> None:
@@ -78,8 +97,8 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, required=True)
     parser.add_argument("--half-range", type=float, default=1.0, help="0.5 if the file's pictures were x - 0.5")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -89,7 +108,7 @@ def main() -> None:
         "# Training on from imported weights\n",
         f"{datetime.date.today()}, {hardware()}. `python benchmarks/fine_tune.py --weights {names} --pictures "
         f"{options.pictures.name} --steps {options.steps}`, seeds of the batches: {options.seeds}. {options.steps} "
-        f"steps of {options.batch} of {len(train):,} pictures, Adam at {options.lr:g}.\n",
+        f"steps of {options.batch} of {len(train):,} pictures, Adam at {options.lr:g}, falling to 0.\n",
         f"On {len(test):,} test pictures in [0, 1], mean ± standard deviation over the seeds.\n",
         "| file | layer | steps | test MSE | perplexity | unused codes |",
         "|---|---|---|---|---|---|",
@@ -110,11 +129,11 @@ def main() -> None:
     print(f"written: {file}")
 
 
-def row(weights: Path, arm: str, steps: int, found: list[tuple[float, float, int]]) -> str:
+def row(weights: Path, arm: Arm, steps: int, found: list[tuple[float, float, int]]) -> str:
     errors, perplexities, unused = (list(column) for column in zip(*found, strict=True))
     spread = f" ± {1e3 * statistics.stdev(errors):.3f}" if len(errors) > 1 else ""
     line = (
-        f"| {weights.stem} | {arm} | {steps} | {1e3 * statistics.mean(errors):.3f}{spread} e-3 | "
+        f"| {weights.stem} | {arm.title} | {steps} | {1e3 * statistics.mean(errors):.3f}{spread} e-3 | "
         f"{statistics.mean(perplexities):.0f} | {statistics.mean(unused):.0f} |"
     )
     tqdm.write(line)
