@@ -70,6 +70,7 @@ METHODS: dict[str, Callable[[svq.Init | None], svq.VectorQuantizer]] = {
     "fvq": lambda init: preset(svq.presets.fvq, init),
     "cvq": lambda init: preset(svq.presets.cvq, init),
     "straight": lambda init: preset(svq.presets.straight, init),
+    "straight, no moments": lambda init: preset(partial(svq.presets.straight, affine=False), init),
     "straight, fraction 0.05": lambda init: preset(partial(svq.presets.straight, fraction=0.05), init),
 }
 

@@ -32,7 +32,7 @@ import straightvq as svq
 from straightvq.io import write_text
 from straightvq.studies.results import hardware
 
-METHODS = ("straight", "wide_affine", "ema", "vq_ste_pp", "simvq", "vq_vae")
+METHODS = ("straight", "straight_narrow", "ema", "vq_ste_pp", "simvq", "vq_vae")
 STEPS, DIRECTIONS, MOVE, GROWTH = 120, 8, 8.0, 2.0
 RATES, SCALES, MEANS, SHARES = (1e-4, 1e-3, 1e-2), (1e-3, 1.0, 1e3), (0.0, 100.0), (4, 64)
 LARGEST = 1 << 18  # vectors of a step
@@ -55,14 +55,11 @@ class Data:
         return self.scale * (rows @ self.directions)
 
 
-def wide_affine(width: int, codes: int) -> svq.VectorQuantizer:
-    """`straight` without its projection, and with codes that get the running moments of the vectors."""
-    return svq.presets.straight(width, codes, codebook_dim=None, affine=True, reassign=True)
-
-
 def layer_of(method: str, width: int, codes: int) -> svq.VectorQuantizer:
-    make = wide_affine if method == "wide_affine" else getattr(svq.presets, method)
-    layer: svq.VectorQuantizer = make(width, codes)
+    """A preset; or `straight` with a projection to codes of width 8, and without the moments of the vectors."""
+    if method == "straight_narrow":
+        return svq.presets.straight(width, codes, codebook_dim=8, affine=False)
+    layer: svq.VectorQuantizer = getattr(svq.presets, method)(width, codes)
     return layer
 
 
@@ -142,9 +139,10 @@ def report(rows: pd.DataFrame, command: str) -> str:
 
 def robustness(methods: list[str], codes: int, seed: int) -> str:
     lines = [
-        f"\n## Starts of 13 scales\n\n{codes} codes of width 8 started from `NormalInit(std)`, nothing else of the "
-        f"presets changed; {STEPS} steps of {16 * codes:,} standard normal vectors; share of codes used, and the area "
-        "under its curve over the logarithm of the scale.\n",
+        f"# Starts of 13 scales\n\n{datetime.date.today()}, {hardware('cpu')}, torch {torch.__version__}; "
+        f"`python benchmarks/no_tuning.py --robustness`, seed {seed}. {codes} codes of width 8 started from "
+        f"`NormalInit(std)`, nothing else of the presets changed; {STEPS} steps of {16 * codes:,} standard normal "
+        "vectors; share of codes used, and the area under its curve over the logarithm of the scale.\n",
         "| method | " + " | ".join(f"{std:.3g}" for std in STARTS) + " | area |",
         "|---" * (len(STARTS) + 2) + "|",
     ]
@@ -177,7 +175,7 @@ def robustness(methods: list[str], codes: int, seed: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="presets, or wide_affine")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="presets, or straight_narrow")
     parser.add_argument("--codes", type=int, nargs="+", default=[512, 4096])
     parser.add_argument("--widths", type=int, nargs="+", default=[4, 32, 256])
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))

@@ -28,8 +28,8 @@ from straightvq.studies.results import hardware
 from straightvq.training import OptimizerSettings, Reconstruction
 from straightvq.training.command_line import quiet
 
-# Every preset as it is shipped, the baselines with the narrow codes of `straight`, and `straight` with one setting
-# changed; EMA at the better of two learning rates.
+# Every preset as it is shipped, the baselines with narrow codes, `straight` with one setting changed, and its narrow
+# form without running moments; EMA at two learning rates.
 ARMS = [
     "vq_vae@lr=3e-3",
     "vq_vae:codebook_dim=8@lr=3e-3",
@@ -38,13 +38,16 @@ ARMS = [
     "ema:codebook_dim=8@lr=3e-3",
     "vq_ste_pp@lr=3e-3",
     "straight@lr=3e-3",
-    "straight:codebook_dim=16@lr=3e-3",
-    "straight:codebook_dim=None@lr=3e-3",
-    "straight:commitment=1.0@lr=3e-3",
     "straight:reassign=True@lr=3e-3",
-    "straight:fraction=0.1@lr=3e-3",
-    "straight:fraction=0.05@lr=3e-3",
-    "straight:fraction=0.02@lr=3e-3",
+    "straight:affine=False@lr=3e-3",
+    "straight:codebook_dim=8@lr=3e-3",
+    "straight:codebook_dim=8,affine=False@lr=3e-3",
+    "straight:codebook_dim=16,affine=False@lr=3e-3",
+    "straight:codebook_dim=8,affine=False,commitment=1.0@lr=3e-3",
+    "straight:codebook_dim=8,affine=False,reassign=True@lr=3e-3",
+    "straight:codebook_dim=8,affine=False,fraction=0.1@lr=3e-3",
+    "straight:codebook_dim=8,affine=False,fraction=0.05@lr=3e-3",
+    "straight:codebook_dim=8,affine=False,fraction=0.02@lr=3e-3",
 ]
 FIELDS = ["arm", "seed", "steps", "threads", "mse", "psnr", "codes_used", "perplexity", "seconds"]
 

@@ -299,7 +299,8 @@ def _large(problem: Problem) -> tuple[Any, Iterator[Tensor], float]:
     from straightvq.models import VQGANNet
 
     torch.manual_seed(0)
-    network = VQGANNet(svq.presets.straight(256, problem.codes, channel_dim=1)).to(problem.device)
+    layer = svq.presets.straight(256, problem.codes, channel_dim=1, codebook_dim=8, affine=False)
+    network = VQGANNet(layer).to(problem.device)
     return network, itertools.repeat(torch.rand(8, 3, 256, 256, device=problem.device)), 1.0
 
 
@@ -371,16 +372,12 @@ METHODS: dict[Kind, dict[str, Method]] = {
     },
     "residual": {
         "straightvq, EMA": Method(_composite_step("ResidualQuantizer", "ema"), is_warm=True),
-        "straightvq, alternated": Method(
-            _composite_step("ResidualQuantizer", "straight", codebook_dim=None), is_warm=True
-        ),
+        "straightvq, alternated": Method(_composite_step("ResidualQuantizer", "straight", affine=False), is_warm=True),
         "vector-quantize-pytorch": Method(_peer_residual, is_warm=True),
     },
     "product": {
         "straightvq, EMA": Method(_composite_step("ProductQuantizer", "ema"), is_warm=True),
-        "straightvq, alternated": Method(
-            _composite_step("ProductQuantizer", "straight", codebook_dim=None), is_warm=True
-        ),
+        "straightvq, alternated": Method(_composite_step("ProductQuantizer", "straight", affine=False), is_warm=True),
         "vector-quantize-pytorch": Method(_peer_product, is_warm=True),
     },
     "start": {

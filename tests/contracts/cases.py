@@ -52,12 +52,12 @@ PRESETS: dict[str, Factory] = {
         DIM, SIZE, channel_dim=channel_dim, lr=2.0, momentum=0.9
     ),
     "straight": lambda channel_dim=-1: svq.presets.straight(DIM, SIZE, channel_dim=channel_dim, patience=4),
-    "straight-affine": lambda channel_dim=-1: svq.presets.straight(
-        DIM, SIZE, channel_dim=channel_dim, patience=4, codebook_dim=None, affine=True
+    "straight-plain": lambda channel_dim=-1: svq.presets.straight(
+        DIM, SIZE, channel_dim=channel_dim, patience=4, affine=False
     ),
     "straight-sync": lambda channel_dim=-1: svq.presets.straight(DIM, SIZE, channel_dim=channel_dim, sync=0.5),
     "straight-narrow": lambda channel_dim=-1: svq.presets.straight(
-        DIM, SIZE, channel_dim=channel_dim, codebook_dim=3, patience=4, reassign=True
+        DIM, SIZE, channel_dim=channel_dim, codebook_dim=3, patience=4, reassign=True, affine=False
     ),
     "rotation": lambda channel_dim=-1: svq.presets.rotation(DIM, SIZE, channel_dim=channel_dim, patience=4),
     "diveq": lambda channel_dim=-1: svq.presets.diveq(DIM, SIZE, channel_dim=channel_dim, noise=0.1, patience=4),

@@ -158,37 +158,38 @@ def straight(
     codebook_size: int,
     *,
     channel_dim: int = -1,
-    codebook_dim: int | None = 8,
+    codebook_dim: int | None = None,
     fraction: float = 0.2,
     sync: float = 0.0,
     commitment: float = 0.25,
     patience: int = 20,
     reassign: bool = False,
-    affine: bool = False,
+    affine: bool = True,
 ) -> VectorQuantizer:
-    """Our recommendation: alternated optimisation of narrow codes, with k-means init and reset of dead codes.
+    """Our recommendation: alternated optimisation of codes that follow the moments of the vectors.
 
-    Chosen by measurement, see ``benchmarks/results/``: the alternated step keeps the codes on moving data, narrow codes
-    lower the reconstruction error and steady it.
+    Chosen by measurement, see ``docs/presets.md``: the alternated step and the moments keep the codes on moving data of
+    any scale and mean, k-means starts them there, and dead codes are reset. No width has to be chosen, and no learning
+    rate of the codes.
 
     Args:
         dim: channels of ``z``.
         codebook_size: number of codes.
         channel_dim: axis of the channels.
-        codebook_dim: width of the codes, by a learned projection; None, or at least ``dim``: that of ``z``.
+        codebook_dim: width of the codes, by a learned projection; None, or at least ``dim``: that of ``z``. With images
+            and an autoencoder 8 is worth a try.
         fraction: of the way to the cluster mean, per step.
         sync: the paper's nu.
         commitment: weight of the commitment loss.
         patience: steps without use before a code is reset.
         reassign: whether vectors are assigned again after the step: a second search, and no lower error where measured.
-        affine: whether all codes follow the mean and deviation of the vectors, by ``RunningAffine()``. With
-            ``codebook_dim=None`` and ``reassign=True`` the best of all presets in short trainings: docs/compare.md.
+        affine: whether all codes follow the mean and deviation of the vectors, by ``RunningAffine()``.
 
-    Source: arXiv 2305.08842 for alternation, replacement and k-means; arXiv 2110.04627 for narrow codes.
+    Source: arXiv 2305.08842 for alternation, affine codes, replacement and k-means.
 
     Example:
         >>> straight(64, 16).codes().shape
-        torch.Size([16, 8])
+        torch.Size([16, 64])
     """
     return _alternated(
         dim,

@@ -70,11 +70,17 @@ def test_packaged_studies_are_read() -> None:
 
 def test_shipped_rows_are_those_of_the_paper_and_the_baselines() -> None:
     table1 = ["VQ", "affine", "affine (running)", "sync", "alternated", "replace", "all", "all (running)"]
-    assert list(CLASSIFICATION.rows) == [*table1, "EMA + reset", "straight", "unquantized"]
+    assert list(CLASSIFICATION.rows) == [*table1, "EMA + reset", "straight", "straight (narrow)", "unquantized"]
     assert list(CLASSIFICATION.sizes["small"].models) == ["AlexNet", "ResNet-18", "ViT"]
     assert CLASSIFICATION.rows["all"].paper["AlexNet"] == {"accuracy": 57.9, "perplexity": 753.8}
     table3 = ["VQ", "affine", "OPT", "affine + OPT", "replace", "l2 + replace", "all"]
-    assert list(load_study("autoencoder").rows) == [*table3, "EMA + reset", "straight", "unquantized"]
+    assert list(load_study("autoencoder").rows) == [
+        *table3,
+        "EMA + reset",
+        "straight",
+        "straight (narrow)",
+        "unquantized",
+    ]
     assert load_study("autoencoder").rows["all"].paper["cifar10"] == {"MSE": 1.74, "perplexity": 608.6}
 
 
