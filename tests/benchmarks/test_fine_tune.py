@@ -1,4 +1,4 @@
-"""Training on from an imported file at a tiny size: both arms start from its codes, and the page has their rows."""
+"""Training on from an imported file at a tiny size: all arms start from its codes, and the page has their rows."""
 
 import io
 import runpy
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from benchmarks.fine_tune import ARMS, measured, network
+from benchmarks.fine_tune import ARMS, Arm, fine_tune, measured, network
 from PIL import Image
 
 import straightvq as svq
@@ -37,12 +37,23 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "vqvae.pth"
 
 
-def test_both_arms_start_from_the_codes_of_the_file(weights: Path) -> None:
+def test_all_arms_start_from_the_codes_of_the_file(weights: Path) -> None:
     pictures = torch.rand(3, 3, 8, 8)
-    imported, straight = (network(weights, 1.0, arm) for arm in ARMS)
-    assert measured(imported, pictures) == measured(straight, pictures)
-    (book,) = straight.quantizer.codebooks()
-    assert isinstance(book.update, svq.AlternatedUpdate)
+    imported, *others = (network(weights, 1.0, arm) for arm in ARMS)
+    for straight in others:
+        assert measured(imported, pictures) == measured(straight, pictures)
+        (book,) = straight.quantizer.codebooks()
+        assert isinstance(book.update, svq.AlternatedUpdate)
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm.title)
+def test_the_encoder_is_trained_where_the_arm_says_so(weights: Path, arm: Arm) -> None:
+    net = network(weights, 1.0, arm)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    fine_tune(net, torch.rand(4, 3, 8, 8), steps=2, batch=2, lr=1e-3, seed=0)
+    moved = {name.split(".")[0] for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert "decoder" in moved
+    assert ("encoder" in moved) == arm.encoder
 
 
 def test_the_page_has_a_row_for_the_file_and_for_each_arm(
@@ -57,4 +68,4 @@ def test_the_page_has_a_row_for_the_file_and_for_each_arm(
     monkeypatch.setattr(sys, "argv", ["fine_tune.py", *options, "--out", str(tmp_path)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     rows = [line for line in (tmp_path / "fine-tune.md").read_text().splitlines() if line.startswith("| vqvae |")]
-    assert [row.split(" | ")[1:3] for row in rows] == [[ARMS[0], "0"], [ARMS[0], "1"], [ARMS[1], "1"]]
+    assert [row.split(" | ")[1:3] for row in rows] == [["the imported layer", "0"], *([arm.title, "1"] for arm in ARMS)]
