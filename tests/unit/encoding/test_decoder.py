@@ -190,6 +190,20 @@ def test_indices_that_no_code_has_are_refused(change: str, encoded: tuple[Path, 
         decode(encoded[0], codes, tmp_path / "out")
 
 
+def test_indices_beyond_a_single_codebook_are_refused(tmp_path: Path) -> None:
+    layer = svq.presets.ema(6, 20)
+    layer.set_codes(torch.randn(20, 6, generator=torch.Generator().manual_seed(1)))
+    torch.save(to_state_dict(layer, "vqvae"), tmp_path / "model.pth")
+    codes = tmp_path / "codes"
+    encode(None, vectors(tmp_path / "v.parquet", 3), codes, file=tmp_path / "model.pth")
+    shard = codes / "part-00000.parquet"
+    rows = pq.read_table(shard)
+    lists = pa.array([[19], [20], [0]], pa.list_(pa.uint8()))
+    pq.write_table(rows.set_column(1, "indices", lists), shard)
+    with pytest.raises(InvalidValueError, match=r"the indices of 'item 1' .* 1 code\(s\) of 20. Got 1 of .* up to 20"):
+        decode(None, codes, tmp_path / "out", file=tmp_path / "model.pth")
+
+
 def test_codes_that_are_not_complete_are_refused(encoded: tuple[Path, Path], tmp_path: Path) -> None:
     codes = tmp_path / "codes"
     codes.mkdir()

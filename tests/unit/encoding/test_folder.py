@@ -44,6 +44,16 @@ def test_the_end_counts_and_collects_what_cannot_be_used(tmp_path: Path) -> None
     assert hidden == {".metadata.json.0.tmp"}
 
 
+def test_every_unusable_row_of_a_shard_counts(tmp_path: Path) -> None:
+    made = folder(tmp_path / "out")
+    made.prepare()
+    made.write(0, pa.table({"key": pa.array([], pa.string())}), [("x", "a reason"), ("y", "another")])
+    made.write(1, pa.table({"key": ["z"]}), [])
+    counts = made.finish()
+    assert (counts["done"], counts["bad"]) == (1, 2)
+    assert len((tmp_path / "out" / "bad.jsonl").read_text().splitlines()) == 2
+
+
 def test_the_same_settings_may_go_on_and_others_are_named(tmp_path: Path) -> None:
     full(tmp_path / "out").finish()
     folder(tmp_path / "out").prepare()
