@@ -19,6 +19,7 @@ from straightvq.kernels.nearest import search
 ROOT = Path(__file__).parents[3]
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+needs_compiled = pytest.mark.skipif(is_interpreted, reason="with TRITON_INTERPRET=1 no kernel is compiled")
 
 
 def on_the_device(test: Callable[..., None]) -> Callable[..., None]:
@@ -116,7 +117,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
 
 
 @needs_triton
-@pytest.mark.skipif(is_interpreted, reason="the interpreter compiles nothing")
+@needs_compiled
 def test_a_single_group_of_odd_sizes_is_loaded_16_bytes_at_a_time(compiled: list[Any]) -> None:
     z, codes, bias = inputs(1001, 513, 8, "cpu")
     run(z, codes, bias, "float32", module.tiles("float32", 8)[-1])
@@ -126,7 +127,7 @@ def test_a_single_group_of_odd_sizes_is_loaded_16_bytes_at_a_time(compiled: list
 
 
 @needs_triton
-@pytest.mark.skipif(is_interpreted, reason="the interpreter compiles nothing")
+@needs_compiled
 @pytest.mark.parametrize("width", [8, 64, pytest.param(256, marks=pytest.mark.slow)])
 def test_the_default_search_fits_into_shared_memory(width: int, compiled: list[Any]) -> None:
     z, codes, bias = inputs(100, 200, width, "cpu")
